@@ -1,0 +1,335 @@
+"""Every table, as SQLAlchemy Core sees it; `migrations/` makes them and a test holds the two together.
+
+Two tables are partitioned by `received_at`, the database's clock, a day each and without a default partition
+(a default would forbid detaching concurrently): `events`, the log, and `receipts`, the raw bytes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+Instant = DateTime(timezone=True)
+log_position = Sequence("log_position", metadata=metadata)
+
+# The one log (design.md, rule 4). Rows are only ever appended, under the log's advisory lock, so that the order of
+# `position` is the order of commits.
+events = Table(
+    "events",
+    metadata,
+    Column("position", BigInteger, server_default=log_position.next_value(), nullable=False),
+    Column("id", Uuid(as_uuid=False), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("event_id", Text),
+    Column("type", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("account_id", Text),
+    Column("connection_id", Text),
+    Column("provider", Text),
+    Column("identifier", Text),
+    Column("organization_id", Text),
+    Column("environment_id", Text),
+    Column("status", Text),
+    Column("old_status", Text),
+    Column("account_status", Text),  # the status this event gives the account; null when it says nothing about it
+    Column("occurred_at", Instant, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("attempted_at", Instant),  # when the sender signed this attempt
+    Column("lag_seconds", Float),  # received_at - occurred_at
+    Column("provider_lag_seconds", Float),  # attempted_at - occurred_at: the provider's share, its retries included
+    Column("network_lag_seconds", Float),  # received_at - attempted_at: the rest
+    Column("clock_suspect", Boolean, nullable=False, server_default=text("false")),
+    Column("details", JSONB),
+    PrimaryKeyConstraint("position", "received_at"),
+    Index(None, "id"),
+    Index(None, "account_id", "occurred_at"),
+    Index(None, "connection_id", "occurred_at"),
+    Index(None, "type", "occurred_at"),
+    Index(None, "occurred_at"),
+    postgresql_partition_by="RANGE (received_at)",
+)
+
+# One verified request as it arrived; `event_row_id` is `events.id`.
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("event_row_id", Uuid(as_uuid=False), nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("headers", JSONB, nullable=False),  # without credentials
+    Column("body", LargeBinary, nullable=False),
+    Column("body_sha256", LargeBinary, nullable=False),
+    Column("secret_name", Text),  # which secret verified it; never the secret
+    Column("attempted_at", Instant),
+    PrimaryKeyConstraint("event_row_id", "received_at"),
+    postgresql_partition_by="RANGE (received_at)",
+)
+
+# A unique key cannot span time partitions, and must outlive the events: a table of its own, same transaction.
+dedup = Table(
+    "dedup",
+    metadata,
+    Column("source", Text, nullable=False),
+    Column("environment_id", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("event_row_id", Uuid(as_uuid=False), nullable=False),
+    Column("body_sha256", LargeBinary, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    PrimaryKeyConstraint("source", "environment_id", "event_id", "type"),
+    Index(None, "received_at"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("source", Text, nullable=False),
+    Column("environment_id", Text, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("connection_id", Text),
+    Column("provider", Text),
+    Column("identifier", Text),
+    Column("organization_id", Text),
+    Column("status", Text),
+    Column("status_since", Instant),  # occurred_at of the event that changed it
+    Column("not_well", JSONB, nullable=False, server_default=text("'{}'")),  # status -> first seen, since last ACTIVE
+    Column("last_status_key", JSONB),  # order key of the newest event that said a status
+    Column("last_event_at", Instant),
+    Column("last_refresh_at", Instant),
+    Column("last_refresh_outcome", Text),
+    Column("failures_in_a_row", Integer, nullable=False, server_default=text("0")),
+    Column("token_expires_at", Text),
+    Column("first_seen_at", Instant, nullable=False),
+    PrimaryKeyConstraint("source", "environment_id", "account_id"),
+    Index(None, "account_id"),
+    Index(None, "connection_id"),
+    Index(None, "status"),
+)
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("workflow_id", Text, primary_key=True),
+    Column("name", Text),
+    Column("account_ids", ARRAY(Text), nullable=False),  # as written by the caller
+    Column("connection_ids", ARRAY(Text), nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("pause", Text, nullable=False),
+    Column("resume", Text, nullable=False),
+    Column("orchestrator_name", Text),
+    Column("orchestrator_ref", Text),
+    Column("orchestrator_held", Boolean, nullable=False, server_default=text("false")),  # we asked it to pause
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+# What a workflow depends on. A short id not seen yet is unbound (`source` null) until the account appears.
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("workflow_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # account | connection
+    Column("written", Text, nullable=False),  # as the caller wrote it
+    Column("source", Text),
+    Column("environment_id", Text),
+    Column("target_id", Text, nullable=False),  # account_id or connection_id
+    PrimaryKeyConstraint("workflow_id", "kind", "written"),
+    Index(None, "kind", "target_id"),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Uuid(as_uuid=False), primary_key=True),
+    Column("rule_id", Text, nullable=False),
+    Column("rule_version", Text),
+    Column("severity", Text, nullable=False),
+    Column("source", Text),
+    Column("environment_id", Text),
+    Column("account_id", Text),
+    Column("connection_id", Text),
+    Column("group", JSONB, nullable=False),
+    Column("group_key", Text, nullable=False),
+    Column("episode", Integer, nullable=False),
+    Column("dedup_key", Text, nullable=False),
+    Column("state", Text, nullable=False),  # firing | acknowledged | resolved
+    Column("summary", Text, nullable=False),
+    Column("what_to_do", Text),
+    Column("opened_at", Instant, nullable=False),  # when the trouble began, by occurred_at
+    Column("fired_at", Instant, nullable=False),  # when we judged it
+    Column("condition_ended_at", Instant),  # when the trouble itself was over, by occurred_at
+    Column("acknowledged_at", Instant),
+    Column("acknowledged_by", Text),
+    Column("snoozed_until", Instant),
+    Column("resolved_at", Instant),
+    Column("resolved_reason", Text),
+    Column("discovered_late", Boolean, nullable=False, server_default=text("false")),
+    Column("late_seconds", Float),
+    Column("value", Float),
+    Column("evidence", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("stable_for_seconds", Float, nullable=False, server_default=text("30")),
+    Column("pauses", Boolean, nullable=False, server_default=text("true")),
+    UniqueConstraint("rule_id", "group_key", "episode"),
+    Index(None, "account_id", "fired_at"),
+    Index(None, "fired_at"),
+    Index("ix_alerts_open", "rule_id", "group_key", postgresql_where=text("condition_ended_at IS NULL")),
+    Index("ix_alerts_unresolved", "state", postgresql_where=text("state <> 'resolved'")),
+)
+
+# A workflow is paused while any hold of scope `workflow` on it is not released.
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", Uuid(as_uuid=False), primary_key=True),
+    Column("workflow_id", Text, nullable=False),
+    Column("alert_id", Uuid(as_uuid=False)),  # null: a person's hold
+    Column("scope", Text, nullable=False),  # workflow | account
+    Column("source", Text),
+    Column("environment_id", Text),
+    Column("account_id", Text),
+    Column("reason", Text, nullable=False),
+    Column("placed_at", Instant, nullable=False),
+    Column("released_at", Instant),
+    Column("release_reason", Text),
+    Index("uq_holds_episode", "workflow_id", "alert_id", unique=True, postgresql_where=text("alert_id IS NOT NULL")),
+    Index(
+        "uq_holds_manual", "workflow_id", unique=True, postgresql_where=text("alert_id IS NULL AND released_at IS NULL")
+    ),
+    Index("ix_holds_open", "workflow_id", postgresql_where=text("released_at IS NULL")),
+    Index("ix_holds_open_alert", "alert_id", postgresql_where=text("released_at IS NULL")),
+)
+
+# One thing to do at one destination because of an alert. Retry times live here, never in arq.
+actions = Table(
+    "actions",
+    metadata,
+    Column("id", Uuid(as_uuid=False), primary_key=True),
+    Column("kind", Text, nullable=False),  # orchestrator.pause | orchestrator.resume | notify
+    Column("destination", Text, nullable=False),
+    Column("lane", Text, nullable=False),  # actions of one lane run one after another, in order of `created_at, id`
+    Column("alert_id", Uuid(as_uuid=False)),
+    Column("workflow_id", Text),
+    Column("payload", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("state", Text, nullable=False),  # pending | running | done | failed | superseded
+    Column("created_at", Instant, nullable=False),
+    Column("next_attempt_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("last_code", Text),
+    Column("last_error", Text),
+    Column("finished_at", Instant),
+    Column("result", JSONB),
+    Index("ix_actions_open", "next_attempt_at", postgresql_where=text("state IN ('pending', 'running')")),
+    Index("ix_actions_lane_open", "lane", "created_at", "id", postgresql_where=text("state IN ('pending', 'running')")),
+    Index(None, "alert_id"),
+    Index(None, "workflow_id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("action_id", Uuid(as_uuid=False), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("outcome", Text),  # done | retry | failed | ambiguous; null while under way, or when we died in it
+    Column("code", Text),
+    Column("detail", Text),
+    PrimaryKeyConstraint("action_id", "number"),
+)
+
+# The message that stands for an alert at a notifier, so that later states edit it and never post again.
+messages = Table(
+    "messages",
+    metadata,
+    Column("alert_id", Uuid(as_uuid=False), nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("ts", Text, nullable=False),
+    Column("posted_at", Instant, nullable=False),
+    PrimaryKeyConstraint("alert_id", "destination"),
+)
+
+# When an account's verdict may change although no event comes: judged again once due.
+deadlines = Table(
+    "deadlines",
+    metadata,
+    Column("source", Text, nullable=False),
+    Column("environment_id", Text, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    PrimaryKeyConstraint("source", "environment_id", "account_id"),
+    Index(None, "due_at"),
+)
+
+# Where each reader of the log stands: the evaluator, and every sink.
+readers = Table(
+    "readers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("moved_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    Column("next_attempt_at", Instant),
+    Column("failures_in_a_row", Integer, nullable=False, server_default=text("0")),
+    Column("last_code", Text),
+    Column("last_error", Text),
+    Column("last_ok_at", Instant),
+)
+
+# Items a sink refused for good, put aside so that their neighbours go through.
+poison = Table(
+    "poison",
+    metadata,
+    Column("reader", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("event_row_id", Uuid(as_uuid=False), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    PrimaryKeyConstraint("reader", "position"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("token_sha256", LargeBinary, nullable=False, unique=True),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("revoked_at", Instant),
+    Column("last_used_at", Instant),
+)
+
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    Column("part", Text, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("details", JSONB),
+)
