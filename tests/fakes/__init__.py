@@ -1,0 +1,56 @@
+"""Other companies' servers, rebuilt strictly for tests; `serve` runs any of them on a free loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uvicorn
+
+START_SECONDS_MAX = 10.0
+STOP_SECONDS_MAX = 5.0
+
+Message = MutableMapping[str, Any]
+AsgiApp = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn inside the test's own loop: signals stay with pytest."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve(app: AsgiApp, *, port: int = 0) -> AsyncIterator[str]:
+    """Run an ASGI app in this loop; yields `http://127.0.0.1:PORT`. Pass `port` to come back where one was before."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        async with asyncio.timeout(START_SECONDS_MAX):
+            while not server.started:
+                if running.done():
+                    await running  # raises what kept it from starting
+                    raise RuntimeError("the fake server ended before it started")
+                await asyncio.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        try:
+            async with asyncio.timeout(STOP_SECONDS_MAX):
+                await running
+        finally:
+            listener.close()
