@@ -42,6 +42,13 @@ class BadRequest(AuthwatchError):
     code = "bad_request"
 
 
+class RequestTimeout(AuthwatchError):
+    """The caller did not finish its request in the time we give."""
+
+    code = "request_timeout"
+    permanent = False
+
+
 class Unauthorized(AuthwatchError):
     code = "unauthorized"
 

@@ -40,6 +40,7 @@ def open_engine(database_url: str, *, connections_max: int) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=POOL_WAIT_SECONDS,
         pool_recycle=1800,
+        hide_parameters=True,  # an error text never carries a payload or a token
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": "authwatch",

@@ -1,0 +1,93 @@
+"""What every notifier takes and gives: an alert as values in, a reference to the one message that stands for it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+AlertState = Literal["firing", "acknowledged", "resolved"]
+HoldScope = Literal["workflow", "account"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowLine:
+    """One workflow this alert touched. `state` is `paused` while this alert's hold is on it, else `active` or `inactive`.
+
+    With scope `account`, `paused` means: paused for the alert's account, while the workflow runs on for the others.
+    `orchestrator_state` is what the orchestrator was really told and answered: `pause asked`, `paused`,
+    `pause failed: ...`, `resume asked`, `resumed`, `resume failed: ...`; None when it was told nothing.
+    """
+
+    workflow_id: str
+    name: str | None
+    state: str
+    scope: HoldScope = "workflow"
+    orchestrator: str | None = None
+    orchestrator_state: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertView:
+    """One alert as the on-call should see it now. Every time is aware UTC."""
+
+    id: str
+    rule_id: str
+    severity: str
+    state: AlertState
+    summary: str
+    opened_at: datetime  # when the break happened
+    fired_at: datetime  # when we judged it
+    what_to_do: str | None = None
+    account_id: str | None = None
+    connection_id: str | None = None
+    environment_id: str | None = None
+    source: str | None = None
+    provider: str | None = None
+    identifier: str | None = None
+    account_status: str | None = None
+    resolved_at: datetime | None = None
+    resolved_reason: str | None = None
+    acknowledged_by: str | None = None
+    late_seconds: float | None = None  # how late the event that fired it reached us
+    evidence_count: int = 0
+    discovered_late: bool = False
+    workflows: tuple[WorkflowLine, ...] = ()
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRef:
+    """Where a message is, in the notifier's own words: kept, so that later states edit it and never post again."""
+
+    channel: str
+    ts: str
+
+
+class Notifier(Protocol):
+    """One destination for people. Every failure is a `DeliveryFailed`; nothing is retried inside, the actions do that."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    async def post(self, view: AlertView, *, delivery_id: str, possible_repeat: bool) -> MessageRef:
+        """Post once. `possible_repeat` is said in the message: an earlier try may have arrived all the same."""
+        ...
+
+    async def update(self, view: AlertView, ref: MessageRef) -> MessageRef:
+        """Edit that message to the alert's state now; safe to repeat."""
+        ...
+
+    async def find(self, delivery_id: str, *, since: datetime | None = None) -> MessageRef | None:
+        """The message an earlier try left, or None when there surely is none.
+
+        `since` is when the first try may have begun. Raises `DeliveryFailed` with code `fate_unknown` when it cannot look.
+        """
+        ...
+
+    async def check(self) -> str:
+        """One sentence for `authwatch doctor`; posts nothing. Raises `DeliveryFailed` with the mend."""
+        ...

@@ -1,0 +1,71 @@
+"""What we say about ourselves: JSON logs with ids bound to the context, and Prometheus counters of this process.
+
+No secret, token or payload field goes into either; what a label may hold is bounded by us, never by a caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Mapping
+
+import structlog
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("authwatch")
+
+LOG_FILE_BYTES_MAX = 20 * 1024 * 1024
+LAG_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800, 3600, 21600, 86400)
+
+accepted_total = Counter("authwatch_events_accepted", "Verified events committed, by source and kind", ["source", "kind"])
+duplicates_total = Counter("authwatch_events_duplicate", "Events answered as duplicates, by source and whether the body was the same", ["source", "same_body"])
+rejected_total = Counter("authwatch_requests_rejected", "Requests at the front door that were not kept, by reason", ["source", "reason"])
+lag_seconds = Histogram("authwatch_delivery_lag_seconds", "received_at - occurred_at, by kind", ["kind"], buckets=LAG_BUCKETS_SECONDS)
+requests_seconds = Histogram("authwatch_webhook_seconds", "Time to answer the front door", ["status"], buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10))
+
+
+def configure_logging(variables: Mapping[str, str] = os.environ) -> None:
+    """JSON lines to AUTHWATCH_LOG_FILE when set (`up` does that), else to stderr."""
+    path = variables.get("AUTHWATCH_LOG_FILE")
+    handler: logging.Handler = (
+        logging.handlers.RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES_MAX, backupCount=1) if path else logging.StreamHandler(sys.stderr)
+    )
+    shared = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(variables.get("AUTHWATCH_LOG_LEVEL", "INFO").upper())
+    # Request URLs of these may carry what must not be logged.
+    for chatty in ("httpx", "httpcore", "slack_sdk", "aiohttp", "arq"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def render_metrics() -> bytes:
+    """This process's metrics; of all receiver processes together when they share PROMETHEUS_MULTIPROC_DIR."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+    return generate_latest(REGISTRY)

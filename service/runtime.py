@@ -1,0 +1,108 @@
+"""Everything built once, in order, and closed in reverse: what a receiver or a worker process holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+import httpx
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from service import notify, orchestrators, outbound, queue, sinks
+from service.commit import Committer
+from service.errors import ConfigError
+from service.notify.base import Notifier
+from service.observe import log
+from service.orchestrators.base import Orchestrator
+from service.providers import PROVIDERS
+from service.providers.base import Provider
+from service.queue import Nudger
+from service.rules import RuleBook
+from service.settings import Settings, SourceSettings, explain
+from service.signatures import Secret, Verified, parse_secret
+from service.sinks.base import Sink
+from service.store.session import open_engine
+
+RECEIVER_CONNECTIONS_MAX = 12
+WORKER_CONNECTIONS_MAX = 10
+PROBE_PREFIX = "authwatch_probe_"  # only who holds the secret can sign such a message id
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A configured endpoint. `gate` is the provider's own SDK as a second check, or None."""
+
+    name: str
+    provider: Provider
+    secrets: Sequence[Secret]
+    gate: Callable[[Sequence[tuple[bytes, bytes]], bytes], None] | None
+
+    def verify(self, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: datetime) -> Verified:
+        """Our own strict verifier always runs, and runs first."""
+        verified = self.provider.verify(headers, body, self.secrets, now)
+        if self.gate is not None:
+            self.gate(headers, body)
+        return verified
+
+    def origin_of(self, message_id: str) -> str:
+        return "probe" if message_id.startswith(PROBE_PREFIX) else "webhook"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    settings: Settings
+    engine: AsyncEngine
+    committer: Committer
+    nudger: Nudger
+    rules: RuleBook
+    sources: dict[str, Source]
+    notifiers: dict[str, Notifier]
+    sinks: dict[str, Sink]
+    orchestrators: dict[str, Orchestrator]
+    http: httpx.AsyncClient
+
+    @property
+    def public_url(self) -> str:
+        return self.settings.public_url or ""
+
+
+@asynccontextmanager
+async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIterator[Runtime]:
+    """Raises ConfigError before anything is opened for good. The database need not be there yet."""
+    async with AsyncExitStack() as stack:
+        engine = open_engine(settings.database_url.get_secret_value(), connections_max=connections_max)
+        stack.push_async_callback(engine.dispose)
+        http = await stack.enter_async_context(outbound.open_client())
+        nudger = Nudger(settings.redis_url.get_secret_value() if settings.redis_url else None)
+        committer = Committer(engine, on_commit=lambda: nudger.nudge(queue.EVALUATE))
+        rules = RuleBook(settings.rules_folder)
+        for mistake in rules.reload():
+            log.error("rules.mistake", problem=str(mistake))
+        runtime = Runtime(
+            settings=settings,
+            engine=engine,
+            committer=committer,
+            nudger=nudger,
+            rules=rules,
+            sources={name: open_source(name, section) for name, section in settings.sources.items()},
+            notifiers={name: open_plug_in("notifiers", notify.NOTIFIERS, name, section, http) for name, section in settings.notifiers.items()},
+            sinks={name: open_plug_in("sinks", sinks.SINKS, name, section, http) for name, section in settings.sinks.items()},
+            orchestrators={
+                name: open_plug_in("orchestrators", orchestrators.ORCHESTRATORS, name, section, http)
+                for name, section in settings.orchestrators.items()
+            },
+            http=http,
+        )
+        for task in (asyncio.create_task(committer.run(), name="committer"), asyncio.create_task(nudger.run(), name="nudger")):
+            stack.push_async_callback(stop, task)
+        yield runtime
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,231 @@
+"""Frozen settings, read once from the environment and the optional config file; what cannot be right stops the start.
+
+`NAME_FILE` may stand for `NAME` everywhere: the value is then the file's content. `${NAME}` in the config file takes
+a value the same way. A plug-in's own section is validated by the plug-in when `runtime.py` opens it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from service.errors import ConfigError
+
+CONFIG_BYTES_MAX = 256 * 1024
+TOKEN_CHARS_MIN = 16
+REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceSettings(Strict):
+    """A configured endpoint: `POST /webhooks/{name}`. `secrets` is newest first; all of them are accepted."""
+
+    provider: str = "scalekit"
+    secrets: tuple[SecretStr, ...] = Field(min_length=1)
+    verify_with: Literal["own", "sdk"] = "own"
+
+
+class ConfigFile(Strict):
+    sources: dict[str, SourceSettings] | None = None
+    notifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sinks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    orchestrators: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class ProviderApi(Strict):
+    env_url: str
+    client_id: str
+    client_secret: SecretStr
+
+
+class Settings(Strict):
+    database_url: SecretStr
+    redis_url: SecretStr | None
+    admin_token: SecretStr | None
+    public_url: str | None
+    heartbeat_url: SecretStr | None
+    rules_folder: Path
+    data_dir: Path | None
+    sources: dict[str, SourceSettings]
+    notifiers: dict[str, dict[str, Any]]
+    sinks: dict[str, dict[str, Any]]
+    orchestrators: dict[str, dict[str, Any]]
+    provider_api: ProviderApi | None
+
+
+class Environment:
+    """The process environment with `*_FILE` resolved; a variable that is set and empty is a mistake, not a default."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def get(self, name: str) -> str | None:
+        if name in self._variables:
+            value = self._variables[name].strip()
+            if not value:
+                raise ConfigError(f"{name} is set but empty; give it a value or unset it")
+            return value
+        path = self._variables.get(f"{name}_FILE")
+        if path is None:
+            return None
+        try:
+            value = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{name}_FILE cannot be read: {type(exc).__name__}") from exc
+        if not value:
+            raise ConfigError(f"the file that {name}_FILE names is empty")
+        return value
+
+    def url(self, name: str, *schemes: str) -> str | None:
+        value = self.get(name)
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            valid = parts.scheme in schemes and bool(parts.hostname or parts.query) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigError(f"{name} is not a URL of the form {schemes[0]}://host")
+        return value
+
+
+def load_settings(variables: Mapping[str, str]) -> Settings:
+    """Raises ConfigError, one sentence naming the setting, never its value."""
+    env = Environment(variables)
+    database_url = env.url("DATABASE_URL", "postgresql", "postgres")
+    if database_url is None:
+        raise ConfigError("DATABASE_URL is missing: set it, or run `authwatch up`, which starts a Postgres of its own")
+    redis_url = env.url("REDIS_URL", "redis", "rediss", "unix")
+    admin_token = env.get("AUTHWATCH_ADMIN_TOKEN")
+    if admin_token is not None and len(admin_token) < TOKEN_CHARS_MIN:
+        raise ConfigError(f"AUTHWATCH_ADMIN_TOKEN is too short: at least {TOKEN_CHARS_MIN} characters")
+    public_url = env.url("AUTHWATCH_PUBLIC_URL", "https", "http")
+    heartbeat_url = env.url("AUTHWATCH_HEARTBEAT_URL", "https", "http")
+    rules = env.get("AUTHWATCH_RULES")
+    data_dir = env.get("AUTHWATCH_DATA_DIR")
+    config_path = env.get("AUTHWATCH_CONFIG")
+    file = read_config(Path(config_path), env) if config_path else ConfigFile()
+    return Settings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url) if redis_url else None,
+        admin_token=SecretStr(admin_token) if admin_token else None,
+        public_url=public_url.rstrip("/") if public_url else None,
+        heartbeat_url=SecretStr(heartbeat_url) if heartbeat_url else None,
+        rules_folder=Path(rules) if rules else default_rules_folder(),
+        data_dir=Path(data_dir) if data_dir else None,
+        sources=file.sources if file.sources is not None else built_in_sources(env),
+        notifiers=file.notifiers or built_in_notifiers(env),
+        sinks=file.sinks or built_in_sinks(env),
+        orchestrators=file.orchestrators,
+        provider_api=provider_api(env),
+    )
+
+
+def default_rules_folder() -> Path:
+    """`alert_rules` where we stand, else the one that ships beside the code."""
+    here = Path("alert_rules")
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "alert_rules"
+
+
+def built_in_sources(env: Environment) -> dict[str, SourceSettings]:
+    """One source `scalekit`; without a secret it is switched off (404) and never "verifies against nothing"."""
+    value = env.get("SCALEKIT_WEBHOOK_SECRET")
+    if value is None:
+        return {}
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ConfigError("SCALEKIT_WEBHOOK_SECRET has an empty secret between its commas")
+    return {"scalekit": SourceSettings(secrets=tuple(SecretStr(part) for part in parts))}
+
+
+def built_in_notifiers(env: Environment) -> dict[str, dict[str, Any]]:
+    token, channel, api_url = env.get("SLACK_BOT_TOKEN"), env.get("SLACK_CHANNEL"), env.url("SLACK_API_URL", "https", "http")
+    if token is None:
+        return {"console": {"kind": "console"}}
+    if channel is None:
+        raise ConfigError("SLACK_BOT_TOKEN is set but SLACK_CHANNEL is not; name the on-call channel")
+    section: dict[str, Any] = {"kind": "slack", "token": token, "channel": channel}
+    return {"slack": section | ({"api_url": api_url} if api_url else {})}
+
+
+def built_in_sinks(env: Environment) -> dict[str, dict[str, Any]]:
+    url, token = env.url("SPLUNK_HEC_URL", "https", "http"), env.get("SPLUNK_HEC_TOKEN")
+    if (url is None) != (token is None):
+        missing = "SPLUNK_HEC_URL" if url is None else "SPLUNK_HEC_TOKEN"
+        raise ConfigError(f"{missing} is missing: Splunk HEC needs both SPLUNK_HEC_URL and SPLUNK_HEC_TOKEN")
+    return {} if url is None else {"splunk": {"kind": "splunk_hec", "url": url, "token": token}}
+
+
+def provider_api(env: Environment) -> ProviderApi | None:
+    names = ("SCALEKIT_ENV_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET")
+    values = {name: env.get(name) for name in names}
+    missing = [name for name in names if values[name] is None]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} is missing: the provider's API needs all of {', '.join(names)}")
+    return ProviderApi(
+        env_url=env.url("SCALEKIT_ENV_URL", "https", "http") or "",
+        client_id=values["SCALEKIT_CLIENT_ID"] or "",
+        client_secret=SecretStr(values["SCALEKIT_CLIENT_SECRET"] or ""),
+    )
+
+
+def read_config(path: Path, env: Environment) -> ConfigFile:
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"AUTHWATCH_CONFIG cannot be read: {type(exc).__name__}") from exc
+    if len(raw) > CONFIG_BYTES_MAX:
+        raise ConfigError(f"{path.name} is larger than {CONFIG_BYTES_MAX} bytes")
+    try:
+        loaded = YAML(typ="safe", pure=True).load(raw)
+    except (YAMLError, ValueError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path.name}{where}: not YAML: {getattr(exc, 'problem', None) or type(exc).__name__}") from exc
+    try:
+        return ConfigFile.model_validate(resolve(loaded or {}, env))
+    except ValidationError as exc:
+        raise ConfigError(f"{path.name}: {explain(exc, ConfigFile)}") from exc
+
+
+def resolve(value: Any, env: Environment) -> Any:
+    """Every `${NAME}` replaced; a name that is not set is a mistake."""
+
+    def replace(match: re.Match[str]) -> str:
+        found = env.get(match[1])
+        if found is None:
+            raise ConfigError(f"the config file asks for ${{{match[1]}}}, which is not set")
+        return found
+
+    if isinstance(value, str):
+        return REFERENCE.sub(replace, value)
+    if isinstance(value, dict):
+        return {str(key): resolve(item, env) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolve(item, env) for item in value]
+    return value
+
+
+def explain(exc: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong, with the nearest right word for an unknown key; never the value itself."""
+    error = exc.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(model.model_fields) if len(error["loc"]) == 1 else list(SourceSettings.model_fields)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f'unknown key "{where}"' + (f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}")
+    return f"{where}: {error['msg']}"

@@ -1,0 +1,235 @@
+"""The one log: accept receipts into it, append decisions to it, read on from a position.
+
+Appends are serialised by one transaction-scoped advisory lock, taken last in any transaction, so that `position` order
+is commit order and a reader never misses what was committed late (design.md, rule 4).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, Boolean, LargeBinary, Row, Text, bindparam, func, insert, select, text
+from sqlalchemy.dialects.postgresql import UUID as PGUUID
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import AccountKey, Event, ProviderEvent, new_id
+from service.store.tables import Instant, events, receipts
+
+LOG_LOCK = 7_305_201_002  # the same number as in accept_receipts
+PARTITION_DAYS_AHEAD = 7
+EVENT_COLUMNS = (
+    "id",
+    "position",
+    "source",
+    "origin",
+    "event_id",
+    "type",
+    "kind",
+    "account_id",
+    "connection_id",
+    "provider",
+    "identifier",
+    "organization_id",
+    "environment_id",
+    "status",
+    "old_status",
+    "account_status",
+    "occurred_at",
+    "received_at",
+    "attempted_at",
+    "lag_seconds",
+    "clock_suspect",
+    "details",
+)
+SELECTED = tuple(events.c[name] for name in EVENT_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One verified request, ready to be kept. `event.occurred_at` None means: use the database's `received_at`."""
+
+    source: str
+    origin: str
+    event: ProviderEvent
+    clock_suspect: bool
+    headers: Mapping[str, str]
+    body: bytes
+    body_sha256: bytes
+    secret_name: str | None
+    attempted_at: datetime | None
+    id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of a receipt: its own id when accepted, else the id of the first; `same_body` tells them apart."""
+
+    id: str
+    accepted: bool
+    same_body: bool
+
+
+def _arrays() -> dict[str, Any]:
+    texts = ARRAY(Text())
+    return {
+        "id": ARRAY(PGUUID(as_uuid=False)),
+        "source": texts,
+        "origin": texts,
+        "event_id": texts,
+        "type": texts,
+        "kind": texts,
+        "account_id": texts,
+        "connection_id": texts,
+        "provider": texts,
+        "identifier": texts,
+        "organization_id": texts,
+        "environment_id": texts,
+        "status": texts,
+        "old_status": texts,
+        "account_status": texts,
+        "occurred_at": ARRAY(Instant),
+        "attempted_at": ARRAY(Instant),
+        "clock_suspect": ARRAY(Boolean()),
+        "details": texts,
+        "headers": texts,
+        "body": ARRAY(LargeBinary()),
+        "body_sha256": ARRAY(LargeBinary()),
+        "secret_name": texts,
+    }
+
+
+ARRAYS = _arrays()
+ACCEPT = text(
+    "SELECT row_number, event_row_id, accepted, same_body FROM accept_receipts("
+    + ", ".join(f"p_{name} => :{name}" for name in ARRAYS)
+    + ")"
+).bindparams(*(bindparam(name, type_=kind) for name, kind in ARRAYS.items()))
+
+
+async def accept(conn: AsyncConnection, batch: Sequence[Receipt]) -> list[Kept]:
+    """Keeps a batch, in order, in one statement; the caller's commit makes it durable. Answers row by row."""
+    columns: dict[str, list[Any]] = {name: [] for name in ARRAYS}
+    for receipt in batch:
+        event = receipt.event
+        values = (
+            receipt.id,
+            receipt.source,
+            receipt.origin,
+            event.event_id,
+            event.type,
+            event.kind,
+            event.account_id,
+            event.connection_id,
+            event.provider,
+            event.identifier,
+            event.organization_id,
+            event.environment_id,
+            event.status,
+            event.old_status,
+            event.account_status,
+            event.occurred_at,
+            receipt.attempted_at,
+            receipt.clock_suspect,
+            json.dumps(dict(event.details)) if event.details else None,
+            json.dumps(dict(receipt.headers)),
+            receipt.body,
+            receipt.body_sha256,
+            receipt.secret_name,
+        )
+        for name, value in zip(ARRAYS, values, strict=True):
+            columns[name].append(value)
+    rows = (await conn.execute(ACCEPT, columns)).all()
+    return [Kept(id=str(row.event_row_id), accepted=row.accepted, same_body=row.same_body) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What Authwatch itself decided, on its way into the log. `subject_id` becomes `event_id`: the alert or workflow."""
+
+    kind: str
+    subject_id: str | None
+    occurred_at: datetime
+    account: AccountKey | None = None
+    connection_id: str | None = None
+    provider: str | None = None
+    identifier: str | None = None
+    status: str | None = None
+    old_status: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
+    """The last thing a transaction does: row locks come before the log's lock, never after."""
+    if not decisions:
+        return
+    await conn.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
+    # clock_timestamp() read after the lock was granted: now() is the transaction's start, before earlier positions.
+    at = (await conn.execute(select(func.clock_timestamp()))).scalar_one()
+    rows = [
+        {
+            "id": new_id(),
+            "source": decision.account.source if decision.account else "authwatch",
+            "origin": "authwatch",
+            "event_id": decision.subject_id,
+            "type": decision.kind,
+            "kind": decision.kind,
+            "account_id": decision.account.account_id if decision.account else None,
+            "environment_id": (decision.account.environment_id or None) if decision.account else None,
+            "connection_id": decision.connection_id,
+            "provider": decision.provider,
+            "identifier": decision.identifier,
+            "status": decision.status,
+            "old_status": decision.old_status,
+            "occurred_at": decision.occurred_at,
+            "received_at": at,
+            "details": dict(decision.details) or None,
+        }
+        for decision in decisions
+    ]
+    await conn.execute(insert(events), rows)
+
+
+async def read_after(conn: AsyncConnection, position: int, limit: int) -> list[Event]:
+    """The next rows in commit order."""
+    rows = await conn.execute(select(*SELECTED).where(events.c.position > position).order_by(events.c.position).limit(limit))
+    return [to_event(row) for row in rows]
+
+
+async def head(conn: AsyncConnection) -> tuple[int, datetime | None]:
+    """Position and `received_at` of the newest row; (0, None) on an empty log."""
+    row = (await conn.execute(select(events.c.position, events.c.received_at).order_by(events.c.position.desc()).limit(1))).first()
+    return (row.position, row.received_at) if row else (0, None)
+
+
+async def lag_after(conn: AsyncConnection, position: int, *, items_max: int = 100_000) -> tuple[int, datetime | None]:
+    """`(how many rows wait after position, counted up to items_max; received_at of the oldest of them)`."""
+    waiting = select(events.c.position, events.c.received_at).where(events.c.position > position).order_by(events.c.position)
+    oldest = (await conn.execute(waiting.limit(1))).first()
+    if oldest is None:
+        return 0, None
+    count = (await conn.execute(select(func.count()).select_from(waiting.limit(items_max).subquery()))).scalar_one()
+    return count, oldest.received_at
+
+
+async def receipt_of(conn: AsyncConnection, event_row_id: str) -> Row[Any] | None:
+    return (await conn.execute(select(receipts).where(receipts.c.event_row_id == event_row_id))).first()
+
+
+async def ensure_partitions(conn: AsyncConnection, *, days_ahead: int = PARTITION_DAYS_AHEAD) -> int:
+    """Makes yesterday's to `days_ahead` days' partitions where missing; how many were made."""
+    made = await conn.execute(text("SELECT ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, :days)"), {"days": days_ahead + 2})
+    return int(made.scalar_one())
+
+
+def partition_is_missing(exc: DBAPIError) -> bool:
+    """Postgres says 23514 (check_violation) when no partition takes the row; its text is the only other mark."""
+    return getattr(exc.orig, "sqlstate", None) == "23514" and "no partition of relation" in str(exc.orig)
+
+
+def to_event(row: Row[Any]) -> Event:
+    return Event(**{name: value for name, value in zip(EVENT_COLUMNS, row, strict=True)})
