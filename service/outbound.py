@@ -1,0 +1,183 @@
+"""Every HTTP call to somebody else's server: bounded in time and size, no redirects, failures told apart by what may have arrived.
+
+httpx, since its exceptions say whether anything was sent; its own retries stay off: when to try again is a row in Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import httpx
+
+from service.errors import DeliveryFailed
+from service.redact import MASK, redact_text
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 10.0  # of a whole call, where the caller names none
+CONNECTIONS_MAX = 20
+# Shorter than what servers usually allow, so that a closing connection is rarely taken for a new call.
+KEEPALIVE_SECONDS = 3.0
+RESPONSE_BYTES_MAX = 64 * 1024
+EXCERPT_CHARS_MAX = 200
+RETRY_AFTER_SECONDS_MAX = 3600.0
+# 408 Request Timeout, 425 Too Early, 429 Too Many Requests: they say "not now", the other 4xx say "not this".
+TRANSIENT_4XX = frozenset({408, 425, 429})
+HARMLESS_HEADERS = frozenset({"content-type", "content-encoding", "accept", "accept-encoding", "user-agent"})
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came back. `body` is cut at RESPONSE_BYTES_MAX; `excerpt` is its start, safe to show and to store."""
+
+    status: int
+    host: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    excerpt: str = field(repr=False, default="")
+
+
+def open_client() -> httpx.AsyncClient:
+    """The one client of a process; close it with `aclose()`. Proxies and netrc of the environment are not obeyed:
+    they would decide where our tokens go."""
+    return httpx.AsyncClient(
+        trust_env=False,
+        follow_redirects=False,  # a redirect would carry the token, or the payload, to a place nobody configured
+        timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+        limits=httpx.Limits(
+            max_connections=CONNECTIONS_MAX,
+            max_keepalive_connections=CONNECTIONS_MAX,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+        ),
+        # A response is read raw and bounded, so a small body can not unpack into a large one.
+        headers={"user-agent": "authwatch", "accept-encoding": "identity"},
+    )
+
+
+async def post(
+    client: httpx.AsyncClient,
+    url: str,
+    *,
+    content: bytes,
+    headers: Mapping[str, str],
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Response:
+    """POST once. Raises DeliveryFailed when no whole answer came; `ambiguous` unless certainly nothing was sent."""
+    host = _host(url)
+    timeout = httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, CONNECT_TIMEOUT_SECONDS))
+    try:
+        # httpx bounds each read and write; this bounds them all, against a server that answers a byte at a time.
+        async with asyncio.timeout(timeout_seconds):
+            async with client.stream("POST", url, content=content, headers=dict(headers), timeout=timeout) as answer:
+                body = await _read_bounded(answer)
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+        raise DeliveryFailed(
+            f"cannot connect to {host} ({_reason(exc)}); check the address, the port and the network",
+            code="connect_failed",
+        ) from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise DeliveryFailed(
+            f"{host} did not answer within {timeout_seconds:g} s; it may have taken what we sent",
+            code="timeout",
+            ambiguous=True,
+        ) from None
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
+        # Without the library's text: it quotes the URL or the header.
+        raise DeliveryFailed(
+            f"the URL or a header for {host} is not valid HTTP; mend its configuration",
+            code="request_invalid",
+            permanent=True,
+        ) from None
+    except httpx.TransportError:
+        raise DeliveryFailed(
+            f"{host} closed the connection before its answer was complete; it may have taken what we sent",
+            code="disconnected",
+            ambiguous=True,
+        ) from None
+    return Response(answer.status_code, host, answer.headers, body, _excerpt(body, url, headers))
+
+
+def raise_for_status(response: Response, *, permanent_statuses: Collection[int] = ()) -> None:
+    """2xx passes; else DeliveryFailed. `permanent_statuses` are further ones this destination never takes back."""
+    status = response.status
+    if 200 <= status < 300:
+        return
+    said = f": {response.excerpt}" if response.excerpt else ""
+    if 300 <= status < 400:
+        raise DeliveryFailed(
+            f"{response.host} answered {status}, a redirect, which is not followed; configure the final address",
+            code="redirected",
+            permanent=True,
+            status=status,
+        )
+    transient = (status in TRANSIENT_4XX or status >= 500) and status not in permanent_statuses
+    raise DeliveryFailed(
+        f"{response.host} answered {status}{said}",
+        code=f"http_{status}",
+        permanent=not transient,
+        retry_after_seconds=retry_after_seconds(response.headers, datetime.now(UTC)) if transient else None,
+        status=status,
+    )
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Retry-After as seconds or as an HTTP date, between 0 and RETRY_AFTER_SECONDS_MAX; None when absent or unreadable."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.isascii() and value.isdigit():
+        return min(float(value[:12]), RETRY_AFTER_SECONDS_MAX)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX)
+
+
+async def _read_bounded(answer: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_raw():
+        body += chunk
+        if len(body) >= RESPONSE_BYTES_MAX:
+            break  # leaving the stream closes the connection
+    return bytes(body[:RESPONSE_BYTES_MAX])
+
+
+def _host(url: str) -> str:
+    """Only the host: the rest of a URL may be the secret (a webhook's path, a query, user information)."""
+    try:
+        return urlsplit(url).hostname or "the destination"
+    except ValueError:
+        return "the destination"
+
+
+def _reason(exc: Exception) -> str:
+    text = str(exc).lower()
+    if "certificate" in text or "ssl" in text:
+        return "its TLS certificate was not accepted" if "certificate" in text else "no TLS connection"
+    if isinstance(exc, httpx.PoolTimeout):
+        return "too many calls at once"
+    if isinstance(exc, httpx.ConnectTimeout):
+        return "no answer"
+    if "name" in text or "getaddrinfo" in text or "nodename" in text:
+        return "its name is unknown"
+    return "refused or unreachable"
+
+
+def _excerpt(body: bytes, url: str, headers: Mapping[str, str]) -> str:
+    """The start of an answer without what we sent in confidence: some servers echo it."""
+    text = " ".join(body[: EXCERPT_CHARS_MAX * 8].decode("utf-8", "replace").split())
+    parts = urlsplit(url)
+    confided = [parts.query, parts.username or "", parts.password or "", parts.path if len(parts.path) > 1 else ""]
+    for name, value in headers.items():
+        if name.lower() not in HARMLESS_HEADERS:
+            confided += [value, *value.split()]
+    for value in sorted({v for v in confided if len(v) >= 4}, key=len, reverse=True):
+        text = text.replace(value, MASK)
+    text = "".join(char if char.isprintable() else " " for char in redact_text(text))
+    return text if len(text) <= EXCERPT_CHARS_MAX else text[:EXCERPT_CHARS_MAX] + "..."
