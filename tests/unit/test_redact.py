@@ -26,10 +26,46 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl-_"
 
 @pytest.mark.parametrize(
     "name",
-    """access_token accessToken ACCESS-TOKEN refresh_token id_token token secret client_secret clientSecret password
-    api_key apiKey X-Api-Key authorization Proxy-Authorization cookie Set-Cookie code code_verifier codeVerifier assertion
-    client_assertion private_key privateKey link magic_link magicLink MagicLink auth_link credentials credential
-    new_refresh_token webhook_secret secret_access_key authorization_url session_token tokens otp""".split(),
+    [
+        "access_token",
+        "accessToken",
+        "ACCESS-TOKEN",
+        "refresh_token",
+        "id_token",
+        "token",
+        "secret",
+        "client_secret",
+        "clientSecret",
+        "password",
+        "api_key",
+        "apiKey",
+        "X-Api-Key",
+        "authorization",
+        "Proxy-Authorization",
+        "cookie",
+        "Set-Cookie",
+        "code",
+        "code_verifier",
+        "codeVerifier",
+        "assertion",
+        "client_assertion",
+        "private_key",
+        "privateKey",
+        "link",
+        "magic_link",
+        "magicLink",
+        "MagicLink",
+        "auth_link",
+        "credentials",
+        "credential",
+        "new_refresh_token",
+        "webhook_secret",
+        "secret_access_key",
+        "authorization_url",
+        "session_token",
+        "tokens",
+        "otp",
+    ],
 )
 def test_a_field_that_can_authorize_is_masked_in_every_spelling(name: str) -> None:
     assert is_secret_name(name)
@@ -41,8 +77,23 @@ def test_a_field_that_can_authorize_is_masked_in_every_spelling(name: str) -> No
 
 @pytest.mark.parametrize(
     "name",
-    """token_expires_at token_type error_code status_code country_code expires_in state connection_id codec linked blink
-    authorization_type secretary passwordless_enabled event_code""".split(),
+    [
+        "token_expires_at",
+        "token_type",
+        "error_code",
+        "status_code",
+        "country_code",
+        "expires_in",
+        "state",
+        "connection_id",
+        "codec",
+        "linked",
+        "blink",
+        "authorization_type",
+        "secretary",
+        "passwordless_enabled",
+        "event_code",
+    ],
 )
 def test_a_field_that_only_describes_is_kept(name: str) -> None:
     assert redact({name: "plain words"}) == {name: "plain words"}
