@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import IO, TypedDict
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 0.05
+PARENT_LOOK_SECONDS = 1.0
 LEFTOVER_WAIT_SECONDS = 1.0  # on Linux a predecessor's children are already dying: let them, before we push
 # Below the range from which systems take the local ports of outgoing connections: nobody's connection sits on our
 # port while a server restarts, and a client that retries can not connect to itself.
@@ -75,6 +77,20 @@ def spawn(
         preexec_fn=in_child,
         **as_user(user),
     )
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """The same from within a running Python process, on every system."""
+    if _libc is not None:
+        die_with_parent(parent_pid, signal.SIGKILL)
+        return
+
+    def look() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(PARENT_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
 
 
 class AsUser(TypedDict):
@@ -156,17 +172,21 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now (remains of closed connections do not count)."""
+def listen_error(host: str, port: int) -> OSError | None:
+    """Why a server could not listen there now, None if it could (remains of closed connections do not count)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
             probe.listen(1)
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None
+
+
+def port_is_free(host: str, port: int) -> bool:
+    return listen_error(host, port) is None
 
 
 def choose_port(host: str, kept: int | None = None) -> int:

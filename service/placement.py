@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.children import SystemUser, as_user
+from service.datadir import make_private
 from service.errors import ConfigError
 
 SERVER_USERS = ("postgres", "nobody")  # the first that exists
@@ -55,13 +56,6 @@ def place(data_dir: Path) -> Place:
     user = _server_user()
     binaries = wheels if _runs(Place(wheels, data_dir, user)) else _copied_binaries(wheels, data_dir, user)
     return Place(binaries, _home(data_dir, user), user)
-
-
-def make_private(folder: Path) -> None:
-    """Makes a folder for us alone; root's may be passed through (not listed), for the servers' user."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
 def give_folder(folder: Path, user: SystemUser | None) -> None:

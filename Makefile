@@ -1,0 +1,95 @@
+# The commands of this project. Only make and a Python >= 3.11 are needed: everything else is installed into .venv,
+# exactly what the lock files say, checked by hash. Name a Python with `make run PYTHON=/path/to/python3`.
+
+SHELL = /bin/sh
+PYTHON =
+VENV = .venv
+BIN = $(VENV)/bin
+ARGS =
+T =
+LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+.PHONY: help run test check lock test-containers
+
+help: ## What can be made
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
+
+run: ## Set everything up and run the service (ARGS="--port 9000" passes options)
+	@$(call installed,embedded)
+	@exec $(BIN)/authwatch up $(ARGS)
+
+test: ## Set everything up and run the tests (T=tests/unit runs a part)
+	@$(call installed,dev)
+	@$(BIN)/python -m pytest $(T)
+
+check: ## What CI runs: lint, format, types, import contract, tests
+	@$(call installed,dev)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(T)
+
+test-containers: ## The tests, on servers in containers
+	@$(call installed,dev)
+	@AUTHWATCH_TEST_SERVERS=containers $(BIN)/python -m pytest $(T)
+
+lock: ## Write the lock files anew from pyproject.toml
+	@$(call installed,dev)
+	$(LOCK) --extra build pyproject.toml -o requirements.lock
+	$(LOCK) --extra build --extra embedded -c requirements.lock pyproject.toml -o requirements-embedded.lock
+	$(LOCK) --extra dev -c requirements-embedded.lock pyproject.toml -o requirements-dev.lock
+
+# $(call installed,embedded|dev): a .venv that holds what that lock says. A stamp with the lock's checksum makes the next
+# call return at once. What holds for dev holds for embedded too, whose versions are the same.
+define installed
+set -eu; \
+here=$$(pwd -P); \
+lock=requirements-$(1).lock; \
+sum_of() { cat "requirements-$$1.lock" pyproject.toml | cksum; }; \
+stamped() { [ "$$(cat "$(VENV)/.installed-$$1" 2>/dev/null)" = "$$(sum_of "$$1")" ]; }; \
+whole() { \
+  grep -qF "$$here/$(VENV)" "$(VENV)/bin/activate" 2>/dev/null && [ ! -e $(VENV)/.installing ] && \
+  $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+}; \
+if ! whole; then \
+  suits() { "$$1" -c 'import sys, venv, ensurepip, ssl; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+  found=; \
+  for python in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3.14 python3 python); do \
+    if suits "$$python"; then found=$$python; break; fi; \
+  done; \
+  if [ -z "$$found" ]; then \
+    echo "make: $(if $(PYTHON),$(PYTHON) is not,there is no) Python 3.11 or newer with its venv module here: install one (on Debian and Ubuntu: python3 and python3-venv), or name it with PYTHON=/path/to/python3" >&2; \
+    exit 1; \
+  fi; \
+  echo "creating $(VENV) with $$("$$found" --version)" >&2; \
+  rm -rf $(VENV); \
+  "$$found" -m venv "$$here/$(VENV)"; \
+fi; \
+if ! stamped $(1) && ! { [ $(1) = embedded ] && stamped dev; }; then \
+  echo "installing what $$lock says ($$(grep -c '^[a-z].*==' $$lock) packages at most; log: $(VENV)/pip.log)" >&2; \
+  rm -f $(VENV)/.installed-*; \
+  : > $(VENV)/.installing; \
+  { \
+    PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off --require-hashes -r $$lock && \
+    PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -q --no-deps --no-build-isolation -e . ; \
+    echo "exit status $$?"; \
+  } 2>&1 | tee $(VENV)/pip.log | { \
+    count=0; \
+    while IFS= read -r line; do \
+      case $$line in \
+        Collecting\ *) count=$$((count + 1)); name=$${line#Collecting }; echo "  $$count $${name%% *}" >&2;; \
+        Installing\ collected*) echo "  unpacking" >&2;; \
+        ERROR*|WARNING*|*rror:*) echo "  $$line" >&2;; \
+      esac; \
+    done; \
+  }; \
+  if [ "$$(tail -n 1 $(VENV)/pip.log)" != "exit status 0" ]; then \
+    echo "make: the installation failed; the end of $(VENV)/pip.log:" >&2; \
+    tail -n 15 $(VENV)/pip.log >&2; \
+    exit 1; \
+  fi; \
+  sum_of $(1) > $(VENV)/.installed-$(1); \
+  rm -f $(VENV)/.installing; \
+fi
+endef
