@@ -12,7 +12,7 @@ HoldScope = Literal["workflow", "account"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowLine:
-    """One workflow this alert touched. `state` is `paused` while this alert's hold is on it, else `active` or `inactive`.
+    """One workflow this alert touched. `state` is `paused` while the alert's hold is on it, or `active`, `inactive`.
 
     With scope `account`, `paused` means: paused for the alert's account, while the workflow runs on for the others.
     `orchestrator_state` is what the orchestrator was really told and answered: `pause asked`, `paused`,
@@ -65,7 +65,7 @@ class MessageRef:
 
 
 class Notifier(Protocol):
-    """One destination for people. Every failure is a `DeliveryFailed`; nothing is retried inside, the actions do that."""
+    """One destination for people. Every failure is a `DeliveryFailed`; the retries are the actions' business."""
 
     @property
     def name(self) -> str: ...
@@ -84,7 +84,7 @@ class Notifier(Protocol):
     async def find(self, delivery_id: str, *, since: datetime | None = None) -> MessageRef | None:
         """The message an earlier try left, or None when there surely is none.
 
-        `since` is when the first try may have begun. Raises `DeliveryFailed` with code `fate_unknown` when it cannot look.
+        `since` is when the first try may have begun. Raises `DeliveryFailed`, code `fate_unknown`, when it cannot look.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""An alert in plain language: who, what, since when, what was really stopped, what to do now. Pure, for every notifier."""
+"""An alert in plain language: who, what, since when, what was really stopped, what to do now. Pure."""
 
 from __future__ import annotations
 

@@ -1,0 +1,27 @@
+"""The notifiers we have, by the `kind` a config section names. A new one is a file, one line below, and its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.notify.base import Notifier
+from service.notify.console import ConsoleConfig, open_console
+from service.notify.slack import SlackConfig, open_slack
+
+
+@dataclass(frozen=True, slots=True)
+class NotifierKind:
+    """`Config` validates a section (its `kind` and `name` included) and `open(config)` makes the notifier of it."""
+
+    Config: type[BaseModel]
+    open: Callable[[Any], Notifier]
+
+
+NOTIFIERS: dict[str, NotifierKind] = {
+    "slack": NotifierKind(SlackConfig, open_slack),
+    "console": NotifierKind(ConsoleConfig, open_console),
+}

@@ -1,0 +1,525 @@
+"""Every notifier keeps the same promises; then Slack's own traps, each against a strict server of Slack's rules."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from starlette.responses import PlainTextResponse, Response
+
+from service.errors import DeliveryFailed
+from service.notify import NOTIFIERS
+from service.notify.base import AlertView, MessageRef, Notifier, WorkflowLine
+from service.notify.slack import SlackConfig, SlackNotifier
+from service.notify.slack_answers import PERMANENT
+from service.notify.slack_blocks import BLOCKS_CHARS_MAX, blocks, fallback
+from service.notify.wording import word
+from tests.fakes.front import Front, standing
+from tests.fakes.slack import CHANNEL, TOKEN, FakeSlack, check_content, units
+
+OPENED = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+VIEW = AlertView(
+    id="0199-alert",
+    rule_id="token-refresh-failing",
+    severity="P2",
+    state="firing",
+    summary="Token refresh is failing",
+    opened_at=OPENED,
+    fired_at=OPENED + timedelta(seconds=2),
+    account_id="ca_1",
+    provider="GOOGLE_ADS",
+    identifier="clark@example.com",
+    workflows=(WorkflowLine(workflow_id="w1", name="Nightly report", state="paused"),),
+    url="https://authwatch.example.com/#alert=1&x=2",
+)
+RESOLVED = dataclasses.replace(VIEW, state="resolved", resolved_at=OPENED + timedelta(minutes=9))
+NOWHERE = "http://127.0.0.1:9/api/"  # the discard port: nothing listens
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[Front]:
+    with standing() as front:
+        yield front
+
+
+@pytest.fixture
+def fake(front: Front) -> FakeSlack:
+    slack = FakeSlack()
+    slack.url = f"{front.url}/api/"
+    front.app = slack.app
+    return slack
+
+
+def notifier_of(
+    fake: FakeSlack, *, channel: str = CHANNEL, token: str = TOKEN, timeout_seconds: int = 5
+) -> SlackNotifier:
+    config = SlackConfig.model_validate({"token": token, "channel": channel, "api_url": fake.url})
+    return SlackNotifier(config, timeout_seconds=timeout_seconds)
+
+
+def slack_section(fake: FakeSlack) -> dict[str, Any]:
+    return {"kind": "slack", "name": "on-call", "token": TOKEN, "channel": CHANNEL, "api_url": fake.url}
+
+
+# How to open each kind, and where a reader sees what it said. A newcomer adds one line to each.
+SECTIONS: dict[str, Callable[[FakeSlack], dict[str, Any]]] = {
+    "slack": slack_section,
+    "console": lambda fake: {"kind": "console", "name": "on-call"},
+}
+READERS: dict[str, Callable[[FakeSlack, str], str]] = {
+    "slack": lambda fake, printed: "\n".join(fake.text_of(message) for message in fake.messages),
+    "console": lambda fake, printed: printed,
+}
+
+
+def test_every_notifier_of_the_registry_is_in_this_suite() -> None:
+    assert set(NOTIFIERS) == set(SECTIONS) == set(READERS)
+
+
+@pytest.fixture(params=sorted(NOTIFIERS))
+def any_notifier(request: pytest.FixtureRequest, fake: FakeSlack) -> Notifier:
+    kind = NOTIFIERS[request.param]
+    return kind.open(kind.Config.model_validate(SECTIONS[request.param](fake)))
+
+
+async def test_a_notifier_knows_its_name_and_kind(any_notifier: Notifier) -> None:
+    assert any_notifier.name == "on-call" and any_notifier.kind in NOTIFIERS
+
+
+async def test_a_post_reaches_the_reader_with_the_facts(
+    any_notifier: Notifier, fake: FakeSlack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+    said = READERS[any_notifier.kind](fake, capsys.readouterr().err)
+    assert ref.channel and ref.ts
+    for fact in (
+        "Token refresh is failing",
+        "clark@example.com",
+        "2026-11-22 10:00:00 UTC",
+        "Nightly report",
+        "What to do",
+    ):
+        assert fact in said
+    assert "possible repeat" not in said
+
+
+async def test_a_possible_repeat_is_said_so(
+    any_notifier: Notifier, fake: FakeSlack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=True)
+    assert "(possible repeat)" in READERS[any_notifier.kind](fake, capsys.readouterr().err)
+
+
+async def test_an_update_keeps_the_reference_and_tells_the_new_state(
+    any_notifier: Notifier, fake: FakeSlack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+    assert await any_notifier.update(RESOLVED, ref) == ref
+    assert "Resolved at 2026-11-22 10:09:00 UTC" in READERS[any_notifier.kind](fake, capsys.readouterr().err)
+
+
+async def test_a_delivery_never_made_is_not_found(any_notifier: Notifier) -> None:
+    assert await any_notifier.find("never") is None
+
+
+async def test_check_says_something_and_posts_nothing(any_notifier: Notifier, fake: FakeSlack) -> None:
+    assert await any_notifier.check()
+    assert fake.messages == []
+
+
+@pytest.mark.parametrize("kind", sorted(NOTIFIERS))
+def test_an_unknown_key_in_the_config_is_refused(kind: str, fake: FakeSlack) -> None:
+    with pytest.raises(ValidationError, match="chanel"):
+        NOTIFIERS[kind].Config.model_validate({**SECTIONS[kind](fake), "chanel": "C1"})
+
+
+# Slack: what is sent
+
+
+async def test_a_post_carries_text_blocks_and_its_delivery_id_and_unfurls_nothing(fake: FakeSlack) -> None:
+    ref = await notifier_of(fake).post(VIEW, delivery_id="d1", possible_repeat=False)
+    (sent,) = fake.calls["chat.postMessage"]
+    assert sent["text"] and sent["blocks"] and sent["unfurl_links"] is False
+    assert sent["metadata"] == {"event_type": "authwatch_alert", "event_payload": {"delivery_id": "d1"}}
+    assert ref == MessageRef(CHANNEL, fake.messages[0]["ts"])
+
+
+async def test_a_channel_given_by_name_is_remembered_by_the_id_slack_answers(fake: FakeSlack) -> None:
+    notifier = notifier_of(fake, channel="#on-call")
+    ref = await notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+    assert ref.channel == CHANNEL
+    assert await notifier.find("d1") == ref
+
+
+async def test_an_update_edits_the_one_message_and_keeps_its_blocks(fake: FakeSlack) -> None:
+    notifier = notifier_of(fake)
+    await notifier.update(RESOLVED, await notifier.post(VIEW, delivery_id="d1", possible_repeat=False))
+    (message,) = fake.messages
+    assert message["blocks"] and "Resolved" in message["text"]
+
+
+async def test_outside_text_is_no_markup(fake: FakeSlack) -> None:
+    view = dataclasses.replace(VIEW, identifier="<!channel> & co", summary="<https://evil.example|click>")
+    await notifier_of(fake).post(view, delivery_id="d1", possible_repeat=False)
+    said = fake.text_of(fake.messages[0])
+    assert "&lt;!channel&gt; &amp; co" in said and "<!" not in said and "evil" not in said
+    assert "<https://authwatch.example.com/#alert=1&amp;x=2|Open in Authwatch>" in said
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)", "https://a.example/|x>", "https://a.example/ b", "x" * 400, "https://["]
+)
+def test_a_link_that_cannot_be_written_safely_is_left_out(url: str) -> None:
+    laid_out = json.dumps(blocks(word(dataclasses.replace(VIEW, url=url), OPENED)))
+    assert "Open in Authwatch" not in laid_out
+
+
+# Short pieces repeated: long text costs hypothesis seconds, and the length is what matters here.
+PIECES = st.text(max_size=12) | st.text(alphabet='<>&"\\\n ', min_size=1, max_size=12) | st.just("\U0001f534")
+WORDS = st.builds(lambda piece, times: piece * times, PIECES, st.sampled_from([1, 7, 400]))
+LINES = st.builds(
+    WorkflowLine,
+    workflow_id=WORDS,
+    name=WORDS | st.none(),
+    state=st.just("paused") | WORDS,
+    scope=st.sampled_from(["workflow", "account"]),
+    orchestrator=WORDS | st.none(),
+    orchestrator_state=WORDS | st.none(),
+)
+TIMES = st.datetimes(min_value=datetime(2000, 1, 2), max_value=datetime(2199, 12, 30), timezones=st.just(UTC))
+VIEWS = st.builds(
+    AlertView,
+    id=WORDS,
+    rule_id=WORDS,
+    severity=WORDS,
+    state=st.sampled_from(["firing", "acknowledged", "resolved"]),
+    summary=WORDS,
+    opened_at=TIMES,
+    fired_at=TIMES,
+    what_to_do=WORDS | st.none(),
+    account_id=WORDS | st.none(),
+    connection_id=WORDS | st.none(),
+    environment_id=WORDS | st.none(),
+    source=WORDS | st.none(),
+    provider=WORDS | st.none(),
+    identifier=WORDS | st.none(),
+    account_status=WORDS | st.none(),
+    resolved_at=TIMES | st.none(),
+    resolved_reason=WORDS | st.none(),
+    acknowledged_by=WORDS | st.none(),
+    late_seconds=st.none() | st.floats(min_value=-1e9, max_value=1e9),
+    evidence_count=st.integers(min_value=0, max_value=10**6),
+    discovered_late=st.booleans(),
+    workflows=st.lists(LINES, max_size=20).map(tuple),
+    url=WORDS | st.none() | st.just("https://authwatch.example.com/" + "&" * 269),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VIEWS, st.booleans(), TIMES)
+def test_any_alert_fits_into_slacks_limits(view: AlertView, possible_repeat: bool, now: datetime) -> None:
+    wording = word(view, now)
+    laid_out = blocks(wording, possible_repeat=possible_repeat)
+    check_content({"text": fallback(wording, possible_repeat=possible_repeat), "blocks": laid_out})
+    assert units(json.dumps(laid_out, ensure_ascii=False)) <= BLOCKS_CHARS_MAX == 10_000
+
+
+def test_the_longest_alert_of_all_fits_into_slacks_limits() -> None:
+    """Every field full of what grows most when it is escaped."""
+    for filler in ("&" * 5_000, '"' * 5_000, "\U0001f534" * 5_000, "word " * 1_000, "\ud800" * 5_000):
+        line = WorkflowLine(
+            workflow_id=filler, name="x" + filler, state="paused", orchestrator=filler, orchestrator_state=filler
+        )
+        view = dataclasses.replace(
+            VIEW, state="acknowledged", id=filler, rule_id=filler, severity=filler, summary=filler, what_to_do=filler,
+            account_id=filler, connection_id=filler, environment_id=filler, source=filler, provider=filler,
+            identifier=filler, account_status=filler, acknowledged_by=filler, late_seconds=1e9, workflows=(line,) * 60,
+            url="https://authwatch.example.com/" + "&" * 269,
+        )  # fmt: skip
+        wording = word(view, OPENED)
+        laid_out = blocks(wording, possible_repeat=True)
+        check_content({"text": fallback(wording, possible_repeat=True), "blocks": laid_out})
+        assert units(json.dumps(laid_out, ensure_ascii=False)) <= BLOCKS_CHARS_MAX
+
+
+# Slack: what its answers mean
+
+
+async def failure_of(notifier: SlackNotifier, ref: MessageRef | None = None) -> DeliveryFailed:
+    with pytest.raises(DeliveryFailed) as caught:
+        if ref is None:
+            await notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+        else:
+            await notifier.update(VIEW, ref)
+    return caught.value
+
+
+@pytest.mark.parametrize("code", [*sorted(PERMANENT), "restricted_action", "restricted_action_read_only_channel"])
+async def test_what_only_a_person_can_mend_is_permanent(fake: FakeSlack, code: str) -> None:
+    fake.refuse_next(code)
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == (code, True, False)
+
+
+@pytest.mark.parametrize("code", ["internal_error", "fatal_error", "service_unavailable", "request_timeout"])
+async def test_what_slack_may_have_half_done_is_tried_again_after_a_look(fake: FakeSlack, code: str) -> None:
+    fake.refuse_next(code)
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == (code, False, True)
+
+
+@pytest.mark.parametrize("code", ["rate_limited", "message_limit_exceeded"])
+async def test_a_limit_told_without_a_status_waits_and_was_not_posted(fake: FakeSlack, code: str) -> None:
+    fake.refuse_next(code)
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == (code, False, False)
+    assert failure.retry_after_seconds == 30
+
+
+@pytest.mark.parametrize(("sent", "waits"), [("7", 7), ("0", 1), ("soon", 30), ("999999", 3600), ("nan", 30)])
+async def test_429_says_how_long_to_wait_and_is_not_ambiguous(fake: FakeSlack, sent: str, waits: float) -> None:
+    fake.rate_limit_next(retry_after=sent)
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == ("ratelimited", False, False)
+    assert failure.retry_after_seconds == waits
+    assert len(fake.calls["chat.postMessage"]) == 1
+
+
+async def test_an_error_never_heard_of_is_tried_again_and_was_not_posted(fake: FakeSlack) -> None:
+    fake.refuse_next("something_new")
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == ("something_new", False, False)
+
+
+@pytest.mark.parametrize(
+    ("status", "permanent", "ambiguous"),
+    [(400, True, False), (401, True, False), (403, True, False), (404, True, False), (408, False, True),
+     (500, False, True), (502, False, True), (503, False, True), (504, False, True)],
+)  # fmt: skip
+@pytest.mark.parametrize("media_type", ["text/plain", "text/html", "application/json"])
+async def test_a_status_without_slacks_words_is_judged_by_itself(
+    fake: FakeSlack, status: int, permanent: bool, ambiguous: bool, media_type: str
+) -> None:
+    fake.answer_next(Response("upstream says no", status, media_type=media_type))
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == (f"http_{status}", permanent, ambiguous)
+
+
+@pytest.mark.parametrize(
+    "body", ["[]", "null", "1", '"ok"', "{}", '{"ok": true}', '{"ok": true, "channel": "C1", "ts": 1}', "{", ""]
+)
+async def test_a_200_that_cannot_be_read_may_have_posted(fake: FakeSlack, body: str) -> None:
+    fake.answer_next(Response(body, 200, media_type="application/json"))
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.permanent, failure.ambiguous) == ("unreadable_answer", False, True)
+
+
+@pytest.mark.parametrize("body", [b"hello", b"\xff\xfe"])
+async def test_a_200_in_plain_text_may_have_posted(fake: FakeSlack, body: bytes) -> None:
+    fake.answer_next(PlainTextResponse(body))
+    assert (await failure_of(notifier_of(fake))).ambiguous
+
+
+async def test_no_answer_in_time_may_have_posted(fake: FakeSlack) -> None:
+    fake.slow_seconds = 1.5
+    failure = await failure_of(notifier_of(fake, timeout_seconds=1))
+    assert (failure.code, failure.ambiguous) == ("timeout", True)
+    assert len(fake.messages) == 1
+
+
+async def test_an_answer_that_breaks_off_may_have_posted(fake: FakeSlack) -> None:
+    fake.break_off_next()
+    failure = await failure_of(notifier_of(fake))
+    assert (failure.code, failure.ambiguous) == ("disconnected", True)
+    assert len(fake.messages) == 1
+
+
+async def test_a_connection_lost_after_sending_is_posted_once_and_not_again() -> None:
+    seen: list[bytes] = []
+
+    async def take_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    server = await asyncio.start_server(take_and_hang_up, "127.0.0.1", 0)
+    async with server:
+        api_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api/"
+        failure = await failure_of(
+            SlackNotifier(SlackConfig.model_validate({"token": TOKEN, "channel": CHANNEL, "api_url": api_url}))
+        )
+        await asyncio.sleep(0.2)
+    assert (failure.code, failure.ambiguous) == ("disconnected", True)
+    assert len(seen) == 1
+
+
+async def test_a_connection_never_made_has_posted_nothing() -> None:
+    notifier = SlackNotifier(SlackConfig.model_validate({"token": TOKEN, "channel": CHANNEL, "api_url": NOWHERE}))
+    failure = await failure_of(notifier)
+    assert (failure.code, failure.permanent, failure.ambiguous) == ("connect_failed", False, False)
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_a_proxy_in_the_environment_is_not_used(
+    fake: FakeSlack, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    await notifier_of(fake).post(VIEW, delivery_id="d1", possible_repeat=False)
+    assert len(fake.messages) == 1
+
+
+@pytest.mark.parametrize("code", ["cant_update_message", "edit_window_closed", "message_not_found"])
+async def test_a_message_that_can_no_longer_be_edited_keeps_its_code(fake: FakeSlack, code: str) -> None:
+    fake.refuse_next(code)
+    failure = await failure_of(notifier_of(fake), MessageRef(CHANNEL, "1.000001"))
+    assert (failure.code, failure.permanent) == (code, True)
+
+
+async def test_updating_a_message_that_is_not_there_says_so(fake: FakeSlack) -> None:
+    assert (await failure_of(notifier_of(fake), MessageRef(CHANNEL, "1.000001"))).code == "message_not_found"
+
+
+@pytest.mark.parametrize("state", ["archived", "not_invited"])
+async def test_a_channel_we_cannot_write_to_is_told_with_its_mend(fake: FakeSlack, state: str) -> None:
+    getattr(fake, state).add(CHANNEL)
+    failure = await failure_of(notifier_of(fake))
+    assert failure.permanent and "channel" in str(failure).split(": ", 2)[2]
+
+
+# Slack: looking for what an earlier try left
+
+
+async def test_a_post_whose_answer_was_lost_is_found_by_its_delivery_id(fake: FakeSlack) -> None:
+    notifier = notifier_of(fake)
+    await notifier.post(VIEW, delivery_id="other", possible_repeat=False)
+    fake.break_off_next()
+    await failure_of(notifier)
+    assert await notifier.find("d1") == MessageRef(CHANNEL, fake.messages[1]["ts"])
+
+
+async def test_a_post_several_pages_back_is_found(fake: FakeSlack) -> None:
+    notifier = notifier_of(fake)
+    ref = await notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+    chatter(fake, 250)
+    assert await notifier.find("d1") == ref
+    assert len(fake.calls["conversations.history"]) == 3
+
+
+async def test_more_messages_than_we_read_leave_the_fate_unknown(fake: FakeSlack) -> None:
+    chatter(fake, 700)
+    with pytest.raises(DeliveryFailed, match="in the way") as caught:
+        await notifier_of(fake).find("d1")
+    assert caught.value.code == "fate_unknown"
+    assert len(fake.calls["conversations.history"]) == 5
+
+
+async def test_messages_older_than_the_first_try_are_not_in_the_way(fake: FakeSlack) -> None:
+    chatter(fake, 700, ts=datetime.now(UTC) - timedelta(hours=2))
+    assert await notifier_of(fake).find("d1", since=datetime.now(UTC) - timedelta(hours=1)) is None
+
+
+@pytest.mark.parametrize("code", ["missing_scope", "not_in_channel", "internal_error", "ratelimited"])
+async def test_when_the_history_cannot_be_read_the_fate_is_unknown(fake: FakeSlack, code: str) -> None:
+    fake.refuse_next(code)
+    with pytest.raises(DeliveryFailed, match=code) as caught:
+        await notifier_of(fake).find("d1")
+    assert caught.value.code == "fate_unknown"
+    assert caught.value.permanent is (code in PERMANENT)
+
+
+async def test_without_the_history_scope_the_fate_is_unknown_and_check_says_what_follows(fake: FakeSlack) -> None:
+    fake.scopes.discard("channels:history")
+    with pytest.raises(DeliveryFailed) as caught:
+        await notifier_of(fake).find("d1")
+    assert (caught.value.code, caught.value.permanent) == ("fate_unknown", True)
+    assert "repeated once" in await notifier_of(fake).check()
+
+
+async def test_a_channel_known_only_by_name_leaves_the_fate_unknown(fake: FakeSlack) -> None:
+    with pytest.raises(DeliveryFailed, match="channel id") as caught:
+        await notifier_of(fake, channel="on-call").find("d1")
+    assert caught.value.code == "fate_unknown"
+
+
+async def test_check_misses_the_scope_to_write(fake: FakeSlack) -> None:
+    fake.scopes = {"channels:history"}
+    with pytest.raises(DeliveryFailed, match="chat:write") as caught:
+        await notifier_of(fake).check()
+    assert caught.value.permanent
+
+
+async def test_check_with_a_wrong_token_says_so(fake: FakeSlack) -> None:
+    with pytest.raises(DeliveryFailed, match="token is wrong"):
+        await notifier_of(fake, token="xoxb-some-other-token").check()
+
+
+def chatter(fake: FakeSlack, messages: int, *, ts: datetime | None = None) -> None:
+    at = int((ts or datetime.now(UTC)).timestamp())
+    fake.messages += [
+        {"channel": CHANNEL, "ts": f"{at}.{900_000 + n:06d}", "user": "U1", "text": "hm"} for n in range(messages)
+    ]
+
+
+# Slack: the token stays with us
+
+
+@pytest.mark.parametrize("trouble", ["refused", "echoed", "echoed_code", "slow", "broken", "away"])
+async def test_the_token_is_in_no_error_and_no_log(
+    fake: FakeSlack, trouble: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    notifier = notifier_of(fake, timeout_seconds=1)
+    if trouble == "refused":
+        fake.refuse_next("invalid_auth")
+    elif trouble == "echoed":
+        fake.answer_next(PlainTextResponse(TOKEN, 500))
+    elif trouble == "echoed_code":
+        fake.refuse_next(TOKEN)
+    elif trouble == "slow":
+        fake.slow_seconds = 1.5
+    elif trouble == "broken":
+        fake.break_off_next()
+    else:
+        config = SlackConfig.model_validate({"token": TOKEN, "channel": CHANNEL, "api_url": NOWHERE})
+        notifier = SlackNotifier(config, timeout_seconds=1)
+    failure = await failure_of(notifier)
+    # No cause and no context: a traceback of ours must not print the SDK's error, which holds the request.
+    assert failure.__cause__ is None and failure.__context__ is None
+    assert TOKEN not in f"{failure} {failure!r} {vars(failure)} {notifier!r}"
+    assert all(TOKEN not in record.getMessage() for record in caplog.records)
+    assert not [record for record in caplog.records if record.name == "authwatch.slack"]
+
+
+def test_the_token_is_not_in_the_configs_repr_nor_in_what_refuses_it() -> None:
+    assert TOKEN not in repr(SlackConfig.model_validate({"token": TOKEN, "channel": CHANNEL}))
+    with pytest.raises(ValidationError) as caught:
+        SlackConfig.model_validate({"token": f"{TOKEN} {TOKEN}", "channel": CHANNEL})
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "xoxb", "xoxb-with space", "xoxb-\nnewline", "xoxb-umläut"])
+def test_a_token_that_cannot_be_right_stops_the_start(token: str) -> None:
+    with pytest.raises(ValidationError, match="bot token"):
+        SlackConfig.model_validate({"token": token, "channel": CHANNEL})
+
+
+@pytest.mark.parametrize(
+    "url", ["slack.com/api", "ftp://slack.com/api/", "https://", "https://u:p@slack.com/", "https://s.com/?a=1"]
+)
+def test_an_api_url_that_cannot_be_right_stops_the_start(url: str) -> None:
+    with pytest.raises(ValidationError, match="base URL"):
+        SlackConfig.model_validate({"token": TOKEN, "channel": CHANNEL, "api_url": url})
+
+
+async def test_an_api_url_without_its_last_slash_is_the_same_base(fake: FakeSlack) -> None:
+    fake.url = fake.url.rstrip("/")
+    await notifier_of(fake).post(VIEW, delivery_id="d1", possible_repeat=False)
+    assert len(fake.messages) == 1

@@ -1,0 +1,193 @@
+"""What the on-call reads: plain, true about what was stopped, and safe whatever the outside wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.notify.base import AlertView, WorkflowLine
+from service.notify.wording import clean, span, word
+
+OPENED = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+NOW = OPENED + timedelta(minutes=4)
+VIEW = AlertView(
+    id="0199-alert",
+    rule_id="token-refresh-failing",
+    severity="P2",
+    state="firing",
+    summary="Token refresh is failing",
+    opened_at=OPENED,
+    fired_at=OPENED + timedelta(seconds=2),
+    account_id="ca_1",
+    connection_id="conn_1",
+    environment_id="env_1",
+    source="scalekit",
+    provider="GOOGLE_ADS",
+    identifier="clark@example.com",
+    account_status="EXPIRED",
+    evidence_count=3,
+)
+
+
+def view(**changes: object) -> AlertView:
+    return dataclasses.replace(VIEW, **changes)  # type: ignore[arg-type]
+
+
+def workflow_lines(**changes: object) -> str:
+    line = WorkflowLine(workflow_id="w1", name="Nightly report", state="paused")
+    return "\n".join(word(view(workflows=(dataclasses.replace(line, **changes),)), NOW).workflows)  # type: ignore[arg-type]
+
+
+def test_the_title_says_what_is_wrong_and_with_whose_account() -> None:
+    assert word(VIEW, NOW).title.endswith("Token refresh is failing — GOOGLE_ADS account of clark@example.com")
+
+
+def test_a_summary_that_names_the_account_is_not_given_the_account_again() -> None:
+    title = word(view(summary="Refresh failed 3x for clark@example.com"), NOW).title
+    assert title.count("clark@example.com") == 1
+
+
+def test_a_long_summary_leaves_room_for_whose_account_it_is() -> None:
+    title = word(view(summary="very " * 100), NOW).title
+    assert len(title) <= 140 and title.endswith("GOOGLE_ADS account of clark@example.com")
+
+
+def test_who_names_identifier_provider_account_and_environment() -> None:
+    who = word(VIEW, NOW).who
+    for part in ("clark@example.com", "GOOGLE_ADS", "ca_1", "conn_1", "env_1", "EXPIRED"):
+        assert part in who
+
+
+def test_since_is_absolute_and_relative_and_says_when_we_noticed() -> None:
+    since = word(VIEW, NOW).since
+    assert since == "Since 2026-11-22 10:00:00 UTC (4 min before this message); alert raised 2 s later."
+
+
+def test_since_in_another_zone_is_told_in_utc() -> None:
+    elsewhere = OPENED.astimezone(datetime.strptime("+0530", "%z").tzinfo)
+    assert "2026-11-22 10:00:00 UTC" in word(view(opened_at=elsewhere), NOW).since
+
+
+def test_a_break_ahead_of_our_clock_is_never_a_negative_time() -> None:
+    assert "at the moment of this message" in word(view(opened_at=NOW + timedelta(minutes=1)), NOW).since
+
+
+@pytest.mark.parametrize(("late_seconds", "said"), [(240.0, "4 min"), (30.0, "30 s"), (7200.0, "2 h")])
+def test_an_event_that_arrived_late_says_how_late(late_seconds: float, said: str) -> None:
+    assert word(view(late_seconds=late_seconds), NOW).late == (
+        f"Late news: this event reached us {said} after it happened."
+    )
+
+
+@pytest.mark.parametrize("late_seconds", [None, 0.0, 29.9])
+def test_an_event_in_good_time_says_nothing_about_lateness(late_seconds: float | None) -> None:
+    assert word(view(late_seconds=late_seconds), NOW).late is None
+
+
+def test_trouble_that_was_over_when_discovered_says_that_nothing_was_paused() -> None:
+    assert "already over" in (word(view(discovered_late=True), NOW).late or "")
+
+
+def test_without_an_orchestrator_it_is_said_that_only_the_gate_denies() -> None:
+    assert workflow_lines() == "Nightly report (w1): paused; the gate denies, nothing else was told to stop."
+
+
+def test_an_orchestrator_that_was_told_nothing_is_not_called_stopped() -> None:
+    assert "ops was not told to stop" in workflow_lines(orchestrator="ops")
+
+
+@pytest.mark.parametrize("answer", ["pause asked", "paused", "pause failed: 401 from the orchestrator"])
+def test_what_the_orchestrator_answered_is_told_as_it_was(answer: str) -> None:
+    assert workflow_lines(orchestrator="ops", orchestrator_state=answer).endswith(f"the gate denies, ops: {answer}.")
+
+
+def test_a_pause_for_one_account_says_that_it_is_for_this_account_only() -> None:
+    assert "paused for this account only; the gate denies, nothing else was told" in workflow_lines(scope="account")
+
+
+def test_a_workflow_that_runs_again_is_not_called_paused() -> None:
+    said = workflow_lines(state="active", orchestrator="ops", orchestrator_state="resumed")
+    assert said == "Nightly report (w1): active again; ops: resumed."
+
+
+def test_no_workflow_touched_is_said() -> None:
+    assert word(VIEW, NOW).workflows == ("No workflow was paused.",)
+
+
+def test_more_workflows_than_fit_are_counted_and_not_forgotten() -> None:
+    many = tuple(WorkflowLine(workflow_id=f"w{n}", name=None, state="paused") for n in range(40))
+    said = word(view(workflows=many), NOW).workflows
+    assert len(said) == 16 and said[-1] == "… and 25 more workflows."
+
+
+def test_the_rules_own_advice_is_given_with_its_runbook_link() -> None:
+    advice = "Follow https://runbooks.example.com/oauth and ask Clark."
+    assert word(view(what_to_do=advice), NOW).what_to_do == advice
+
+
+def test_without_advice_in_the_rule_there_still_is_some() -> None:
+    assert "authorize it again" in (word(VIEW, NOW).what_to_do or "")
+
+
+def test_acknowledged_says_by_whom_and_that_the_pause_stays() -> None:
+    said = word(view(state="acknowledged", acknowledged_by="Dana"), NOW)
+    assert said.status == "Acknowledged by Dana. What is paused stays paused."
+
+
+def test_resolved_says_when_after_how_long_and_why() -> None:
+    said = word(
+        view(state="resolved", resolved_at=OPENED + timedelta(minutes=12), resolved_reason="account is well"), NOW
+    )
+    assert said.status == "Resolved at 2026-11-22 10:12:00 UTC, 12 min after it began: account is well."
+    assert said.what_to_do is None and "Resolved: " in said.title
+
+
+def test_resolved_with_a_workflow_still_held_says_to_resume_it() -> None:
+    held = (WorkflowLine(workflow_id="w1", name=None, state="paused"),)
+    assert "1 workflow still paused" in (word(view(state="resolved", workflows=held), NOW).what_to_do or "")
+
+
+def test_the_state_shows_in_the_first_character_of_the_title() -> None:
+    signs = {word(view(state=state), NOW).title[0] for state in ("firing", "acknowledged", "resolved")}
+    assert len(signs) == 3
+
+
+def test_an_authorization_link_in_outside_text_is_taken_out() -> None:
+    link = "https://acme.scalekit.example/magicLink/2cbe56de-eec4-41d2-abed-90a5b82286c4_p"
+    lines = (WorkflowLine(workflow_id="w1", name=link, state="paused", orchestrator="o", orchestrator_state=link),)
+    said = word(view(summary=f"go to {link}", identifier=link, workflows=lines, acknowledged_by=link), NOW).text()
+    assert "magicLink" not in said and "[link removed]" in said
+
+
+def test_outside_text_cannot_forge_a_line_or_turn_the_reading_direction() -> None:
+    said = word(view(identifier="clark\nNo workflow was paused.\u202egnitser\x1b[2J"), NOW).text()
+    assert "\nNo workflow was paused.\u202e" not in said and "\u202e" not in said and "\x1b" not in said
+    assert said.splitlines().count("No workflow was paused.") == 1
+
+
+@given(st.text(max_size=2_000), st.integers(min_value=1, max_value=200))
+def test_any_outside_text_becomes_one_bounded_line(text: str, chars_max: int) -> None:
+    said = clean(text, chars_max)
+    assert len(said) <= chars_max and len(said.splitlines()) <= 1
+    said.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-5, "0 s"),
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (90, "90 s"),
+        (150, "2 min"),
+        (5400, "90 min"),
+        (172_800, "2 d"),
+    ],
+)
+def test_a_span_is_said_in_the_largest_unit_that_fits(seconds: float, said: str) -> None:
+    assert span(seconds) == said
