@@ -101,7 +101,7 @@ def who(view: AlertView) -> str:
 
 
 def since(view: AlertView, now: datetime) -> str:
-    said = f"Since {utc(view.opened_at)} ({ago(view.opened_at, now)} this message)"
+    said = f"Since {utc(view.opened_at)} ({ago(view.opened_at, now)})"
     noticed = (view.fired_at - view.opened_at).total_seconds()
     if noticed >= 1:
         said += f"; alert raised {span(noticed)} later"
@@ -190,7 +190,7 @@ def utc(at: datetime) -> str:
 
 def ago(at: datetime, now: datetime) -> str:
     seconds = (now - at).total_seconds()
-    return "at the moment of" if seconds < 1 else f"{span(seconds)} before"
+    return "as this was written" if seconds < 1 else f"{span(seconds)} before this was written"
 
 
 def span(seconds: float) -> str:

@@ -64,7 +64,7 @@ def test_who_names_identifier_provider_account_and_environment() -> None:
 
 def test_since_is_absolute_and_relative_and_says_when_we_noticed() -> None:
     since = word(VIEW, NOW).since
-    assert since == "Since 2026-11-22 10:00:00 UTC (4 min before this message); alert raised 2 s later."
+    assert since == "Since 2026-11-22 10:00:00 UTC (4 min before this was written); alert raised 2 s later."
 
 
 def test_since_in_another_zone_is_told_in_utc() -> None:
@@ -73,7 +73,7 @@ def test_since_in_another_zone_is_told_in_utc() -> None:
 
 
 def test_a_break_ahead_of_our_clock_is_never_a_negative_time() -> None:
-    assert "at the moment of this message" in word(view(opened_at=NOW + timedelta(minutes=1)), NOW).since
+    assert "as this was written" in word(view(opened_at=NOW + timedelta(minutes=1)), NOW).since
 
 
 @pytest.mark.parametrize(("late_seconds", "said"), [(240.0, "4 min"), (30.0, "30 s"), (7200.0, "2 h")])
