@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from pydantic import BaseModel
 
 from service.notify.base import Notifier
@@ -15,10 +16,10 @@ from service.notify.slack import SlackConfig, open_slack
 
 @dataclass(frozen=True, slots=True)
 class NotifierKind:
-    """`Config` validates a section (its `kind` and `name` included) and `open(config)` makes the notifier of it."""
+    """`Config` validates a section (its `kind` and `name` included), `open(config, http)` makes the notifier."""
 
     Config: type[BaseModel]
-    open: Callable[[Any], Notifier]
+    open: Callable[[Any, httpx.AsyncClient | None], Notifier]
 
 
 NOTIFIERS: dict[str, NotifierKind] = {

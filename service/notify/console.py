@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import DeliveryFailed
@@ -47,7 +48,7 @@ class ConsoleNotifier:
         )
 
 
-def open_console(config: ConsoleConfig) -> ConsoleNotifier:
+def open_console(config: ConsoleConfig, http: httpx.AsyncClient | None = None) -> ConsoleNotifier:
     return ConsoleNotifier(config)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
@@ -168,7 +169,8 @@ class SlackNotifier:
         return said
 
 
-def open_slack(config: SlackConfig) -> SlackNotifier:
+def open_slack(config: SlackConfig, http: httpx.AsyncClient | None = None) -> SlackNotifier:
+    """slack-sdk brings a client of its own; `http` is there so that every plug-in opens alike."""
     return SlackNotifier(config)
 
 

@@ -88,7 +88,7 @@ def test_every_notifier_of_the_registry_is_in_this_suite() -> None:
 @pytest.fixture(params=sorted(NOTIFIERS))
 def any_notifier(request: pytest.FixtureRequest, fake: FakeSlack) -> Notifier:
     kind = NOTIFIERS[request.param]
-    return kind.open(kind.Config.model_validate(SECTIONS[request.param](fake)))
+    return kind.open(kind.Config.model_validate(SECTIONS[request.param](fake)), None)
 
 
 async def test_a_notifier_knows_its_name_and_kind(any_notifier: Notifier) -> None:
