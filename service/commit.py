@@ -85,9 +85,15 @@ class Committer:
                 for one in batch:
                     await self._flush([one])
                 return
-            logger.error("receipt.refused_by_database", error=type(exc).__name__, sqlstate=getattr(getattr(exc, "orig", None), "sqlstate", None))
+            logger.error(
+                "receipt.refused_by_database",
+                error=type(exc).__name__,
+                sqlstate=getattr(getattr(exc, "orig", None), "sqlstate", None),
+            )
             if not batch[0][1].done():
-                batch[0][1].set_exception(Unavailable("the database refused this receipt", code="store_refused", retry_after_seconds=60))
+                batch[0][1].set_exception(
+                    Unavailable("the database refused this receipt", code="store_refused", retry_after_seconds=60)
+                )
             return
         for (_, future), outcome in zip(batch, kept, strict=True):
             if not future.done():

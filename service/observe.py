@@ -20,18 +20,35 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("authwatch")
 LOG_FILE_BYTES_MAX = 20 * 1024 * 1024
 LAG_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800, 3600, 21600, 86400)
 
-accepted_total = Counter("authwatch_events_accepted", "Verified events committed, by source and kind", ["source", "kind"])
-duplicates_total = Counter("authwatch_events_duplicate", "Events answered as duplicates, by source and whether the body was the same", ["source", "same_body"])
-rejected_total = Counter("authwatch_requests_rejected", "Requests at the front door that were not kept, by reason", ["source", "reason"])
-lag_seconds = Histogram("authwatch_delivery_lag_seconds", "received_at - occurred_at, by kind", ["kind"], buckets=LAG_BUCKETS_SECONDS)
-requests_seconds = Histogram("authwatch_webhook_seconds", "Time to answer the front door", ["status"], buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10))
+accepted_total = Counter(
+    "authwatch_events_accepted", "Verified events committed, by source and kind", ["source", "kind"]
+)
+duplicates_total = Counter(
+    "authwatch_events_duplicate",
+    "Events answered as duplicates, by source and whether the body was the same",
+    ["source", "same_body"],
+)
+rejected_total = Counter(
+    "authwatch_requests_rejected", "Requests at the front door that were not kept, by reason", ["source", "reason"]
+)
+lag_seconds = Histogram(
+    "authwatch_delivery_lag_seconds", "received_at - occurred_at, by kind", ["kind"], buckets=LAG_BUCKETS_SECONDS
+)
+requests_seconds = Histogram(
+    "authwatch_webhook_seconds",
+    "Time to answer the front door",
+    ["status"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
 
 
 def configure_logging(variables: Mapping[str, str] = os.environ) -> None:
     """JSON lines to AUTHWATCH_LOG_FILE when set (`up` does that), else to stderr."""
     path = variables.get("AUTHWATCH_LOG_FILE")
     handler: logging.Handler = (
-        logging.handlers.RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES_MAX, backupCount=1) if path else logging.StreamHandler(sys.stderr)
+        logging.handlers.RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES_MAX, backupCount=1)
+        if path
+        else logging.StreamHandler(sys.stderr)
     )
     shared = [
         structlog.contextvars.merge_contextvars,

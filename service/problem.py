@@ -48,8 +48,17 @@ def status_of(exc: errors.AuthwatchError) -> int:
     return 500
 
 
-def problem(status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: object) -> Response:
-    body = {"type": f"urn:authwatch:problem:{code}", "title": TITLES.get(status, "Error"), "status": status, "detail": detail, "code": code, **extra}
+def problem(
+    status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: object
+) -> Response:
+    body = {
+        "type": f"urn:authwatch:problem:{code}",
+        "title": TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **extra,
+    }
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 

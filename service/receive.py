@@ -28,7 +28,9 @@ BODY_SECONDS_MAX = 10  # a sender slower than the provider's own time-out is not
 HEADER_CHARS_MAX = 1024
 HEADERS_MAX = 64
 # Kept as evidence: everything but what could be used to sign in somewhere.
-CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key", "x-auth-token", "forwarded-authorization"})
+CREDENTIAL_HEADERS = frozenset(
+    {"authorization", "cookie", "proxy-authorization", "x-api-key", "x-auth-token", "forwarded-authorization"}
+)
 
 
 async def receive(request: Request) -> Response:
@@ -88,18 +90,24 @@ async def accept(
         return {"status": "duplicate", "id": kept.id}, 200
     observe.accepted_total.labels(source.name, receipt.event.kind).inc()
     if receipt.event.occurred_at is not None and receipt.origin == "webhook":
-        observe.lag_seconds.labels(receipt.event.kind).observe(max(0.0, (now - receipt.event.occurred_at).total_seconds()))
+        observe.lag_seconds.labels(receipt.event.kind).observe(
+            max(0.0, (now - receipt.event.occurred_at).total_seconds())
+        )
     return {"status": "quarantined" if quarantined else "accepted", "id": kept.id}, 202
 
 
-def read(source: Source, verified: Verified, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: datetime) -> Receipt:
+def read(
+    source: Source, verified: Verified, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: datetime
+) -> Receipt:
     """What the genuine bytes say. What we cannot read is kept as `quarantine`, with the reason, and never refused."""
     try:
         event = source.provider.normalise(body, verified.message_id)
         occurred_at, clock_suspect = judge_clock(event.occurred_at, now)
     except PayloadUnreadable as exc:
         log.warning("receipt.quarantined", source=source.name, reason=exc.code)
-        event = ProviderEvent(event_id=verified.message_id, type="quarantine", kind="quarantine", details={"reason": exc.code})
+        event = ProviderEvent(
+            event_id=verified.message_id, type="quarantine", kind="quarantine", details={"reason": exc.code}
+        )
         # Its time is unknown, not suspect: nothing it said was read.
         occurred_at, clock_suspect = None, True
     return Receipt(
@@ -118,7 +126,9 @@ def read(source: Source, verified: Verified, headers: Sequence[tuple[bytes, byte
 def with_time(event: ProviderEvent, occurred_at: datetime | None) -> ProviderEvent:
     if event.occurred_at == occurred_at:
         return event
-    return ProviderEvent(**{name: getattr(event, name) for name in ProviderEvent.__slots__} | {"occurred_at": occurred_at})
+    return ProviderEvent(
+        **{name: getattr(event, name) for name in ProviderEvent.__slots__} | {"occurred_at": occurred_at}
+    )
 
 
 def evidence(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -9,21 +9,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import httpx
-from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service import notify, orchestrators, outbound, queue, sinks
 from service.commit import Committer
-from service.errors import ConfigError
 from service.notify.base import Notifier
 from service.observe import log
 from service.orchestrators.base import Orchestrator
-from service.providers import PROVIDERS
 from service.providers.base import Provider
 from service.queue import Nudger
 from service.rules import RuleBook
-from service.settings import Settings, SourceSettings, explain
-from service.signatures import Secret, Verified, parse_secret
+from service.settings import Settings
+from service.signatures import Secret, Verified
 from service.sinks.base import Sink
 from service.store.session import open_engine
 
@@ -89,15 +86,24 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             nudger=nudger,
             rules=rules,
             sources={name: open_source(name, section) for name, section in settings.sources.items()},
-            notifiers={name: open_plug_in("notifiers", notify.NOTIFIERS, name, section, http) for name, section in settings.notifiers.items()},
-            sinks={name: open_plug_in("sinks", sinks.SINKS, name, section, http) for name, section in settings.sinks.items()},
+            notifiers={
+                name: open_plug_in("notifiers", notify.NOTIFIERS, name, section, http)
+                for name, section in settings.notifiers.items()
+            },
+            sinks={
+                name: open_plug_in("sinks", sinks.SINKS, name, section, http)
+                for name, section in settings.sinks.items()
+            },
             orchestrators={
                 name: open_plug_in("orchestrators", orchestrators.ORCHESTRATORS, name, section, http)
                 for name, section in settings.orchestrators.items()
             },
             http=http,
         )
-        for task in (asyncio.create_task(committer.run(), name="committer"), asyncio.create_task(nudger.run(), name="nudger")):
+        for task in (
+            asyncio.create_task(committer.run(), name="committer"),
+            asyncio.create_task(nudger.run(), name="nudger"),
+        ):
             stack.push_async_callback(stop, task)
         yield runtime
 

@@ -93,7 +93,11 @@ class Environment:
             return None
         try:
             parts = urlsplit(value)
-            valid = parts.scheme in schemes and bool(parts.hostname or parts.query) and (parts.port is None or parts.port > 0)
+            valid = (
+                parts.scheme in schemes
+                and bool(parts.hostname or parts.query)
+                and (parts.port is None or parts.port > 0)
+            )
         except ValueError:
             valid = False
         if not valid:
@@ -151,7 +155,11 @@ def built_in_sources(env: Environment) -> dict[str, SourceSettings]:
 
 
 def built_in_notifiers(env: Environment) -> dict[str, dict[str, Any]]:
-    token, channel, api_url = env.get("SLACK_BOT_TOKEN"), env.get("SLACK_CHANNEL"), env.url("SLACK_API_URL", "https", "http")
+    token, channel, api_url = (
+        env.get("SLACK_BOT_TOKEN"),
+        env.get("SLACK_CHANNEL"),
+        env.url("SLACK_API_URL", "https", "http"),
+    )
     if token is None:
         return {"console": {"kind": "console"}}
     if channel is None:
@@ -195,7 +203,9 @@ def read_config(path: Path, env: Environment) -> ConfigFile:
     except (YAMLError, ValueError) as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path.name}{where}: not YAML: {getattr(exc, 'problem', None) or type(exc).__name__}") from exc
+        raise ConfigError(
+            f"{path.name}{where}: not YAML: {getattr(exc, 'problem', None) or type(exc).__name__}"
+        ) from exc
     try:
         return ConfigFile.model_validate(resolve(loaded or {}, env))
     except ValidationError as exc:

@@ -196,19 +196,25 @@ async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
 
 async def read_after(conn: AsyncConnection, position: int, limit: int) -> list[Event]:
     """The next rows in commit order."""
-    rows = await conn.execute(select(*SELECTED).where(events.c.position > position).order_by(events.c.position).limit(limit))
+    rows = await conn.execute(
+        select(*SELECTED).where(events.c.position > position).order_by(events.c.position).limit(limit)
+    )
     return [to_event(row) for row in rows]
 
 
 async def head(conn: AsyncConnection) -> tuple[int, datetime | None]:
     """Position and `received_at` of the newest row; (0, None) on an empty log."""
-    row = (await conn.execute(select(events.c.position, events.c.received_at).order_by(events.c.position.desc()).limit(1))).first()
+    row = (
+        await conn.execute(select(events.c.position, events.c.received_at).order_by(events.c.position.desc()).limit(1))
+    ).first()
     return (row.position, row.received_at) if row else (0, None)
 
 
 async def lag_after(conn: AsyncConnection, position: int, *, items_max: int = 100_000) -> tuple[int, datetime | None]:
     """`(how many rows wait after position, counted up to items_max; received_at of the oldest of them)`."""
-    waiting = select(events.c.position, events.c.received_at).where(events.c.position > position).order_by(events.c.position)
+    waiting = (
+        select(events.c.position, events.c.received_at).where(events.c.position > position).order_by(events.c.position)
+    )
     oldest = (await conn.execute(waiting.limit(1))).first()
     if oldest is None:
         return 0, None
@@ -222,7 +228,9 @@ async def receipt_of(conn: AsyncConnection, event_row_id: str) -> Row[Any] | Non
 
 async def ensure_partitions(conn: AsyncConnection, *, days_ahead: int = PARTITION_DAYS_AHEAD) -> int:
     """Makes yesterday's to `days_ahead` days' partitions where missing; how many were made."""
-    made = await conn.execute(text("SELECT ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, :days)"), {"days": days_ahead + 2})
+    made = await conn.execute(
+        text("SELECT ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, :days)"), {"days": days_ahead + 2}
+    )
     return int(made.scalar_one())
 
 

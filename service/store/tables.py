@@ -118,7 +118,7 @@ accounts = Table(
     Column("status", Text),
     Column("status_since", Instant),  # occurred_at of the event that changed it
     Column("not_well", JSONB, nullable=False, server_default=text("'{}'")),  # status -> first seen, since last ACTIVE
-    Column("last_status_key", JSONB),  # order key of the newest event that said a status
+    Column("last_status_at", Instant),  # occurred_at of the newest event that said a status
     Column("last_event_at", Instant),
     Column("last_refresh_at", Instant),
     Column("last_refresh_outcome", Text),

@@ -1,0 +1,228 @@
+"""What every call of /v1 shares: who is asking, reading query and body strictly, durations, cursors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import BadRequest, Forbidden, RequestTimeout, TooLarge, Unauthorized
+from service.runtime import Runtime
+from service.store import tokens
+from service.store.session import begin
+from service.store.tokens import SCOPES
+
+JSON_BYTES_MAX = 1024 * 1024
+JSON_SECONDS_MAX = 10
+CURSOR_CHARS_MAX = 400
+DURATION = re.compile(r"(\d{1,9})([smhd])")
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused: a misspelt filter must not answer as if it filtered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def storable(value: Any) -> Any:
+    """Postgres text takes neither NUL nor lone surrogates."""
+    if isinstance(value, str) and ("\x00" in value or any("\ud800" <= char <= "\udfff" for char in value)):
+        raise ValueError("has a character that cannot be stored")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(storable)]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of /v1 as its handler declares it; `routes.py` makes the route and OpenAPI from the same value."""
+
+    method: str
+    path: str
+    handler: Handler
+    scope: str | None
+    summary: str
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    ok: int = 200
+
+
+def runtime_of(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+def guarded(call: Call) -> Handler:
+    """401 without a token, 403 outside its scopes."""
+
+    async def endpoint(request: Request) -> Response:
+        if call.scope is not None:
+            request.state.actor = await authorize(request, call.scope)
+        return await call.handler(request)
+
+    return endpoint
+
+
+async def authorize(request: Request, scope: str) -> str:
+    """The name of who asks."""
+    runtime = runtime_of(request)
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    text = text.strip()
+    if scheme.lower() != "bearer" or not text or len(text) > 500:
+        raise Unauthorized("send `Authorization: Bearer TOKEN`; make a token with `authwatch tokens create`")
+    admin = runtime.settings.admin_token
+    if admin is not None and hmac.compare_digest(
+        text.encode("utf-8", "surrogatepass"), admin.get_secret_value().encode()
+    ):
+        return "admin"
+    async with begin(runtime.engine) as conn:
+        token = await tokens.find(conn, text)
+        if token is not None:
+            await tokens.used(conn, token.id)
+    if token is None:
+        raise Unauthorized("this token is not known, or was revoked", code="token_unknown")
+    if scope not in token.scopes:
+        raise Forbidden(
+            f'this call needs the scope "{scope}"; the token has {", ".join(sorted(token.scopes)) or "none"}',
+            code="scope_missing",
+        )
+    return token.name
+
+
+def read_query(request: Request, model: type[M]) -> M:
+    seen: dict[str, str] = {}
+    for key, value in request.query_params.multi_items():
+        if key in seen:
+            raise BadRequest(f'"{key[:50]}" is given twice', code="invalid_query")
+        seen[key] = value
+    return validate(model, seen, "query")
+
+
+async def read_json(request: Request, model: type[M], *, optional: bool = False) -> M:
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(JSON_SECONDS_MAX):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > JSON_BYTES_MAX:
+                    raise TooLarge(f"the body is larger than {JSON_BYTES_MAX} bytes", code="body_too_large")
+                chunks.append(chunk)
+    except TimeoutError as exc:
+        raise RequestTimeout("the body did not arrive in time") from exc
+    raw = b"".join(chunks)
+    if not raw and optional:
+        return validate(model, {}, "body")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest("the body is not JSON", code="invalid_json") from exc
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object", code="invalid_body")
+    return validate(model, value, "body")
+
+
+def validate(model: type[M], value: Mapping[str, Any], what: str) -> M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        error = exc.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in error["loc"])[:100]
+        if error["type"] == "extra_forbidden":
+            raise BadRequest(
+                f'{what}: "{where}" is not known; known: {", ".join(model.model_fields)}', code=f"invalid_{what}"
+            ) from exc
+        raise BadRequest(f"{what}: {where}: {error['msg']}", code=f"invalid_{what}") from exc
+
+
+def path_text(request: Request, name: str) -> str:
+    value = str(request.path_params[name])
+    try:
+        return str(storable(value))
+    except ValueError as exc:
+        raise BadRequest(f"the {name} in the path cannot be stored", code="invalid_path") from exc
+
+
+def aware(value: Any) -> Any:
+    """RFC 3339 with an offset; a time without one would mean something else to everyone."""
+    if isinstance(value, str):
+        # A `+` in a query string arrives as a space.
+        parsed = datetime.fromisoformat(value.strip().replace(" ", "+"))
+        if parsed.tzinfo is None:
+            raise ValueError("needs an offset, such as Z")
+        return parsed.astimezone(UTC)
+    return value
+
+
+Instant = Annotated[datetime, BeforeValidator(aware)]
+
+
+def duration(value: Any) -> Any:
+    """`30s`, `10m`, `2h`, `1d`, or seconds as a number."""
+    if isinstance(value, str):
+        match = DURATION.fullmatch(value)
+        if match is None:
+            raise ValueError("write a duration such as 30s, 10m, 2h or 1d")
+        return timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("write a duration such as 30s, 10m, 2h or 1d")
+    return timedelta(seconds=value)
+
+
+Duration = Annotated[timedelta, BeforeValidator(duration)]
+
+
+def safe_json(value: Any, *, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """For what came from outside: escaped, so that a lone surrogate a provider sent cannot break the answer."""
+    return Response(
+        json.dumps(value, ensure_ascii=True), status_code=status_code, media_type="application/json", headers=headers
+    )
+
+
+def write_cursor(resource: str, *parts: object) -> str:
+    """Opaque, versioned and bound to its resource."""
+    return base64.urlsafe_b64encode(json.dumps(["v1", resource, *parts], default=str).encode()).decode().rstrip("=")
+
+
+def read_cursor(resource: str, cursor: str, count: int) -> list[Any]:
+    try:
+        if len(cursor) > CURSOR_CHARS_MAX:
+            raise ValueError
+        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(parts, list) or parts[:2] != ["v1", resource] or len(parts) != count + 2:
+            raise ValueError
+        return parts[2:]
+    except (ValueError, binascii.Error, RecursionError) as exc:
+        raise BadRequest("this cursor is not one of ours; start again without it", code="invalid_cursor") from exc
+
+
+__all__ = [
+    "SCOPES",
+    "Call",
+    "Duration",
+    "Instant",
+    "Strict",
+    "Text",
+    "guarded",
+    "read_json",
+    "read_query",
+    "runtime_of",
+    "safe_json",
+]

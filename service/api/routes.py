@@ -1,0 +1,16 @@
+"""Every call of the API, in one list; routes and OpenAPI are made from it."""
+
+from __future__ import annotations
+
+from service.api import accounts, alerts, events, gate, siem, status, workflows
+from service.api.http import Call
+
+CALLS: tuple[Call, ...] = (
+    *events.CALLS,
+    *accounts.CALLS,
+    *workflows.CALLS,
+    *gate.CALLS,
+    *alerts.CALLS,
+    *siem.CALLS,
+    *status.CALLS,
+)

@@ -1,0 +1,247 @@
+"""What follows from a verdict or a person's word: holds placed and let go, workflows paused and resumed, actions queued.
+
+All of it in the caller's transaction: the pause is real at its commit, telling the orchestrator follows from a row.
+`Consequences.decisions` is for the log, which the caller appends last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import WELL, AccountKey, rfc3339
+from service.store import actions as action_store
+from service.store import alerts as alert_store
+from service.store import workflows as workflow_store
+from service.store.accounts import Account
+from service.store.actions import NOTIFY, PAUSE, RESUME, NewAction
+from service.store.alerts import Alert
+from service.store.log import Decision
+from service.store.workflows import Hold, Workflow
+
+
+@dataclass(slots=True)
+class Consequences:
+    decisions: list[Decision] = field(default_factory=list)
+    acted: bool = False  # some action was queued: whoever acts should look now
+    release_due: dict[AccountKey, datetime] = field(default_factory=dict)
+    fired: int = 0
+    too_late: int = 0
+
+
+async def follow(
+    conn: AsyncConnection,
+    *,
+    accounts: Mapping[AccountKey, Account],
+    alerts: Mapping[AccountKey, Sequence[Alert]],
+    dependents: Mapping[AccountKey, Sequence[Workflow]],
+    fired: Sequence[Alert],
+    resolved: Sequence[Alert],
+    now: datetime,
+    notifiers: Sequence[str],
+) -> Consequences:
+    """From the alerts of these accounts as they now stand. Their locks must be held."""
+    out = Consequences(fired=sum(1 for alert in fired if not alert.discovered_late))
+    existing = await workflow_store.account_holds(conn, list(accounts))
+    wanted = [
+        workflow_store.make_hold(
+            workflow, alert_id=alert.id, account=key, scope=workflow.pause, reason=alert.summary, now=now
+        )
+        for key in accounts
+        for alert in alerts[key]
+        if alert.pauses and alert.condition_ended_at is None and not alert.discovered_late
+        for workflow in dependents[key]
+    ]
+    have = {(hold.workflow_id, hold.alert_id) for hold in existing}
+    missing = [hold for hold in wanted if (hold.workflow_id, hold.alert_id) not in have]
+    known = {alert.id: alert for of_account in alerts.values() for alert in of_account}
+    known |= await alert_store.load_many(
+        conn, {hold.alert_id for hold in existing if hold.alert_id and hold.alert_id not in known}
+    )
+    affected = await workflow_store.load_many(conn, {hold.workflow_id for hold in (*missing, *existing)})
+    release: list[Hold] = []
+    for hold in existing:
+        at = release_at(hold, known, affected, accounts)
+        if at is None:
+            continue
+        if at <= now:
+            release.append(hold)
+        else:
+            assert hold.account is not None
+            out.release_due[hold.account] = min(at, out.release_due.get(hold.account, at))
+
+    before = await paused(conn, affected)
+    placed = set(await workflow_store.place_holds(conn, missing)) if missing else set()
+    await workflow_store.release_holds(conn, [hold.id for hold in release], now, "account_well")
+    new_holds = [hold for hold in missing if hold.workflow_id in placed]
+    await settle(conn, out, affected, before, new_holds, release, now, reason="account_well")
+
+    held_by: dict[str, list[str]] = {}
+    for hold in new_holds:
+        held_by.setdefault(hold.alert_id or "", []).append(hold.workflow_id)
+    for alert in fired:
+        account = accounts.get(alert.account) if alert.account else None
+        out.decisions.append(alert_decision(alert, "alert.firing", now, account, held_by.get(alert.id, ())))
+    for alert in resolved:
+        account = accounts.get(alert.account) if alert.account else None
+        out.decisions.append(alert_decision(alert, "alert.resolved", now, account))
+    loud = {alert.id for alert in (*fired, *resolved) if not alert.discovered_late}
+    loud |= {hold.alert_id for hold in (*new_holds, *release) if hold.alert_id}
+    await notify(conn, out, loud, notifiers, now)
+    return out
+
+
+def release_at(
+    hold: Hold, alerts: Mapping[str, Alert], workflows: Mapping[str, Workflow], accounts: Mapping[AccountKey, Account]
+) -> datetime | None:
+    """When this hold may go by itself: once its trouble is over and the account has been well for `stable_for`."""
+    alert = alerts.get(hold.alert_id or "")
+    workflow = workflows.get(hold.workflow_id)
+    account = accounts.get(hold.account) if hold.account else None
+    if alert is None or alert.condition_ended_at is None or account is None or account.status != WELL:
+        return None
+    if workflow is not None and workflow.resume != "auto":
+        return None
+    well_since = max(alert.condition_ended_at, account.status_since or alert.condition_ended_at)
+    return well_since + timedelta(seconds=alert.stable_for_seconds)
+
+
+async def paused(conn: AsyncConnection, workflows: Collection[str]) -> set[str]:
+    """Which of these are paused as a whole right now."""
+    if not workflows:
+        return set()
+    return {
+        hold.workflow_id
+        for hold in await workflow_store.open_holds(conn, workflow_ids=list(workflows))
+        if hold.scope == "workflow"
+    }
+
+
+async def settle(
+    conn: AsyncConnection,
+    out: Consequences,
+    workflows: Mapping[str, Workflow],
+    before: set[str],
+    placed: Sequence[Hold],
+    released: Sequence[Hold],
+    now: datetime,
+    *,
+    reason: str,
+) -> None:
+    """Holds have changed: say which workflows are paused or resumed by it, and have their orchestrators told."""
+    after = await paused(conn, workflows)
+    for workflow_id, workflow in sorted(workflows.items()):
+        mine = [hold for hold in placed if hold.workflow_id == workflow_id]
+        gone = [hold for hold in released if hold.workflow_id == workflow_id]
+        if workflow_id in after and workflow_id not in before:
+            out.decisions.append(
+                workflow_decision(
+                    workflow, "workflow.paused", mine, now, mine[0].reason if mine else reason, "workflow"
+                )
+            )
+            if workflow.orchestrator_name is not None:
+                await ask_orchestrator(conn, out, workflow, PAUSE, mine, now, mine[0].reason if mine else reason)
+        elif workflow_id in before and workflow_id not in after:
+            out.decisions.append(workflow_decision(workflow, "workflow.resumed", gone, now, reason, "workflow"))
+            if workflow.orchestrator_held and workflow.active:
+                await ask_orchestrator(conn, out, workflow, RESUME, gone, now, reason)
+        for hold in mine:
+            if hold.scope == "account":
+                out.decisions.append(
+                    workflow_decision(workflow, "workflow.paused", [hold], now, hold.reason, "account")
+                )
+        for hold in gone:
+            if hold.scope == "account":
+                out.decisions.append(workflow_decision(workflow, "workflow.resumed", [hold], now, reason, "account"))
+
+
+async def ask_orchestrator(
+    conn: AsyncConnection,
+    out: Consequences,
+    workflow: Workflow,
+    kind: str,
+    holds: Sequence[Hold],
+    now: datetime,
+    reason: str,
+) -> None:
+    """One row; resume undoes only what we did, so it is asked only where our own pause was."""
+    assert workflow.orchestrator_name is not None
+    await workflow_store.set_orchestrator_held(conn, workflow.workflow_id, kind == PAUSE)
+    new = NewAction(
+        kind=kind,
+        destination=workflow.orchestrator_name,
+        lane=f"workflow:{workflow.workflow_id}",
+        alert_id=next((hold.alert_id for hold in holds if hold.alert_id), None),
+        workflow_id=workflow.workflow_id,
+        payload={"ref": workflow.orchestrator_ref or workflow.workflow_id, "reason": reason},
+    )
+    await action_store.add(conn, [new], now)
+    out.acted = True
+
+
+async def notify(
+    conn: AsyncConnection, out: Consequences, alert_ids: Collection[str | None], notifiers: Sequence[str], now: datetime
+) -> None:
+    """Each notifier's message about these alerts is posted, or edited to their state of then."""
+    new = [
+        NewAction(kind=NOTIFY, destination=name, lane=f"{NOTIFY}:{name}:{alert_id}", alert_id=alert_id)
+        for alert_id in sorted(alert_id for alert_id in alert_ids if alert_id)
+        for name in notifiers
+    ]
+    if new:
+        await action_store.add(conn, new, now)
+        out.acted = True
+
+
+def alert_decision(
+    alert: Alert,
+    kind: str,
+    now: datetime,
+    account: Account | None,
+    workflow_ids: Sequence[str] = (),
+    reason: str | None = None,
+) -> Decision:
+    """An alert's change as a row of the log; SIEM copies and the feed read it from there."""
+    return Decision(
+        kind=kind,
+        subject_id=alert.id,
+        occurred_at=now,
+        account=alert.account,
+        connection_id=alert.connection_id,
+        provider=account.provider if account else None,
+        identifier=account.identifier if account else None,
+        status=account.status if account else None,
+        details={
+            "alert_id": alert.id,
+            "rule_id": alert.rule_id,
+            "severity": alert.severity,
+            "summary": alert.summary,
+            "state": alert.state,
+            "reason": reason or alert.resolved_reason,
+            "opened_at": rfc3339(alert.opened_at),
+            "discovered_late": alert.discovered_late,
+            "workflow_ids": list(workflow_ids),
+            "dedup_key": alert.dedup_key,
+        },
+    )
+
+
+def workflow_decision(
+    workflow: Workflow, kind: str, holds: Sequence[Hold], now: datetime, reason: str, scope: str
+) -> Decision:
+    account = next((hold.account for hold in holds if hold.account), None)
+    return Decision(
+        kind=kind,
+        subject_id=workflow.workflow_id,
+        occurred_at=now,
+        account=account,
+        details={
+            "workflow_id": workflow.workflow_id,
+            "alert_ids": [hold.alert_id for hold in holds if hold.alert_id],
+            "reason": reason,
+            "scope": scope,
+        },
+    )

@@ -1,0 +1,87 @@
+"""Is anything behind, stalled or stranded? One reading of the database, for /v1/health, /metrics and the heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import rfc3339
+from service.store import accounts, actions, log, readers
+
+STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
+BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
+STRANDED_AFTER = timedelta(minutes=5)
+DEADLINE_SLACK = timedelta(seconds=10)
+
+
+async def evaluation_lag(conn: AsyncConnection) -> tuple[int, float]:
+    """(events not yet evaluated, age of the oldest of them in seconds)."""
+    now = await readers.clock(conn)
+    items, oldest = await log.lag_after(conn, await readers.position(conn, readers.EVALUATOR))
+    return items, max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
+
+
+async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
+    """Each part with its lag in items and seconds; `current` is what the outside heartbeat depends on."""
+    now = await readers.clock(conn)
+    beats = await readers.beats(conn)
+    rows = {row.name: row for row in await readers.all_readers(conn)}
+    bad = await readers.poison_counts(conn)
+
+    evaluator_items, evaluator_seconds = await evaluation_lag(conn)
+    open_actions, oldest_action, failed_actions = await actions.waiting(conn)
+    next_due = await accounts.next_due(conn)
+    deadline_late = bool(next_due and now - next_due > DEADLINE_SLACK)
+    parts: dict[str, Any] = {
+        "evaluator": part(now, beats.get("evaluator"), evaluator_items, evaluator_seconds)
+        | {
+            "overdue_deadlines": deadline_late,
+            "position": rows[readers.EVALUATOR].position if readers.EVALUATOR in rows else 0,
+        },
+        "actions": part(
+            now, beats.get("actions"), open_actions, (now - oldest_action).total_seconds() if oldest_action else 0.0
+        )
+        | {"failed": failed_actions},
+        "sweep": part(now, beats.get("sweep"), 0, 0.0),
+    }
+    sink_parts: dict[str, Any] = {}
+    for name in sinks:
+        row = rows.get(f"sink:{name}")
+        items, oldest = await log.lag_after(conn, row.position if row else 0)
+        sink_parts[name] = part(now, beats.get("sinks"), items, (now - oldest).total_seconds() if oldest else 0.0) | {
+            "last_ok_at": rfc3339(row.last_ok_at) if row else None,
+            "last_error": row.last_error if row else None,
+            "last_code": row.last_code if row else None,
+            "poison": bad.get(f"sink:{name}", 0),
+        }
+    behind = [
+        name
+        for name, value in parts.items()
+        if not value["alive"]
+        or value.get("overdue_deadlines")
+        or (name == "evaluator" and evaluator_seconds > BEHIND_AFTER_SECONDS)
+    ]
+    stranded = failed_actions + (1 if oldest_action and now - oldest_action > STRANDED_AFTER else 0)
+    if oldest_action and now - oldest_action > STRANDED_AFTER:
+        behind.append("actions")
+    return {
+        "status": "ok" if not behind else "degraded",
+        "current": not behind,
+        "behind": sorted(set(behind)),
+        **parts,
+        "sinks": sink_parts,
+        "stranded": stranded,
+        "at": rfc3339(now),
+    }
+
+
+def part(now: datetime, beat: datetime | None, items: int, seconds: float) -> dict[str, Any]:
+    return {
+        "alive": beat is not None and now - beat <= STALE_AFTER,
+        "last_seen_at": rfc3339(beat),
+        "lag_items": items,
+        "lag_seconds": round(max(0.0, seconds), 3),
+    }

@@ -1,0 +1,345 @@
+"""What a person or a script says of a workflow or an alert, in one transaction: put, delete, pause, resume, acknowledge,
+snooze, resolve. The same locks and the same judgement as the evaluator's, so that neither order of the two misses a break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import consequences
+from service.consequences import Consequences
+from service.errors import BadRequest, Conflict, NotFound
+from service.event import WELL, AccountKey
+from service.judge import judge
+from service.rules import RuleBook
+from service.store import accounts as account_store
+from service.store import alerts as alert_store
+from service.store import log, readers
+from service.store import workflows as workflow_store
+from service.store.actions import PAUSE, RESUME
+from service.store.alerts import Alert
+from service.store.log import Decision
+from service.store.tables import accounts as accounts_table
+from service.store.tables import alerts as alerts_table
+from service.store.workflows import Dependency, Hold, Workflow
+
+CONNECTION_ACCOUNTS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Who steers, with what: plain values the transaction needs."""
+
+    actor: str
+    rules: RuleBook
+    notifiers: Sequence[str]
+    orchestrators: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A workflow as PUT describes it."""
+
+    workflow_id: str
+    name: str | None
+    account_ids: tuple[str, ...]
+    connection_ids: tuple[str, ...]
+    active: bool
+    pause: str
+    resume: str
+    orchestrator_name: str | None
+    orchestrator_ref: str | None
+
+
+async def put_workflow(conn: AsyncConnection, wanted: Wanted, context: Context) -> Workflow:
+    """Idempotent. Never resumes; joins the open episode of an account that is already broken."""
+    if wanted.orchestrator_name is not None and wanted.orchestrator_name not in context.orchestrators:
+        known = ", ".join(context.orchestrators) or "none is configured"
+        raise BadRequest(
+            f'no orchestrator named "{wanted.orchestrator_name}"; known: {known}', code="unknown_orchestrator"
+        )
+    await workflow_store.lock(conn, wanted.workflow_id)
+    old = await workflow_store.load(conn, wanted.workflow_id)
+    old_dependencies = await workflow_store.dependencies_of(conn, wanted.workflow_id) if old else []
+    await account_store.lock(conn, lock_ids(wanted.account_ids, wanted.connection_ids, old_dependencies))
+    now = await readers.clock(conn)
+    new_dependencies = await resolve(conn, wanted)
+    workflow = Workflow(
+        workflow_id=wanted.workflow_id,
+        name=wanted.name,
+        account_ids=wanted.account_ids,
+        connection_ids=wanted.connection_ids,
+        active=wanted.active,
+        pause=wanted.pause,
+        resume=wanted.resume,
+        orchestrator_name=wanted.orchestrator_name,
+        orchestrator_ref=wanted.orchestrator_ref,
+        orchestrator_held=old.orchestrator_held if old else False,
+        created_at=old.created_at if old else now,
+        updated_at=now,
+    )
+    out = Consequences()
+    before = await consequences.paused(conn, [workflow.workflow_id])
+    moved = (
+        old is not None
+        and old.orchestrator_held
+        and (old.orchestrator_name, old.orchestrator_ref) != (wanted.orchestrator_name, wanted.orchestrator_ref)
+    )
+    if moved and old is not None:
+        # What we paused at the old place is put back there before the new place is told.
+        await consequences.ask_orchestrator(
+            conn, out, old, RESUME, [], now, "the workflow moved to another orchestrator"
+        )
+        workflow = replace(workflow, orchestrator_held=False)
+    await workflow_store.save(conn, workflow, new_dependencies)
+    if old is not None and old.pause != workflow.pause:
+        await workflow_store.rescope(conn, workflow.workflow_id, workflow.pause)
+    dropped = await drop_holds(conn, workflow, new_dependencies, now)
+    await consequences.settle(
+        conn, out, {workflow.workflow_id: workflow}, before, [], dropped, now, reason="dependency_dropped"
+    )
+    out.decisions.append(audit(context.actor, "workflow.put", workflow.workflow_id, now))
+    await rejudge(conn, [*old_dependencies, *new_dependencies], context, out)
+    paused = workflow.workflow_id in await consequences.paused(conn, [workflow.workflow_id])
+    current = await workflow_store.load(conn, workflow.workflow_id)
+    assert current is not None
+    if current.active and current.orchestrator_name is not None and paused and not current.orchestrator_held:
+        await consequences.ask_orchestrator(conn, out, current, PAUSE, [], now, "the workflow is paused")
+    elif current.active and current.orchestrator_held and not paused:
+        await consequences.ask_orchestrator(conn, out, current, RESUME, [], now, "nothing holds the workflow any more")
+    await log.append(conn, out.decisions)
+    return current
+
+
+async def delete_workflow(conn: AsyncConnection, workflow_id: str, context: Context) -> None:
+    """Its holds go, and what we paused at its orchestrator is put back."""
+    workflow, dependencies, now = await open_workflow(conn, workflow_id)
+    out = Consequences()
+    before = await consequences.paused(conn, [workflow_id])
+    open_holds = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
+    await workflow_store.release_holds(conn, [hold.id for hold in open_holds], now, "workflow_deleted")
+    # Put back even when it was declared inactive meanwhile: nobody else will remember that we paused it.
+    await consequences.settle(
+        conn, out, {workflow_id: replace(workflow, active=True)}, before, [], open_holds, now, reason="workflow_deleted"
+    )
+    await workflow_store.remove(conn, workflow_id)
+    out.decisions.append(audit(context.actor, "workflow.delete", workflow_id, now))
+    await rejudge(conn, dependencies, context, out)
+    await log.append(conn, out.decisions)
+
+
+async def pause_workflow(conn: AsyncConnection, workflow_id: str, reason: str, context: Context) -> Workflow:
+    """A person's hold; a second one changes nothing."""
+    workflow, _, now = await open_workflow(conn, workflow_id)
+    out = Consequences()
+    before = await consequences.paused(conn, [workflow_id])
+    hold = workflow_store.make_hold(workflow, alert_id=None, account=None, scope="workflow", reason=reason, now=now)
+    placed = [hold] if await workflow_store.place_holds(conn, [hold]) else []
+    if placed:
+        await consequences.settle(conn, out, {workflow_id: workflow}, before, placed, [], now, reason=reason)
+        out.decisions.append(audit(context.actor, "workflow.pause", workflow_id, now, reason))
+    await log.append(conn, out.decisions)
+    return workflow
+
+
+async def resume_workflow(conn: AsyncConnection, workflow_id: str, reason: str, context: Context) -> Workflow:
+    """Lifts the holds of now, whoever placed them; the same episodes do not hold it again."""
+    workflow, _, now = await open_workflow(conn, workflow_id)
+    out = Consequences()
+    before = await consequences.paused(conn, [workflow_id])
+    lifted = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
+    await workflow_store.release_holds(conn, [hold.id for hold in lifted], now, "person")
+    if lifted:
+        await consequences.settle(conn, out, {workflow_id: workflow}, before, [], lifted, now, reason=reason)
+        out.decisions.append(audit(context.actor, "workflow.resume", workflow_id, now, reason))
+        await consequences.notify(conn, out, {hold.alert_id for hold in lifted}, context.notifiers, now)
+    await log.append(conn, out.decisions)
+    return workflow
+
+
+async def acknowledge_alert(conn: AsyncConnection, alert_id: str, context: Context) -> Alert:
+    alert, now = await open_alert(conn, alert_id)
+    if alert.state == "resolved":
+        raise Conflict("this alert is already resolved", code="already_resolved")
+    if alert.state == "acknowledged":
+        return alert
+    alert = replace(alert, state="acknowledged", acknowledged_at=now, acknowledged_by=context.actor)
+    return await change_alert(conn, alert, "alert.acknowledged", now, context)
+
+
+async def snooze_alert(conn: AsyncConnection, alert_id: str, until: datetime, context: Context) -> Alert:
+    """Quiets repeats until then. Pauses, holds and the gate are untouched."""
+    alert, now = await open_alert(conn, alert_id)
+    if alert.state == "resolved":
+        raise Conflict("this alert is already resolved", code="already_resolved")
+    alert = replace(alert, snoozed_until=until)
+    await alert_store.save(conn, [alert])
+    await log.append(conn, [audit(context.actor, "alert.snooze", alert.id, now)])
+    return alert
+
+
+async def resolve_alert(conn: AsyncConnection, alert_id: str, context: Context) -> Alert:
+    """Closes the alert by hand. Its holds stay until the account is well or a person resumes."""
+    alert, now = await open_alert(conn, alert_id)
+    if alert.state == "resolved":
+        return alert
+    # An alert of our own about no account has no condition that could end by itself.
+    ended = now if alert.account is None else alert.condition_ended_at
+    alert = replace(alert, state="resolved", resolved_at=now, resolved_reason="manual", condition_ended_at=ended)
+    return await change_alert(conn, alert, "alert.resolved", now, context)
+
+
+async def change_alert(conn: AsyncConnection, alert: Alert, kind: str, now: datetime, context: Context) -> Alert:
+    await alert_store.save(conn, [alert])
+    out = Consequences()
+    await consequences.notify(conn, out, [alert.id], context.notifiers, now)
+    account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
+    out.decisions.append(consequences.alert_decision(alert, kind, now, account))
+    out.decisions.append(audit(context.actor, kind, alert.id, now))
+    await log.append(conn, out.decisions)
+    return alert
+
+
+async def open_workflow(conn: AsyncConnection, workflow_id: str) -> tuple[Workflow, list[Dependency], datetime]:
+    await workflow_store.lock(conn, workflow_id)
+    workflow = await workflow_store.load(conn, workflow_id)
+    if workflow is None:
+        raise NotFound("no workflow of that id; put it first", code="unknown_workflow")
+    dependencies = await workflow_store.dependencies_of(conn, workflow_id)
+    await account_store.lock(conn, lock_ids((), (), dependencies))
+    return workflow, dependencies, await readers.clock(conn)
+
+
+async def open_alert(conn: AsyncConnection, alert_id: str) -> tuple[Alert, datetime]:
+    alert = await alert_store.load(conn, alert_id)
+    if alert is None:
+        raise NotFound("no alert of that id", code="unknown_alert")
+    if alert.account is not None:
+        await account_store.lock(conn, [alert.account.account_id])
+        alert = await alert_store.load(conn, alert_id) or alert
+    return alert, await readers.clock(conn)
+
+
+def lock_ids(account_ids: Iterable[str], connection_ids: Iterable[str], dependencies: Sequence[Dependency]) -> set[str]:
+    """Short ids, as the evaluator takes them: of a full form, its last part too."""
+    written = {*account_ids, *connection_ids}
+    return (
+        written
+        | {name.split(":", 2)[2] for name in written if name.count(":") >= 2}
+        | {dependency.target_id for dependency in dependencies}
+    )
+
+
+async def resolve(conn: AsyncConnection, wanted: Wanted) -> list[Dependency]:
+    """Each id bound to its account where there is one; Conflict when a short id means several."""
+    found: list[Dependency] = []
+    for written in wanted.account_ids:
+        account = await account_store.find(conn, written)
+        if account is not None:
+            key: AccountKey | None = account.key
+        else:
+            key = account_store.parse_key(written) if written.count(":") >= 2 else None
+        found.append(
+            Dependency(
+                kind="account",
+                written=written,
+                source=key.source if key else None,
+                environment_id=key.environment_id if key else None,
+                target_id=key.account_id if key else written,
+            )
+        )
+    for written in wanted.connection_ids:
+        full = account_store.parse_key(written) if written.count(":") >= 2 else None
+        found.append(
+            Dependency(
+                kind="connection",
+                written=written,
+                source=full.source if full else None,
+                environment_id=full.environment_id if full else None,
+                target_id=full.account_id if full else written,
+            )
+        )
+    return found
+
+
+async def drop_holds(
+    conn: AsyncConnection, workflow: Workflow, depends_on: Sequence[Dependency], now: datetime
+) -> list[Hold]:
+    """Alerts' holds whose account this workflow no longer depends on, or all of them when it is no longer active."""
+    mine = [
+        hold
+        for hold in await workflow_store.open_holds(conn, workflow_ids=[workflow.workflow_id])
+        if hold.alert_id is not None
+    ]
+    rows = await account_store.load(conn, list({hold.account for hold in mine if hold.account}))
+    gone = [
+        hold
+        for hold in mine
+        if not workflow.active
+        or hold.account is None
+        or not any(meets(dependency, hold.account, rows) for dependency in depends_on)
+    ]
+    reason = "dependency_dropped" if workflow.active else "workflow_inactive"
+    await workflow_store.release_holds(conn, [hold.id for hold in gone], now, reason)
+    return gone
+
+
+def meets(dependency: Dependency, key: AccountKey, rows: dict[AccountKey, account_store.Account]) -> bool:
+    row = rows.get(key)
+    target = key.account_id if dependency.kind == "account" else row.connection_id if row else None
+    return (
+        dependency.target_id == target
+        and dependency.source in (None, key.source)
+        and dependency.environment_id in (None, key.environment_id)
+    )
+
+
+async def rejudge(
+    conn: AsyncConnection, dependencies: Sequence[Dependency], context: Context, out: Consequences
+) -> None:
+    """Judges the accounts these dependencies name, as far as anything may be wrong with them, in this transaction."""
+    by_account = {dependency.target_id for dependency in dependencies if dependency.kind == "account"}
+    by_connection = {dependency.target_id for dependency in dependencies if dependency.kind == "connection"}
+    if not by_account and not by_connection:
+        return
+    troubled = (
+        select(alerts_table.c.account_id)
+        .where(
+            alerts_table.c.condition_ended_at.is_(None),
+            alerts_table.c.account_id == accounts_table.c.account_id,
+            alerts_table.c.source == accounts_table.c.source,
+            alerts_table.c.environment_id == accounts_table.c.environment_id,
+        )
+        .exists()
+    )
+    rows = await conn.execute(
+        select(accounts_table.c.source, accounts_table.c.environment_id, accounts_table.c.account_id)
+        .where(
+            or_(accounts_table.c.account_id.in_(by_account), accounts_table.c.connection_id.in_(by_connection)),
+            or_(accounts_table.c.status.is_distinct_from(WELL), troubled),
+        )
+        .limit(CONNECTION_ACCOUNTS_MAX)
+    )
+    keys = [AccountKey(*row) for row in rows]
+    # Read after the accounts' locks: what the evaluator has judged by now is what this judgement stands on.
+    upto = await readers.position(conn, readers.EVALUATOR)
+    now = await readers.clock(conn)
+    judged = await judge(
+        conn, context.rules, {key: [] for key in keys}, upto=upto, now=now, notifiers=context.notifiers
+    )
+    out.decisions.extend(judged.decisions)
+    out.acted = out.acted or judged.acted
+
+
+def audit(actor: str, action: str, subject: str, now: datetime, reason: str | None = None) -> Decision:
+    return Decision(
+        kind="audit",
+        subject_id=subject,
+        occurred_at=now,
+        details={"actor": actor, "action": action, "subject": subject, "reason": reason},
+    )

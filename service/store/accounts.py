@@ -1,0 +1,277 @@
+"""Accounts: their locks, their rows, and the slices of their history that the evaluator judges."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ARRAY, DateTime, Row, Text, bindparam, func, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import Conflict
+from service.event import AccountKey, Event
+from service.store.log import EVENT_COLUMNS, to_event
+from service.store.tables import accounts, deadlines
+
+LOCK_CLASS = 730_520  # first half of a two-part advisory key; the second half is the stripe
+STRIPES = 4096
+EVENTS_PER_ACCOUNT_MAX = 5_000
+CANDIDATES_MAX = 20
+BEGINNING = datetime(1999, 1, 1, tzinfo=UTC)  # before every `occurred_at` that can be stored
+# `occurred_at` may run ahead of `received_at` by 5 minutes of clock, and receiver and database clocks may differ.
+CLOCK_SLACK = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One connected account of one user, as its events left it."""
+
+    key: AccountKey
+    connection_id: str | None = None
+    provider: str | None = None
+    identifier: str | None = None
+    organization_id: str | None = None
+    status: str | None = None
+    status_since: datetime | None = None
+    not_well: Mapping[str, datetime] = field(default_factory=dict)
+    last_status_at: datetime | None = None
+    last_event_at: datetime | None = None
+    last_refresh_at: datetime | None = None
+    last_refresh_outcome: str | None = None
+    failures_in_a_row: int = 0
+    token_expires_at: str | None = None
+    first_seen_at: datetime
+
+
+def stripe(name: str) -> int:
+    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % STRIPES
+
+
+async def lock(conn: AsyncConnection, ids: Iterable[str]) -> None:
+    """The locks that evaluator, PUT and every other change around an account take first, in sorted order.
+
+    Ids are short account and connection ids: a PUT may name an account that has not been seen yet.
+    """
+    stripes = sorted({stripe(name) for name in ids})
+    if stripes:
+        # One row at a time, in order: unnest keeps the order of the array.
+        await conn.execute(
+            text(
+                "SELECT count(pg_advisory_xact_lock(:class, n)) FROM unnest(CAST(:stripes AS int[])) WITH ORDINALITY AS s (n, o)"
+            ),
+            {"class": LOCK_CLASS, "stripes": stripes},
+        )
+
+
+async def load(conn: AsyncConnection, keys: Sequence[AccountKey]) -> dict[AccountKey, Account]:
+    if not keys:
+        return {}
+    rows = await conn.execute(
+        select(accounts).where(tuple_(accounts.c.source, accounts.c.environment_id, accounts.c.account_id).in_(keys))
+    )
+    return {account.key: account for account in map(to_account, rows)}
+
+
+async def namesakes(conn: AsyncConnection, account_id: str) -> list[Account]:
+    """Every account of that short id, whatever its source and environment."""
+    rows = await conn.execute(
+        select(accounts)
+        .where(accounts.c.account_id == account_id)
+        .order_by(accounts.c.source, accounts.c.environment_id)
+        .limit(CANDIDATES_MAX)
+    )
+    return [to_account(row) for row in rows]
+
+
+async def find(conn: AsyncConnection, written: str) -> Account | None:
+    """By short id or by `source:environment_id:account_id`; Conflict with the candidates when a short id is ambiguous."""
+    found = await namesakes(conn, written)
+    if not found and written.count(":") >= 2:
+        key = parse_key(written)
+        return (await load(conn, [key])).get(key)
+    if len(found) > 1:
+        raise AmbiguousAccount(written, [str(account.key) for account in found])
+    return found[0] if found else None
+
+
+def parse_key(written: str) -> AccountKey:
+    source, environment_id, account_id = written.split(":", 2)
+    return AccountKey(source, environment_id, account_id)
+
+
+class AmbiguousAccount(Conflict):
+    """A short account id that several environments or sources share."""
+
+    code = "ambiguous_account_id"
+
+    def __init__(self, written: str, candidates: list[str]) -> None:
+        super().__init__(f"{written} names several accounts; write one of the candidates in full")
+        self.extra = {"candidates": candidates}
+
+
+async def save(conn: AsyncConnection, changed: Sequence[Account]) -> None:
+    if not changed:
+        return
+    rows = [
+        {
+            "source": account.key.source,
+            "environment_id": account.key.environment_id,
+            "account_id": account.key.account_id,
+            "connection_id": account.connection_id,
+            "provider": account.provider,
+            "identifier": account.identifier,
+            "organization_id": account.organization_id,
+            "status": account.status,
+            "status_since": account.status_since,
+            "not_well": {status: at.isoformat() for status, at in account.not_well.items()},
+            "last_status_at": account.last_status_at,
+            "last_event_at": account.last_event_at,
+            "last_refresh_at": account.last_refresh_at,
+            "last_refresh_outcome": account.last_refresh_outcome,
+            "failures_in_a_row": account.failures_in_a_row,
+            "token_expires_at": account.token_expires_at,
+            "first_seen_at": account.first_seen_at,
+        }
+        for account in changed
+    ]
+    statement = insert(accounts)
+    key = ("source", "environment_id", "account_id")
+    update = {column: statement.excluded[column] for column in rows[0] if column not in (*key, "first_seen_at")}
+    await conn.execute(statement.on_conflict_do_update(index_elements=key, set_=update), rows)
+
+
+LAST_WELL = text(
+    """
+    SELECT a.source, a.environment_id, a.account_id, e.occurred_at
+    FROM unnest(:sources, :environment_ids, :account_ids, :befores) AS a (source, environment_id, account_id, before)
+    CROSS JOIN LATERAL (
+        SELECT occurred_at FROM events
+        WHERE account_id = a.account_id AND source = a.source AND coalesce(environment_id, '') = a.environment_id
+            AND occurred_at < a.before AND account_status = 'ACTIVE' AND origin <> 'probe' AND position <= :upto
+        ORDER BY occurred_at DESC LIMIT 1
+    ) AS e
+    """
+).bindparams(
+    bindparam("sources", type_=ARRAY(Text())),
+    bindparam("environment_ids", type_=ARRAY(Text())),
+    bindparam("account_ids", type_=ARRAY(Text())),
+    bindparam("befores", type_=ARRAY(DateTime(timezone=True))),
+)
+
+HISTORY = text(
+    f"""
+    SELECT {", ".join("e." + name for name in EVENT_COLUMNS)}
+    FROM unnest(:sources, :environment_ids, :account_ids, :sinces) AS a (source, environment_id, account_id, since)
+    CROSS JOIN LATERAL (
+        SELECT * FROM events
+        WHERE account_id = a.account_id AND source = a.source AND coalesce(environment_id, '') = a.environment_id
+            AND occurred_at >= a.since AND received_at >= :floor AND position <= :upto
+            AND origin NOT IN ('probe', 'authwatch')
+        ORDER BY occurred_at DESC LIMIT {EVENTS_PER_ACCOUNT_MAX}
+    ) AS e
+    """
+).bindparams(
+    bindparam("sources", type_=ARRAY(Text())),
+    bindparam("environment_ids", type_=ARRAY(Text())),
+    bindparam("account_ids", type_=ARRAY(Text())),
+    bindparam("sinces", type_=ARRAY(DateTime(timezone=True))),
+)
+
+
+def _keys(instants: Mapping[AccountKey, datetime]) -> dict[str, Any]:
+    keys = list(instants)
+    return {
+        "sources": [key.source for key in keys],
+        "environment_ids": [key.environment_id for key in keys],
+        "account_ids": [key.account_id for key in keys],
+    }
+
+
+async def last_well(
+    conn: AsyncConnection, befores: Mapping[AccountKey, datetime], upto: int
+) -> dict[AccountKey, datetime]:
+    """For each account the last time before the given one at which an event said ACTIVE."""
+    if not befores:
+        return {}
+    rows = await conn.execute(LAST_WELL, _keys(befores) | {"befores": list(befores.values()), "upto": upto})
+    return {AccountKey(row.source, row.environment_id, row.account_id): row.occurred_at for row in rows}
+
+
+async def history(
+    conn: AsyncConnection, sinces: Mapping[AccountKey, datetime], upto: int
+) -> dict[AccountKey, list[Event]]:
+    """Each account's events since the given time, as the log had them up to a position; the newest when there are too many."""
+    if not sinces:
+        return {}
+    floor = max(min(sinces.values()), BEGINNING) - CLOCK_SLACK
+    rows = await conn.execute(HISTORY, _keys(sinces) | {"sinces": list(sinces.values()), "floor": floor, "upto": upto})
+    found: dict[AccountKey, list[Event]] = {key: [] for key in sinces}
+    for row in rows:
+        event = to_event(row)
+        if event.account is not None:
+            found[event.account].append(event)
+    return found
+
+
+async def set_deadlines(conn: AsyncConnection, due: Mapping[AccountKey, datetime | None]) -> None:
+    """One deadline an account: the earliest instant at which its verdict may change with no event."""
+    gone = [key for key, at in due.items() if at is None]
+    if gone:
+        await conn.execute(
+            deadlines.delete().where(
+                tuple_(deadlines.c.source, deadlines.c.environment_id, deadlines.c.account_id).in_(gone)
+            )
+        )
+    rows = [
+        {"source": key.source, "environment_id": key.environment_id, "account_id": key.account_id, "due_at": at}
+        for key, at in due.items()
+        if at is not None
+    ]
+    if rows:
+        statement = insert(deadlines)
+        await conn.execute(
+            statement.on_conflict_do_update(
+                index_elements=("source", "environment_id", "account_id"), set_={"due_at": statement.excluded.due_at}
+            ),
+            rows,
+        )
+
+
+async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[AccountKey]:
+    rows = await conn.execute(
+        select(deadlines.c.source, deadlines.c.environment_id, deadlines.c.account_id)
+        .where(deadlines.c.due_at <= now)
+        .order_by(deadlines.c.due_at)
+        .limit(limit)
+    )
+    return [AccountKey(*row) for row in rows]
+
+
+async def next_due(conn: AsyncConnection) -> datetime | None:
+    return (await conn.execute(select(func.min(deadlines.c.due_at)))).scalar_one()
+
+
+def to_account(row: Row[Any]) -> Account:
+    not_well = json.loads(row.not_well) if isinstance(row.not_well, str) else row.not_well
+    return Account(
+        key=AccountKey(row.source, row.environment_id, row.account_id),
+        connection_id=row.connection_id,
+        provider=row.provider,
+        identifier=row.identifier,
+        organization_id=row.organization_id,
+        status=row.status,
+        status_since=row.status_since,
+        not_well={status: datetime.fromisoformat(at) for status, at in not_well.items()},
+        last_status_at=row.last_status_at,
+        last_event_at=row.last_event_at,
+        last_refresh_at=row.last_refresh_at,
+        last_refresh_outcome=row.last_refresh_outcome,
+        failures_in_a_row=row.failures_in_a_row,
+        token_expires_at=row.token_expires_at,
+        first_seen_at=row.first_seen_at,
+    )

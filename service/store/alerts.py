@@ -1,0 +1,179 @@
+"""Alerts and their episodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import AccountKey
+from service.store.tables import alerts
+
+EVIDENCE_MAX = 50
+EPISODES_READ_MAX = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """A firing someone should know of. `state` is what people see; `condition_ended_at` is when the trouble itself was
+    over, by `occurred_at`. A person may resolve an alert whose trouble goes on: its episode then stays open."""
+
+    id: str
+    rule_id: str
+    rule_version: str | None
+    severity: str
+    account: AccountKey | None
+    connection_id: str | None
+    group: Mapping[str, str]
+    group_key: str
+    episode: int
+    dedup_key: str
+    state: str
+    summary: str
+    what_to_do: str | None
+    opened_at: datetime
+    fired_at: datetime
+    condition_ended_at: datetime | None = None
+    acknowledged_at: datetime | None = None
+    acknowledged_by: str | None = None
+    snoozed_until: datetime | None = None
+    resolved_at: datetime | None = None
+    resolved_reason: str | None = None
+    discovered_late: bool = False
+    late_seconds: float | None = None
+    value: float | None = None
+    evidence: tuple[str, ...] = ()
+    stable_for_seconds: float = 30.0
+    pauses: bool = True
+
+    def covers(self, start: datetime, end: datetime | None) -> bool:
+        """Whether this episode and [start, end) share an instant."""
+        return (self.condition_ended_at is None or self.condition_ended_at >= start) and (
+            end is None or self.opened_at <= end
+        )
+
+
+def dedup_key(rule_id: str, group_key: str, episode: int) -> str:
+    """Stable through repeats and the resolve; at most 255 characters, as PagerDuty wants."""
+    return hashlib.sha256(json.dumps([rule_id, group_key, episode]).encode()).hexdigest()
+
+
+async def save(conn: AsyncConnection, changed: Sequence[Alert]) -> None:
+    for alert in changed:
+        values = asdict(alert)
+        account = values.pop("account")
+        values["source"], values["environment_id"], values["account_id"] = account if account else (None, None, None)
+        values["group"] = dict(alert.group)
+        values["evidence"] = list(alert.evidence)
+        statement = insert(alerts).values(values)
+        await conn.execute(
+            statement.on_conflict_do_update(
+                index_elements=("id",), set_={name: statement.excluded[name] for name in values if name != "id"}
+            )
+        )
+
+
+async def load(conn: AsyncConnection, alert_id: str) -> Alert | None:
+    row = (await conn.execute(select(alerts).where(alerts.c.id == alert_id))).first()
+    return to_alert(row) if row else None
+
+
+async def load_many(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[str, Alert]:
+    if not alert_ids:
+        return {}
+    rows = await conn.execute(select(alerts).where(alerts.c.id.in_(list(alert_ids))))
+    return {row.id: to_alert(row) for row in rows}
+
+
+async def of_accounts(
+    conn: AsyncConnection, judge_from: Mapping[AccountKey, datetime]
+) -> dict[AccountKey, list[Alert]]:
+    """Each account's episodes that are open, or ended at or after the given time; oldest first."""
+    found: dict[AccountKey, list[Alert]] = {key: [] for key in judge_from}
+    if not judge_from:
+        return found
+    rows = await conn.execute(
+        select(alerts)
+        .where(
+            tuple_(alerts.c.source, alerts.c.environment_id, alerts.c.account_id).in_(list(judge_from)),
+            or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= min(judge_from.values())),
+        )
+        .order_by(alerts.c.opened_at, alerts.c.episode)
+        .limit(EPISODES_READ_MAX)
+    )
+    for row in rows:
+        alert = to_alert(row)
+        assert alert.account is not None
+        found[alert.account].append(alert)
+    return found
+
+
+async def last_episodes(conn: AsyncConnection, pairs: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """The newest episode number of each (rule id, group key)."""
+    if not pairs:
+        return {}
+    rows = await conn.execute(
+        select(alerts.c.rule_id, alerts.c.group_key, func.max(alerts.c.episode).label("episode"))
+        .where(tuple_(alerts.c.rule_id, alerts.c.group_key).in_(list(pairs)))
+        .group_by(alerts.c.rule_id, alerts.c.group_key)
+    )
+    return {(row.rule_id, row.group_key): row.episode for row in rows}
+
+
+async def open_of_group(conn: AsyncConnection, rule_id: str, group_key: str) -> Alert | None:
+    row = (
+        await conn.execute(
+            select(alerts)
+            .where(alerts.c.rule_id == rule_id, alerts.c.group_key == group_key, alerts.c.condition_ended_at.is_(None))
+            .limit(1)
+        )
+    ).first()
+    return to_alert(row) if row else None
+
+
+async def set_state(conn: AsyncConnection, alert_id: str, **values: Any) -> None:
+    await conn.execute(update(alerts).where(alerts.c.id == alert_id).values(**values))
+
+
+async def counts(conn: AsyncConnection) -> list[tuple[str, str, str, int]]:
+    """(rule id, severity, state, how many), for metrics; rule ids are the admin's and bounded by the rule files."""
+    rows = await conn.execute(
+        select(alerts.c.rule_id, alerts.c.severity, alerts.c.state, func.count()).group_by(
+            alerts.c.rule_id, alerts.c.severity, alerts.c.state
+        )
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def to_alert(row: Row[Any]) -> Alert:
+    values = dict(row._mapping)
+    account = AccountKey(values.pop("source") or "", values.pop("environment_id") or "", values.pop("account_id") or "")
+    values["evidence"] = tuple(values["evidence"])
+    return Alert(**values, account=account if account.account_id else None)
+
+
+async def unresolved_of(conn: AsyncConnection, keys: Sequence[AccountKey]) -> dict[AccountKey, list[Alert]]:
+    """The alerts of these accounts that nobody and nothing has resolved; oldest first."""
+    found: dict[AccountKey, list[Alert]] = {key: [] for key in keys}
+    if keys:
+        rows = await conn.execute(
+            select(alerts)
+            .where(
+                tuple_(alerts.c.source, alerts.c.environment_id, alerts.c.account_id).in_(list(keys)),
+                alerts.c.state != "resolved",
+            )
+            .order_by(alerts.c.fired_at, alerts.c.id)
+            .limit(EPISODES_READ_MAX)
+        )
+        for row in rows:
+            alert = to_alert(row)
+            if alert.account is not None:
+                found[alert.account].append(alert)
+    return found

@@ -1,0 +1,352 @@
+"""Workflows, what they depend on, and the holds on them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import AccountKey, new_id
+from service.store.tables import dependencies, holds, workflows
+
+LOCK_CLASS = 730_521
+DEPENDENTS_MAX = 10_000
+# A hold let go for these reasons comes back when its cause does; one that a person lifted never does.
+REVIVABLE = ("dependency_dropped", "workflow_inactive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    workflow_id: str
+    name: str | None
+    account_ids: tuple[str, ...]
+    connection_ids: tuple[str, ...]
+    active: bool
+    pause: str
+    resume: str
+    orchestrator_name: str | None
+    orchestrator_ref: str | None
+    orchestrator_held: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency:
+    """`source` None: a short id nobody has seen yet. `written` is the caller's own word for it."""
+
+    kind: str
+    written: str
+    source: str | None
+    environment_id: str | None
+    target_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    id: str
+    workflow_id: str
+    alert_id: str | None
+    scope: str
+    account: AccountKey | None
+    reason: str
+    placed_at: datetime
+    released_at: datetime | None
+    release_reason: str | None
+
+
+async def lock(conn: AsyncConnection, workflow_id: str) -> None:
+    """Taken before the account locks by whoever changes one workflow."""
+    await conn.execute(select(func.pg_advisory_xact_lock(LOCK_CLASS, zlib.crc32(workflow_id.encode()) % 65536)))
+
+
+async def load(conn: AsyncConnection, workflow_id: str) -> Workflow | None:
+    row = (await conn.execute(select(workflows).where(workflows.c.workflow_id == workflow_id))).first()
+    return to_workflow(row) if row else None
+
+
+async def load_many(conn: AsyncConnection, workflow_ids: Collection[str]) -> dict[str, Workflow]:
+    if not workflow_ids:
+        return {}
+    rows = await conn.execute(select(workflows).where(workflows.c.workflow_id.in_(list(workflow_ids))))
+    return {row.workflow_id: to_workflow(row) for row in rows}
+
+
+async def list_after(conn: AsyncConnection, after: str, limit: int) -> list[Workflow]:
+    rows = await conn.execute(
+        select(workflows).where(workflows.c.workflow_id > after).order_by(workflows.c.workflow_id).limit(limit)
+    )
+    return [to_workflow(row) for row in rows]
+
+
+async def save(conn: AsyncConnection, workflow: Workflow, depends_on: Sequence[Dependency]) -> None:
+    values = {
+        "workflow_id": workflow.workflow_id,
+        "name": workflow.name,
+        "account_ids": list(workflow.account_ids),
+        "connection_ids": list(workflow.connection_ids),
+        "active": workflow.active,
+        "pause": workflow.pause,
+        "resume": workflow.resume,
+        "orchestrator_name": workflow.orchestrator_name,
+        "orchestrator_ref": workflow.orchestrator_ref,
+        "orchestrator_held": workflow.orchestrator_held,
+        "created_at": workflow.created_at,
+        "updated_at": workflow.updated_at,
+    }
+    statement = insert(workflows).values(values)
+    await conn.execute(
+        statement.on_conflict_do_update(
+            index_elements=("workflow_id",),
+            set_={name: statement.excluded[name] for name in values if name not in ("workflow_id", "created_at")},
+        )
+    )
+    await conn.execute(delete(dependencies).where(dependencies.c.workflow_id == workflow.workflow_id))
+    if depends_on:
+        rows = [
+            {
+                "workflow_id": workflow.workflow_id,
+                "kind": dependency.kind,
+                "written": dependency.written,
+                "source": dependency.source,
+                "environment_id": dependency.environment_id,
+                "target_id": dependency.target_id,
+            }
+            for dependency in depends_on
+        ]
+        await conn.execute(insert(dependencies), rows)
+
+
+async def remove(conn: AsyncConnection, workflow_id: str) -> None:
+    await conn.execute(delete(dependencies).where(dependencies.c.workflow_id == workflow_id))
+    await conn.execute(delete(workflows).where(workflows.c.workflow_id == workflow_id))
+
+
+async def dependencies_of(conn: AsyncConnection, workflow_id: str) -> list[Dependency]:
+    rows = await conn.execute(select(dependencies).where(dependencies.c.workflow_id == workflow_id))
+    return [
+        Dependency(
+            kind=row.kind,
+            written=row.written,
+            source=row.source,
+            environment_id=row.environment_id,
+            target_id=row.target_id,
+        )
+        for row in rows
+    ]
+
+
+async def bind(conn: AsyncConnection, keys: Sequence[AccountKey]) -> None:
+    """Accounts seen for the first time take the short ids that were waiting for them."""
+    for key in keys:
+        await conn.execute(
+            update(dependencies)
+            .where(
+                dependencies.c.kind == "account",
+                dependencies.c.target_id == key.account_id,
+                dependencies.c.source.is_(None),
+            )
+            .values(source=key.source, environment_id=key.environment_id)
+        )
+
+
+async def written_short(conn: AsyncConnection, account_id: str) -> list[str]:
+    """Workflows that name an account by its short id alone."""
+    rows = await conn.execute(
+        select(dependencies.c.workflow_id)
+        .where(
+            dependencies.c.kind == "account",
+            dependencies.c.target_id == account_id,
+            dependencies.c.written == account_id,
+        )
+        .limit(DEPENDENTS_MAX)
+    )
+    return [row.workflow_id for row in rows]
+
+
+async def dependents(
+    conn: AsyncConnection, accounts: Mapping[AccountKey, str | None], *, only_active: bool = True
+) -> dict[AccountKey, list[Workflow]]:
+    """For each account (and its connection) the workflows that depend on it: by the account itself or by its connection."""
+    found: dict[AccountKey, dict[str, Workflow]] = {key: {} for key in accounts}
+    if not accounts:
+        return {}
+    by_account = {key.account_id for key in accounts}
+    by_connection = {connection for connection in accounts.values() if connection}
+    query = (
+        select(dependencies, workflows)
+        .join(workflows, workflows.c.workflow_id == dependencies.c.workflow_id)
+        .where(
+            or_(
+                and_(dependencies.c.kind == "account", dependencies.c.target_id.in_(by_account)),
+                and_(dependencies.c.kind == "connection", dependencies.c.target_id.in_(by_connection)),
+            )
+        )
+        .limit(DEPENDENTS_MAX)
+    )
+    if only_active:
+        query = query.where(workflows.c.active)
+    rows = (await conn.execute(query)).all()
+    for row in rows:
+        for key, connection_id in accounts.items():
+            target = key.account_id if row.kind == "account" else connection_id
+            if (
+                row.target_id == target
+                and row.source in (None, key.source)
+                and row.environment_id in (None, key.environment_id)
+            ):
+                found[key][row.workflow_id] = to_workflow(row)
+    return {
+        key: sorted(dependents.values(), key=lambda workflow: workflow.workflow_id) for key, dependents in found.items()
+    }
+
+
+async def open_holds(
+    conn: AsyncConnection, *, workflow_ids: Collection[str] | None = None, alert_ids: Collection[str] | None = None
+) -> list[Hold]:
+    query = select(holds).where(holds.c.released_at.is_(None)).order_by(holds.c.placed_at, holds.c.id)
+    if workflow_ids is not None:
+        query = query.where(holds.c.workflow_id.in_(list(workflow_ids)))
+    if alert_ids is not None:
+        query = query.where(holds.c.alert_id.in_(list(alert_ids)))
+    return [to_hold(row) for row in await conn.execute(query)]
+
+
+async def account_holds(conn: AsyncConnection, keys: Collection[AccountKey]) -> list[Hold]:
+    """Alerts' open holds that stand because of these accounts."""
+    if not keys:
+        return []
+    rows = await conn.execute(
+        select(holds).where(
+            holds.c.released_at.is_(None),
+            holds.c.alert_id.is_not(None),
+            tuple_(holds.c.source, holds.c.environment_id, holds.c.account_id).in_(list(keys)),
+        )
+    )
+    return [to_hold(row) for row in rows]
+
+
+async def holds_of_alert(conn: AsyncConnection, alert_id: str, limit: int = 200) -> list[Hold]:
+    """Open and released ones, oldest first."""
+    rows = await conn.execute(
+        select(holds).where(holds.c.alert_id == alert_id).order_by(holds.c.placed_at, holds.c.id).limit(limit)
+    )
+    return [to_hold(row) for row in rows]
+
+
+async def place_holds(conn: AsyncConnection, wanted: Sequence[Hold]) -> list[str]:
+    """Places what is not there; the same episode never holds a workflow twice, nor again after a person let it go.
+
+    Answers the ids of the workflows on which a hold was really placed.
+    """
+    placed: list[str] = []
+    for hold in wanted:
+        statement = insert(holds).values(
+            id=hold.id,
+            workflow_id=hold.workflow_id,
+            alert_id=hold.alert_id,
+            scope=hold.scope,
+            source=hold.account.source if hold.account else None,
+            environment_id=hold.account.environment_id if hold.account else None,
+            account_id=hold.account.account_id if hold.account else None,
+            reason=hold.reason,
+            placed_at=hold.placed_at,
+        )
+        if hold.alert_id is None:
+            result = await conn.execute(
+                statement.on_conflict_do_nothing(
+                    index_elements=("workflow_id",),
+                    index_where=and_(holds.c.alert_id.is_(None), holds.c.released_at.is_(None)),
+                ).returning(holds.c.workflow_id)
+            )
+        else:
+            result = await conn.execute(
+                statement.on_conflict_do_update(
+                    index_elements=("workflow_id", "alert_id"),
+                    index_where=holds.c.alert_id.is_not(None),
+                    set_={
+                        "released_at": None,
+                        "release_reason": None,
+                        "scope": hold.scope,
+                        "placed_at": hold.placed_at,
+                    },
+                    where=and_(holds.c.released_at.is_not(None), holds.c.release_reason.in_(REVIVABLE)),
+                ).returning(holds.c.workflow_id)
+            )
+        placed.extend(row.workflow_id for row in result)
+    return placed
+
+
+async def release_holds(conn: AsyncConnection, hold_ids: Collection[str], now: datetime, reason: str) -> None:
+    if hold_ids:
+        await conn.execute(
+            update(holds)
+            .where(holds.c.id.in_(list(hold_ids)), holds.c.released_at.is_(None))
+            .values(released_at=now, release_reason=reason)
+        )
+
+
+async def rescope(conn: AsyncConnection, workflow_id: str, scope: str) -> None:
+    """Open holds of alerts follow the workflow's own `pause`; a person's hold is always on the whole of it."""
+    await conn.execute(
+        update(holds)
+        .where(holds.c.workflow_id == workflow_id, holds.c.alert_id.is_not(None), holds.c.released_at.is_(None))
+        .values(scope=scope)
+    )
+
+
+async def set_orchestrator_held(conn: AsyncConnection, workflow_id: str, held: bool) -> None:
+    await conn.execute(update(workflows).where(workflows.c.workflow_id == workflow_id).values(orchestrator_held=held))
+
+
+def make_hold(
+    workflow: Workflow, *, alert_id: str | None, account: AccountKey | None, scope: str, reason: str, now: datetime
+) -> Hold:
+    return Hold(
+        id=new_id(),
+        workflow_id=workflow.workflow_id,
+        alert_id=alert_id,
+        scope=scope,
+        account=account,
+        reason=reason,
+        placed_at=now,
+        released_at=None,
+        release_reason=None,
+    )
+
+
+def to_workflow(row: Row[Any]) -> Workflow:
+    return Workflow(
+        workflow_id=row.workflow_id,
+        name=row.name,
+        account_ids=tuple(row.account_ids),
+        connection_ids=tuple(row.connection_ids),
+        active=row.active,
+        pause=row.pause,
+        resume=row.resume,
+        orchestrator_name=row.orchestrator_name,
+        orchestrator_ref=row.orchestrator_ref,
+        orchestrator_held=row.orchestrator_held,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def to_hold(row: Row[Any]) -> Hold:
+    return Hold(
+        id=row.id,
+        workflow_id=row.workflow_id,
+        alert_id=row.alert_id,
+        scope=row.scope,
+        account=AccountKey(row.source, row.environment_id, row.account_id) if row.account_id else None,
+        reason=row.reason,
+        placed_at=row.placed_at,
+        released_at=row.released_at,
+        release_reason=row.release_reason,
+    )

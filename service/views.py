@@ -1,0 +1,222 @@
+"""Stored rows as people and scripts see them: the workflow, the account, the alert of contract.md, and a message's view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import rfc3339
+from service.notify.base import AlertView, WorkflowLine
+from service.store import accounts as account_store
+from service.store import actions as action_store
+from service.store import alerts as alert_store
+from service.store import workflows as workflow_store
+from service.store.accounts import Account
+from service.store.actions import PAUSE, Action
+from service.store.alerts import Alert
+from service.store.workflows import Hold, Workflow
+
+
+def workflow_json(workflow: Workflow, holds: Sequence[Hold], asked: Action | None) -> dict[str, Any]:
+    """`holds`: this workflow's open ones. `state` is `paused` while one of scope `workflow` is among them."""
+    whole = [hold for hold in holds if hold.scope == "workflow"]
+    return {
+        "workflow_id": workflow.workflow_id,
+        "name": workflow.name,
+        "account_ids": list(workflow.account_ids),
+        "connection_ids": list(workflow.connection_ids),
+        "active": workflow.active,
+        "pause": workflow.pause,
+        "resume": workflow.resume,
+        "orchestrator": {"name": workflow.orchestrator_name, "ref": workflow.orchestrator_ref}
+        if workflow.orchestrator_name
+        else None,
+        "state": "inactive" if not workflow.active else "paused" if whole else "active",
+        "paused_by": list(dict.fromkeys(hold.alert_id or "manual" for hold in whole)),
+        "paused_at": rfc3339(min((hold.placed_at for hold in whole), default=None)),
+        "paused_accounts": sorted(
+            {hold.account.account_id for hold in holds if hold.scope == "account" and hold.account}
+        ),
+        "orchestrator_answer": asked_json(asked),
+        "updated_at": rfc3339(workflow.updated_at),
+    }
+
+
+def asked_json(asked: Action | None) -> dict[str, Any] | None:
+    """The last thing the orchestrator was asked, and what it said."""
+    if asked is None:
+        return None
+    return {
+        "asked": "pause" if asked.kind == PAUSE else "resume",
+        "orchestrator": asked.destination,
+        "state": asked.state,
+        "attempts": asked.attempts,
+        "answer": dict(asked.result) if asked.result else None,
+        "error": asked.last_error,
+        "asked_at": rfc3339(asked.created_at),
+        "answered_at": rfc3339(asked.finished_at),
+    }
+
+
+async def workflows_json(conn: AsyncConnection, workflows: Sequence[Workflow]) -> list[dict[str, Any]]:
+    ids = [workflow.workflow_id for workflow in workflows]
+    holds = await workflow_store.open_holds(conn, workflow_ids=ids) if ids else []
+    asked = await action_store.newest_for_workflows(conn, ids)
+    return [
+        workflow_json(
+            workflow,
+            [hold for hold in holds if hold.workflow_id == workflow.workflow_id],
+            asked.get(workflow.workflow_id),
+        )
+        for workflow in workflows
+    ]
+
+
+def account_json(account: Account, alerts: Sequence[str], workflows: Sequence[str]) -> dict[str, Any]:
+    return {
+        "account_id": account.key.account_id,
+        "source": account.key.source,
+        "environment_id": account.key.environment_id or None,
+        "full_id": str(account.key),
+        "connection_id": account.connection_id,
+        "provider": account.provider,
+        "identifier": account.identifier,
+        "organization_id": account.organization_id,
+        "status": account.status,
+        "status_since": rfc3339(account.status_since),
+        "last_event_at": rfc3339(account.last_event_at),
+        "last_refresh_at": rfc3339(account.last_refresh_at),
+        "last_refresh_outcome": account.last_refresh_outcome,
+        "failures_in_a_row": account.failures_in_a_row,
+        "token_expires_at": account.token_expires_at,
+        "first_seen_at": rfc3339(account.first_seen_at),
+        "alerts": list(alerts),
+        "workflows": list(workflows),
+    }
+
+
+def alert_json(alert: Alert) -> dict[str, Any]:
+    return {
+        "id": alert.id,
+        "rule": alert.rule_id,
+        "rule_version": alert.rule_version,
+        "severity": alert.severity,
+        "account_id": alert.account.account_id if alert.account else None,
+        "source": alert.account.source if alert.account else None,
+        "environment_id": (alert.account.environment_id or None) if alert.account else None,
+        "connection_id": alert.connection_id,
+        "group": dict(alert.group),
+        "episode": alert.episode,
+        "dedup_key": alert.dedup_key,
+        "state": alert.state,
+        "summary": alert.summary,
+        "what_to_do": alert.what_to_do,
+        "opened_at": rfc3339(alert.opened_at),
+        "fired_at": rfc3339(alert.fired_at),
+        "condition_ended_at": rfc3339(alert.condition_ended_at),
+        "acknowledged_at": rfc3339(alert.acknowledged_at),
+        "acknowledged_by": alert.acknowledged_by,
+        "snoozed_until": rfc3339(alert.snoozed_until),
+        "resolved_at": rfc3339(alert.resolved_at),
+        "resolved_reason": alert.resolved_reason,
+        "discovered_late": alert.discovered_late,
+        "late_seconds": alert.late_seconds,
+        "value": alert.value,
+        "evidence": list(alert.evidence),
+    }
+
+
+async def alert_with_actions(conn: AsyncConnection, alert: Alert) -> dict[str, Any]:
+    """One alert with what was done about it, every attempt included."""
+    done = await action_store.of_alert(conn, alert.id)
+    attempts = await action_store.attempts_of(conn, [action.id for action in done])
+    return alert_json(alert) | {
+        "actions": [
+            {
+                "id": action.id,
+                "kind": action.kind,
+                "destination": action.destination,
+                "workflow_id": action.workflow_id,
+                "state": action.state,
+                "created_at": rfc3339(action.created_at),
+                "finished_at": rfc3339(action.finished_at),
+                "result": dict(action.result) if action.result else None,
+                "attempts": [
+                    {
+                        "number": row.number,
+                        "started_at": rfc3339(row.started_at),
+                        "finished_at": rfc3339(row.finished_at),
+                        "outcome": row.outcome,
+                        "code": row.code,
+                        "detail": row.detail,
+                    }
+                    for row in attempts[action.id]
+                ],
+            }
+            for action in done
+        ]
+    }
+
+
+async def alert_view(conn: AsyncConnection, alert_id: str, *, public_url: str) -> AlertView | None:
+    """The alert as the on-call should see it at this moment."""
+    alert = await alert_store.load(conn, alert_id)
+    if alert is None:
+        return None
+    account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
+    held = await workflow_store.holds_of_alert(conn, alert_id)
+    workflows = await workflow_store.load_many(conn, {hold.workflow_id for hold in held})
+    asked = await action_store.newest_for_workflows(conn, sorted(workflows))
+    lines = [
+        WorkflowLine(
+            workflow_id=hold.workflow_id,
+            name=workflows[hold.workflow_id].name if hold.workflow_id in workflows else None,
+            state="paused" if hold.released_at is None else "active",
+            scope="account" if hold.scope == "account" else "workflow",
+            orchestrator=workflows[hold.workflow_id].orchestrator_name if hold.workflow_id in workflows else None,
+            orchestrator_state=asked_words(asked.get(hold.workflow_id)),
+        )
+        for hold in held
+    ]
+    return AlertView(
+        id=alert.id,
+        rule_id=alert.rule_id,
+        severity=alert.severity,
+        state="resolved"
+        if alert.state == "resolved"
+        else "acknowledged"
+        if alert.state == "acknowledged"
+        else "firing",
+        summary=alert.summary,
+        opened_at=alert.opened_at,
+        fired_at=alert.fired_at,
+        what_to_do=alert.what_to_do,
+        account_id=alert.account.account_id if alert.account else None,
+        connection_id=alert.connection_id,
+        environment_id=(alert.account.environment_id or None) if alert.account else None,
+        source=alert.account.source if alert.account else None,
+        provider=account.provider if account else None,
+        identifier=account.identifier if account else None,
+        account_status=account.status if account else None,
+        resolved_at=alert.resolved_at,
+        resolved_reason=alert.resolved_reason,
+        acknowledged_by=alert.acknowledged_by,
+        late_seconds=alert.late_seconds,
+        evidence_count=len(alert.evidence),
+        discovered_late=alert.discovered_late,
+        workflows=tuple(lines),
+        url=f"{public_url}/v1/alerts/{alert.id}" if public_url else None,
+    )
+
+
+def asked_words(asked: Action | None) -> str | None:
+    if asked is None:
+        return None
+    verb = "pause" if asked.kind == PAUSE else "resume"
+    if asked.state == "done":
+        return f"{verb}d"
+    if asked.state == "failed":
+        return f"{verb} failed: {asked.last_error or asked.last_code}"
+    return f"{verb} asked"

@@ -1,0 +1,103 @@
+"""The evaluating story: read on from the position, judge the accounts concerned, and commit alerts, holds, actions and
+the new position as one. A crash at any point leaves all of it or none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.consequences import Consequences
+from service.event import AccountKey, Event
+from service.judge import judge
+from service.observe import log as logger
+from service.runtime import Runtime
+from service.store import accounts, log, readers
+from service.store.session import begin
+
+BATCH_EVENTS_MAX = 500
+ACCOUNTS_DUE_MAX = 200
+ROUNDS_MAX = 200  # then the other stories get their turn; the rest is found at the next look
+JUDGED_ORIGINS = ("webhook", "recovery", "report")
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """`read`: rows of the log gone through. `next_due_at`: when a verdict may change with no event."""
+
+    read: int = 0
+    acted: bool = False
+    decided: bool = False
+    next_due_at: datetime | None = None
+
+
+async def evaluate(runtime: Runtime) -> Evaluated:
+    """Everything that waits: new events first, then the deadlines that have come."""
+    done = Evaluated()
+    for _ in range(ROUNDS_MAX):
+        if not await one_transaction(runtime, read_on, done):
+            break
+    for _ in range(ROUNDS_MAX):
+        if not await one_transaction(runtime, judge_due, done):
+            break
+    async with begin(runtime.engine) as conn:
+        done.next_due_at = await accounts.next_due(conn)
+    return done
+
+
+async def one_transaction(runtime: Runtime, step, done: Evaluated) -> bool:  # type: ignore[no-untyped-def]
+    async with begin(runtime.engine) as conn:
+        position = await readers.take(conn, readers.EVALUATOR)
+        if position is None:
+            return False  # another worker is at it
+        out: Consequences | None = await step(runtime, conn, position, done)
+        if out is None:
+            return False
+        # The log's lock is the last one taken.
+        await log.append(conn, out.decisions)
+    done.acted = done.acted or out.acted
+    done.decided = done.decided or bool(out.decisions)
+    if out.too_late:
+        logger.warning("evaluate.too_late", events=out.too_late)
+    return True
+
+
+async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated) -> Consequences | None:
+    events = await log.read_after(conn, position, BATCH_EVENTS_MAX)
+    if not events:
+        return None
+    new: dict[AccountKey, list[Event]] = {}
+    for event in events:
+        if event.origin in JUDGED_ORIGINS and event.account is not None:
+            new.setdefault(event.account, []).append(event)
+    out = Consequences()
+    if new:
+        connections = {
+            event.connection_id for of_account in new.values() for event in of_account if event.connection_id
+        }
+        await accounts.lock(conn, {key.account_id for key in new} | connections)
+        now = await readers.clock(conn)
+        out = await judge(
+            conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers)
+        )
+    await readers.move(conn, readers.EVALUATOR, events[-1].position, await readers.clock(conn))
+    done.read += len(events)
+    return out
+
+
+async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated) -> Consequences | None:
+    due = await accounts.due(conn, await readers.clock(conn), ACCOUNTS_DUE_MAX)
+    if not due:
+        return None
+    rows = await accounts.load(conn, due)
+    await accounts.lock(
+        conn, {key.account_id for key in due} | {row.connection_id for row in rows.values() if row.connection_id}
+    )
+    now = await readers.clock(conn)
+    # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
+    await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
+    return await judge(
+        conn, runtime.rules, {key: [] for key in rows}, upto=position, now=now, notifiers=list(runtime.notifiers)
+    )

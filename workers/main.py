@@ -1,0 +1,188 @@
+"""The worker process: four stories, each woken by an arq job when Redis is there and by the clock when it is not.
+
+arq (maintenance mode upstream) only ever says "now": its worker ends when Redis goes and is then started again with
+backoff, while the stories run on once a second. `service/queue.py` is the only other file that knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from service import queue
+from service.errors import ConfigError, Unavailable
+from service.observe import configure_logging, log
+from service.runtime import WORKER_CONNECTIONS_MAX, Runtime, open_runtime
+from service.settings import load_settings
+from service.store import readers
+from service.store.session import begin
+from workers.act import act
+from workers.evaluate import evaluate
+from workers.ship import ship
+from workers.sweep import Sweep, sweep
+
+TICK_SECONDS = 1.0
+BACKOFF_SECONDS_MAX = 5.0
+POLL_SECONDS = 0.02  # arq looks for wake-ups this often; its default of 0.5 s would be most of our second
+JOB_SECONDS_MAX = 10
+BEAT_SECONDS = 0.8
+
+
+class Story:
+    """One story in a loop of its own: at `want()`, at the instant it asked for, and once a second in any case."""
+
+    def __init__(self, name: str, step: Callable[[], Awaitable[datetime | None]]) -> None:
+        self.name = name
+        self._step = step
+        self._wanted = asyncio.Event()
+
+    def want(self) -> None:
+        self._wanted.set()
+
+    async def run(self) -> None:
+        failures = 0
+        while True:
+            wait = TICK_SECONDS
+            began = time.monotonic()
+            self._wanted.clear()  # before the step: what is wanted during it is looked at again after it
+            try:
+                due_at = await self._step()
+                failures = 0
+                if due_at is not None:
+                    wait = min(TICK_SECONDS, max(0.01, (due_at - datetime.now(UTC)).total_seconds()))
+            except Unavailable as exc:
+                failures += 1
+                log.warning("story.unavailable", story=self.name, code=exc.code)
+            except Exception as exc:  # the loop's edge: whatever it is, it is logged whole and tried again
+                failures += 1
+                log.error("story.crashed", story=self.name, error=type(exc).__name__, exc_info=exc)
+            if failures:
+                await asyncio.sleep(min(0.2 * 2 ** min(failures, 10), BACKOFF_SECONDS_MAX))
+                continue
+            log.debug("story.done", story=self.name, seconds=round(time.monotonic() - began, 3))
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+
+
+def stories_of(runtime: Runtime) -> dict[str, Story]:
+    async def evaluating() -> datetime | None:
+        done = await evaluate(runtime)
+        await beat(runtime, "evaluator")
+        if done.acted:
+            stories[queue.ACT].want()
+        if done.read or done.decided:
+            stories[queue.SHIP].want()
+        return done.next_due_at
+
+    async def acting() -> None:
+        await act(runtime)
+        await beat(runtime, "actions")
+
+    async def shipping() -> None:
+        await ship(runtime)
+        await beat(runtime, "sinks")
+
+    async def sweeping() -> None:
+        await sweep(runtime, last)
+
+    last = Sweep()
+    stories = {
+        queue.EVALUATE: Story("evaluate", evaluating),
+        queue.ACT: Story("act", acting),
+        queue.SHIP: Story("ship", shipping),
+        "sweep": Story("sweep", sweeping),
+    }
+    return stories
+
+
+async def beat(runtime: Runtime, part: str, said: dict[str, float] = {}) -> None:  # noqa: B006 - the memory of this process
+    """Says that a story came to its end, at most once in BEAT_SECONDS."""
+    if time.monotonic() - said.get(part, -BEAT_SECONDS) < BEAT_SECONDS:
+        return
+    said[part] = time.monotonic()
+    async with begin(runtime.engine) as conn:
+        await readers.beat(conn, part, await readers.clock(conn))
+
+
+async def listen(redis_url: str, stories: dict[str, Story]) -> None:
+    """The arq worker, for ever: each job wakes the story of its name and is done."""
+
+    def job(name: str) -> Any:
+        async def wake(_context: dict[str, Any]) -> None:
+            stories[name].want()
+
+        # keep_result=0, or a job's id would be refused for an hour after it.
+        return func(wake, name=name, keep_result=0, timeout=JOB_SECONDS_MAX, max_tries=1)  # type: ignore[arg-type]
+
+    backoff = 0.2
+    while True:
+        began = time.monotonic()
+        worker: Worker | None = None
+        try:
+            worker = Worker(
+                functions=[job(name) for name in queue.JOBS],
+                redis_settings=queue.redis_settings(redis_url),
+                queue_name=queue.QUEUE_NAME,
+                handle_signals=False,
+                poll_delay=POLL_SECONDS,
+                keep_result=0,
+                max_jobs=20,
+                health_check_interval=60,
+            )
+            await worker.async_run()
+        except (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError) as exc:
+            log.warning("redis.away", error=type(exc).__name__)
+        finally:
+            if worker is not None:
+                try:
+                    await worker.close()
+                except (RedisError, OSError, AttributeError) as exc:
+                    log.debug("redis.close_failed", error=type(exc).__name__)
+        backoff = 0.2 if time.monotonic() - began > 10 else min(backoff * 2, BACKOFF_SECONDS_MAX)
+        await asyncio.sleep(backoff)
+
+
+async def work() -> None:
+    settings = load_settings(os.environ)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX) as runtime:
+        stories = stories_of(runtime)
+        tasks = [asyncio.create_task(story.run(), name=story.name) for story in stories.values()]
+        if settings.redis_url is not None:
+            tasks.append(asyncio.create_task(listen(settings.redis_url.get_secret_value(), stories), name="redis"))
+        log.info(
+            "worker.started",
+            rules=len(runtime.rules.rules),
+            sinks=list(runtime.sinks),
+            notifiers=list(runtime.notifiers),
+        )
+        await stopping.wait()
+        for task in tasks:
+            task.cancel()
+        # A story in the middle of its transaction rolls back: its work is found again at the next start.
+        await asyncio.gather(*tasks, return_exceptions=True)
+    log.info("worker.stopped")
+
+
+def main() -> None:
+    configure_logging()
+    try:
+        asyncio.run(work())
+    except ConfigError as exc:
+        print(f"authwatch: {exc}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,74 @@
+"""The sweeping story, every second or so: what must be ahead of us is made, what we must notice is noticed, and we say
+that we are alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import httpx
+
+from service import health
+from service.observe import log as logger
+from service.runtime import Runtime
+from service.store import log, readers
+from service.store.session import begin
+
+PARTITIONS_EVERY = timedelta(minutes=10)
+HEARTBEAT_EVERY = timedelta(minutes=1)
+HEARTBEAT_SECONDS_MAX = 10
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What the last sweep left behind in this process; nothing here is truth."""
+
+    partitions_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    rule_problems: tuple[str, ...] = field(default_factory=tuple)
+
+
+async def sweep(runtime: Runtime, last: Sweep) -> None:
+    reload_rules(runtime, last)
+    async with begin(runtime.engine) as conn:
+        now = await readers.clock(conn)
+        await readers.beat(conn, "worker", now)
+        await readers.beat(conn, "sweep", now)
+    if last.partitions_at is None or now - last.partitions_at >= PARTITIONS_EVERY:
+        async with begin(runtime.engine) as conn:
+            made = await log.ensure_partitions(conn)
+        last.partitions_at = now
+        if made:
+            logger.info("partitions.made", count=made)
+    if runtime.settings.heartbeat_url is not None and (
+        last.heartbeat_at is None or now - last.heartbeat_at >= HEARTBEAT_EVERY
+    ):
+        last.heartbeat_at = now
+        await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())
+
+
+def reload_rules(runtime: Runtime, last: Sweep) -> None:
+    """A mistake leaves the last good rules of its file in force, and is said once."""
+    problems = tuple(str(problem) for problem in runtime.rules.reload())
+    if problems != last.rule_problems:
+        for problem in problems:
+            logger.error("rules.mistake", problem=problem)
+        if not problems:
+            logger.info("rules.good", rules=len(runtime.rules.rules), version=runtime.rules.version)
+        last.rule_problems = problems
+
+
+async def outside_heartbeat(runtime: Runtime, url: str) -> None:
+    """Called only while evaluator, actions and sweep are current, so that a watchdog outside notices our own death."""
+    async with begin(runtime.engine) as conn:
+        report = await health.report(conn, list(runtime.sinks))
+    if not report["current"]:
+        logger.warning("heartbeat.withheld", behind=report["behind"])
+        return
+    try:
+        answer = await runtime.http.get(url, timeout=HEARTBEAT_SECONDS_MAX)
+        if answer.status_code >= 400:
+            logger.warning("heartbeat.refused", status=answer.status_code)
+    except httpx.HTTPError as exc:
+        logger.warning("heartbeat.failed", error=type(exc).__name__)
