@@ -50,7 +50,7 @@ def configure_logging(variables: Mapping[str, str] = os.environ) -> None:
         if path
         else logging.StreamHandler(sys.stderr)
     )
-    shared = [
+    shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import httpx
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service import notify, orchestrators, outbound, queue, sinks
 from service.commit import Committer
+from service.errors import ConfigError
 from service.notify.base import Notifier
 from service.observe import log
 from service.orchestrators.base import Orchestrator
+from service.providers import PROVIDERS
 from service.providers.base import Provider
 from service.queue import Nudger
 from service.rules import RuleBook
-from service.settings import Settings
+from service.settings import Settings, SourceSettings, explain
 from service.signatures import Secret, Verified
 from service.sinks.base import Sink
 from service.store.session import open_engine
@@ -106,6 +110,40 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
         ):
             stack.push_async_callback(stop, task)
         yield runtime
+
+
+def open_source(name: str, section: SourceSettings) -> Source:
+    """Raises ConfigError for an unknown provider, or a secret that is empty, short or not base64."""
+    provider = PROVIDERS.get(section.provider)
+    if provider is None:
+        raise ConfigError(f'sources.{name}: unknown provider "{section.provider}"; known: {", ".join(PROVIDERS)}')
+    texts = [secret.get_secret_value() for secret in section.secrets]
+    secrets = [provider.parse_secret(text, name=f"{name}-{number}") for number, text in enumerate(texts, 1)]
+    gate: Callable[[Sequence[tuple[bytes, bytes]], bytes], None] | None = None
+    if section.verify_with == "sdk":
+        # Imported only on demand: the SDK is an extra and costs 60 MB of memory.
+        from service.providers.scalekit_sdk import sdk_verifier
+
+        check = sdk_verifier()
+
+        def gate(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+            check({key.decode("latin-1").lower(): value.decode("latin-1") for key, value in headers}, body, texts)
+
+    return Source(name=name, provider=provider, secrets=secrets, gate=gate)
+
+
+def open_plug_in(
+    where: str, registry: Mapping[str, Any], name: str, section: Mapping[str, Any], http: httpx.AsyncClient
+) -> Any:
+    """A config section becomes what its `kind` says; the plug-in's own Config validates it, and no value is echoed."""
+    kind = registry.get(str(section.get("kind")))
+    if kind is None:
+        raise ConfigError(f"{where}.{name}.kind is missing or unknown; known: {', '.join(registry)}")
+    try:
+        config = kind.Config.model_validate({**section, "name": name})
+    except ValidationError as exc:
+        raise ConfigError(f"{where}.{name}: {explain(exc, kind.Config)}") from None
+    return kind.open(config, http)
 
 
 async def stop(task: asyncio.Task[None]) -> None:

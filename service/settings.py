@@ -235,7 +235,8 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
     error = exc.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = list(model.model_fields) if len(error["loc"]) == 1 else list(SourceSettings.model_fields)
+        nested = model is ConfigFile and len(error["loc"]) > 1
+        known = list(SourceSettings.model_fields if nested else model.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f'unknown key "{where}"' + (f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}")
     return f"{where}: {error['msg']}"

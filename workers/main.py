@@ -62,7 +62,7 @@ class Story:
             except Unavailable as exc:
                 failures += 1
                 log.warning("story.unavailable", story=self.name, code=exc.code)
-            except Exception as exc:  # the loop's edge: whatever it is, it is logged whole and tried again
+            except Exception as exc:  # noqa: BLE001 - the loop's edge: whatever it is, it is logged whole and tried again
                 failures += 1
                 log.error("story.crashed", story=self.name, error=type(exc).__name__, exc_info=exc)
             if failures:

@@ -240,4 +240,4 @@ def partition_is_missing(exc: DBAPIError) -> bool:
 
 
 def to_event(row: Row[Any]) -> Event:
-    return Event(**{name: value for name, value in zip(EVENT_COLUMNS, row, strict=True)})
+    return Event(**dict(zip(EVENT_COLUMNS, row, strict=True)))
