@@ -6,10 +6,12 @@ httpx, since its exceptions say whether anything was sent; its own retries stay 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import httpx
@@ -45,6 +47,7 @@ def open_client() -> httpx.AsyncClient:
     """The one client of a process; close it with `aclose()`. Proxies and netrc of the environment are not obeyed:
     they would decide where our tokens go."""
     return httpx.AsyncClient(
+        verify=_tls(),
         trust_env=False,
         follow_redirects=False,  # a redirect would carry the token, or the payload, to a place nobody configured
         timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
@@ -56,6 +59,12 @@ def open_client() -> httpx.AsyncClient:
         # A response is read raw and bounded, so a small body can not unpack into a large one.
         headers={"user-agent": "authwatch", "accept-encoding": "identity"},
     )
+
+
+@lru_cache(maxsize=1)  # reading the certificates takes a tenth of a second
+def _tls() -> ssl.SSLContext:
+    """SSL_CERT_FILE and SSL_CERT_DIR are obeyed: a Splunk inside the house is often signed by the house."""
+    return httpx.create_ssl_context(trust_env=True)
 
 
 async def post(
@@ -101,8 +110,9 @@ async def post(
     return Response(answer.status_code, host, answer.headers, body, _excerpt(body, url, headers))
 
 
-def raise_for_status(response: Response, *, permanent_statuses: Collection[int] = ()) -> None:
-    """2xx passes; else DeliveryFailed. `permanent_statuses` are further ones this destination never takes back."""
+def raise_for_status(response: Response, *, permanent_statuses: Collection[int] = (), hint: str = "") -> None:
+    """2xx passes; else DeliveryFailed. `permanent_statuses` are further ones this destination never takes back;
+    `hint` says how to mend it."""
     status = response.status
     if 200 <= status < 300:
         return
@@ -116,7 +126,7 @@ def raise_for_status(response: Response, *, permanent_statuses: Collection[int] 
         )
     transient = (status in TRANSIENT_4XX or status >= 500) and status not in permanent_statuses
     raise DeliveryFailed(
-        f"{response.host} answered {status}{said}",
+        f"{response.host} answered {status}{said}{'; ' + hint if hint else ''}",
         code=f"http_{status}",
         permanent=not transient,
         retry_after_seconds=retry_after_seconds(response.headers, datetime.now(UTC)) if transient else None,

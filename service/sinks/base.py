@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.event import Event
 
@@ -15,7 +15,9 @@ from service.event import Event
 class SinkConfig(BaseModel):
     """The base of every kind's section in the config file; input is hidden in errors because it may be a secret."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    name: str = Field(min_length=1, max_length=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SinkKind:
-    """One line of the registry: how a kind is configured and opened."""
+    """One line of the registry: `Config` validates a section (its `kind` and `name` included), `open(config, client)`
+    makes the sink of it."""
 
-    config: type[SinkConfig]
-    open: Callable[[str, Any, httpx.AsyncClient], Sink]  # name, an instance of `config`, the shared client
+    Config: type[SinkConfig]
+    open: Callable[[Any, httpx.AsyncClient], Sink]

@@ -27,11 +27,27 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Any:
         yield
 
+    async def main_loop(self) -> None:
+        """Uvicorn's own, looking ten times as often whether to stop: a suite starts hundreds of these."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            await asyncio.sleep(0.01)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Without uvicorn's pause of a tenth of a second where nobody is connected any more."""
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+        else:
+            for server in self.servers:
+                server.close()
+
 
 @contextlib.asynccontextmanager
 async def serve(app: AsgiApp, *, port: int = 0) -> AsyncIterator[str]:
     """Run an ASGI app in this loop; yields `http://127.0.0.1:PORT`. Pass `port` to come back where one was before."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # The protocol is named because asyncio sets TCP_NODELAY only then; without it every answer takes 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(

@@ -1,0 +1,164 @@
+"""A strict Splunk HTTP Event Collector: refuses what Splunk refuses, with Splunk's codes, and keeps what Splunk keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+BODY_BYTES_MAX = 1_000_000
+HANG_SECONDS = 30.0
+ENVELOPE_KEYS = frozenset({"time", "host", "source", "sourcetype", "index", "event", "fields"})
+TEXTS = {
+    0: "Success",
+    1: "Token disabled",
+    2: "Token is required",
+    3: "Invalid authorization",
+    4: "Invalid token",
+    5: "No data",
+    6: "Invalid data format",
+    7: "Incorrect index",
+    8: "Internal server error",
+    9: "Server is busy",
+    12: "Event field is required",
+    13: "Event field cannot be blank",
+}
+STATUSES = {0: 200, 1: 403, 2: 401, 3: 401, 4: 403, 5: 400, 6: 400, 7: 400, 8: 500, 9: 503, 12: 400, 13: 400}
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """One answer given instead of Splunk's own, without keeping anything (unless `keep`)."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    keep: bool = False
+
+
+class FakeHec:
+    """`app` is served with `serve(hec.app)`; `envelopes` is what was indexed, in order."""
+
+    def __init__(
+        self, token: str, *, indexes: tuple[str, ...] = ("main",), body_bytes_max: int = BODY_BYTES_MAX
+    ) -> None:
+        self.token = token
+        self.indexes = indexes
+        self.body_bytes_max = body_bytes_max
+        self.enabled = True
+        self.say_which = True  # does a 400 carry invalid-event-number?
+        self.envelopes: list[dict[str, Any]] = []
+        self.posts: list[int] = []  # envelopes asked for, post by post
+        self.sizes: list[int] = []  # bytes before gzip
+        self.gzipped: list[bool] = []
+        self.script: list[Scripted] = []  # the next answers; empty: behave as Splunk does
+        self.always: Scripted | None = None
+        self.hang = False
+        self.refuse_events_with: str | None = None  # an event whose JSON holds this text is invalid data
+        self.app = Starlette(routes=[Route("/services/collector/event", self._collect, methods=["POST"])])
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [envelope["event"] for envelope in self.envelopes]
+
+    async def _collect(self, request: Request) -> Response:
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if self.hang:
+            await asyncio.sleep(HANG_SECONDS)
+        scripted = self.always or (self.script.pop(0) if self.script else None)
+        if scripted is not None:
+            if scripted.keep:
+                self._index(request, body)
+            return Response(scripted.body, status_code=scripted.status, headers=scripted.headers)
+        return self._index(request, body)
+
+    def _index(self, request: Request, body: bytes) -> Response:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if not scheme:
+            return answer(2)
+        if scheme.lower() != "splunk":
+            return answer(3)
+        if token != self.token:
+            return answer(4)
+        if not self.enabled:
+            return answer(1)
+        gzipped = request.headers.get("content-encoding") == "gzip"
+        if gzipped:
+            try:
+                body = zlib.decompress(body, wbits=31)
+            except zlib.error:
+                return answer(6)
+        if len(body) > self.body_bytes_max:
+            return Response("<html>Request Entity Too Large</html>", status_code=413)
+        if not body.strip():
+            return answer(5)
+        self.sizes.append(len(body))
+        self.gzipped.append(gzipped)
+        return self._take(body)
+
+    def _take(self, body: bytes) -> Response:
+        """Envelope by envelope; what stands before a bad one is kept."""
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            return answer(6, at=0)
+        decoder, position, count = json.JSONDecoder(), 0, 0
+        kept: list[dict[str, Any]] = []
+        refused: Response | None = None
+        while position < len(text) and refused is None:
+            try:
+                envelope, position = decoder.raw_decode(text, position)
+            except json.JSONDecodeError:
+                refused = self._refuse(6, count)
+                break
+            code = self._judge(envelope)
+            if code:
+                refused = self._refuse(code, count)
+                break
+            kept.append(envelope)
+            count += 1
+            while position < len(text) and text[position].isspace():
+                position += 1
+        self.posts.append(count)
+        if refused is not None and not self.say_which:
+            return refused  # a receiver that takes all or nothing
+        self.envelopes += kept
+        return refused or answer(0)
+
+    def _judge(self, envelope: Any) -> int:
+        if not isinstance(envelope, dict):  # an array around the envelopes, too
+            return 6
+        if envelope.keys() - ENVELOPE_KEYS:
+            return 6
+        at = envelope.get("time")
+        if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or not 0 < at < 1e10):
+            return 6
+        if "event" not in envelope or envelope["event"] is None:
+            return 12
+        if envelope["event"] in ("", {}):
+            return 13
+        if "index" in envelope and envelope["index"] not in self.indexes:
+            return 7
+        if self.refuse_events_with is not None and self.refuse_events_with in json.dumps(envelope["event"]):
+            return 6
+        return 0
+
+    def _refuse(self, code: int, at: int) -> Response:
+        return answer(code, at=at if self.say_which else None)
+
+
+def answer(code: int, *, at: int | None = None) -> Response:
+    body: dict[str, Any] = {"text": TEXTS[code], "code": code}
+    if at is not None:
+        body["invalid-event-number"] = at
+    return JSONResponse(body, status_code=STATUSES[code])
