@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr, field_validator
 from service.errors import DeliveryFailed
 from service.event import Event
 from service.outbound import Response, post, raise_for_status
-from service.sinks.base import Poison, Sent, SinkConfig, SinkKind
+from service.sinks.base import Poison, Sent, SinkConfig
 from service.sinks.formats import FORMATS, FormatName
 from service.sinks.ocsf import milliseconds
 
@@ -243,6 +243,3 @@ def _raise(response: Response, code: int | None) -> None:
         permanent=code not in BUSY_CODES,
         status=response.status,
     )
-
-
-KIND = SinkKind(SplunkHecConfig, SplunkHec)
