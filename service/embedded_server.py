@@ -65,6 +65,7 @@ class Server:
         if self._lock is None:
             self._lock = open(self.place.home / f"{self.name}.lock", "ab")  # held while we live
             if not children.wait_until(self._locked, LOCK_SECONDS):
+                self._release()
                 raise EmbeddedFailed(f"the {self.name} in {self.folder} is in use by another process")
 
     def _locked(self) -> bool:

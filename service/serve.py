@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import tempfile
@@ -30,7 +31,8 @@ def serve(host: str, port: int, workers: int) -> None:
             # Several processes answer /metrics as one; prometheus_client wants to know before it is imported.
             os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", metrics_folder)
             os.environ[STARTED_BY] = str(os.getpid())
-            _check_settings()
+        _configure_logging()
+        asyncio.run(_judge_settings())
         uvicorn.run(
             "service.serve:create_process_app" if workers > 1 else _create_app(),
             factory=workers > 1,
@@ -64,11 +66,19 @@ def _create_app() -> Starlette:
     return create_app()
 
 
-def _check_settings() -> None:
-    """A mistake ends us here with its sentence; in the processes below it would only make them start over and over."""
+def _configure_logging() -> None:
+    from service.observe import configure_logging
+
+    configure_logging()
+
+
+async def _judge_settings() -> None:
+    """A mistake ends us here with its sentence. Below uvicorn it would end as "startup failed" in the log."""
+    from service.runtime import open_runtime
     from service.settings import load_settings
 
-    load_settings(os.environ)
+    async with open_runtime(load_settings(os.environ), connections_max=1):  # which opens no connection by itself
+        return
 
 
 def _raise_open_files() -> None:

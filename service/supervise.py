@@ -13,6 +13,7 @@ from service.errors import AuthwatchError, ConfigError
 
 READY_SECONDS = 60.0
 BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS = 0.2, 5.0
+FIRST_STARTS_MAX = 6  # ends in a row without ever having been ready, about 6 s of them: it will not get better
 STEADY_SECONDS = 10.0  # who ran this long begins again with the shortest wait
 EXIT_CONFIG = 2  # a mistake in the configuration: starting again can not mend it
 
@@ -112,6 +113,8 @@ class Supervisor:
             raise ConfigError(f"{running.part.name} cannot start{words}")
         if time.monotonic() - running.started_at >= STEADY_SECONDS:
             running.ends_in_a_row = 0
+        if not running.was_ready and running.ends_in_a_row + 1 >= FIRST_STARTS_MAX:
+            raise PartFailed(f"{running.part.name} {how}{words}; it was started {FIRST_STARTS_MAX} times")
         wait_seconds = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2.0**running.ends_in_a_row)
         running.ends_in_a_row = min(running.ends_in_a_row + 1, 10)
         running.start_again_at = time.monotonic() + wait_seconds

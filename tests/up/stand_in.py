@@ -1,0 +1,85 @@
+"""Small parts in the place of ours, so that the supervisor is tried on real processes, ports, Postgres and Redis.
+
+Called as `stand_in.py up --port N ...` it runs the real `up` with itself as migration, receiver and worker.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psycopg
+
+
+def option(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def migrate() -> None:
+    with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS heartbeats (part text PRIMARY KEY, at timestamptz NOT NULL)")
+        connection.execute("CREATE TABLE IF NOT EXISTS starts (at timestamptz NOT NULL DEFAULT now())")
+        connection.execute("INSERT INTO starts DEFAULT VALUES")
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        """Says which process answers, and what it was given."""
+        names = (
+            "SCALEKIT_WEBHOOK_SECRET",
+            "AUTHWATCH_ADMIN_TOKEN",
+            "AUTHWATCH_PUBLIC_URL",
+            "DATABASE_URL",
+            "REDIS_URL",
+        )
+        body = "\n".join([f"pid={os.getpid()}", *(f"{name}={os.environ.get(name, '')}" for name in names)]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        print(format % args, file=sys.stderr)
+
+
+def receiver() -> None:
+    if os.environ.get("STAND_IN_RECEIVER") == "misconfigured":
+        print("authwatch: STAND_IN_RECEIVER is not a colour", file=sys.stderr)
+        sys.exit(2)
+    ThreadingHTTPServer((option("--host"), int(option("--port"))), Handler).serve_forever()
+
+
+def worker() -> None:
+    print("stand-in worker: an alert", file=sys.stderr, flush=True)
+    while True:
+        try:
+            with psycopg.connect(os.environ["DATABASE_URL"], connect_timeout=2) as connection:
+                connection.execute(
+                    "INSERT INTO heartbeats VALUES ('worker', clock_timestamp())"
+                    " ON CONFLICT (part) DO UPDATE SET at = excluded.at"
+                )
+        except psycopg.OperationalError:
+            pass  # as ours: the database's absence is not the worker's end
+        time.sleep(0.1)
+
+
+def up() -> None:
+    from service import cli, parts, up
+
+    def here(part: str) -> tuple[str, ...]:
+        return (sys.executable, __file__, part)
+
+    stand_ins = parts.Commands(migrate=here("migrate"), receiver=here("receiver"), worker=here("worker"))
+    options = up.Options
+
+    def with_stand_ins(**given: object) -> up.Options:
+        return options(**given, commands=stand_ins)  # type: ignore[arg-type]
+
+    up.Options = with_stand_ins  # type: ignore[assignment,misc]
+    cli.main()
+
+
+if __name__ == "__main__":
+    {"up": up, "migrate": migrate, "receiver": receiver, "worker": worker}[sys.argv[1]]()
