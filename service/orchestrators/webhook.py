@@ -49,7 +49,7 @@ class WebhookConfig(BaseModel):
     @classmethod
     def secret_can_be_right(cls, secret: SecretStr) -> SecretStr:
         try:
-            parse_secret(secret.get_secret_value(), name="secret")
+            parse_secret(secret.get_secret_value(), name="of this orchestrator")
         except ConfigError as exc:
             raise ValueError(str(exc)) from None
         return secret
@@ -64,7 +64,7 @@ class WebhookOrchestrator:
     ) -> None:
         self.name = config.name
         self._url = config.url
-        self._secret = parse_secret(config.secret.get_secret_value(), name="secret")
+        self._secret = parse_secret(config.secret.get_secret_value(), name="of this orchestrator")
         self._http = http
         self._timeout_seconds = timeout_seconds
 
@@ -82,7 +82,7 @@ class WebhookOrchestrator:
         )
 
     async def _tell(self, type_: str, done: str, ref: str, workflow_id: str, reason: str, key: str) -> Answer:
-        if not 0 < len(key) <= KEY_CHARS_MAX or not key.isascii() or not key.isprintable() or "." in key:
+        if not 0 < len(key) <= KEY_CHARS_MAX or not key.isascii() or not key.isprintable() or set(key) & set(". "):
             # The signed text joins its parts by dots, so a dot in the id would make two messages sign alike.
             raise DeliveryFailed("the idempotency key cannot be a webhook-id", code="key_invalid", permanent=True)
         now = datetime.now(UTC)
