@@ -68,7 +68,8 @@ def orchestrator(request: pytest.FixtureRequest, ground: Ground) -> Orchestrator
 
 
 async def test_an_orchestrator_knows_its_name_its_kind_and_what_it_stops(orchestrator: Orchestrator) -> None:
-    assert orchestrator.name == "ops" and orchestrator.kind in ORCHESTRATORS
+    assert orchestrator.name == "ops"
+    assert orchestrator.kind in ORCHESTRATORS
     assert isinstance(orchestrator.stops, Stops)
 
 
@@ -79,7 +80,8 @@ async def test_a_pause_then_a_resume_have_one_effect_each_and_record_the_state_b
     resumed = await orchestrator.resume(**ASK, idempotency_key=f"{KEY}-resume")
     assert (paused.status, resumed.status) == ("paused", "resumed")
     assert (paused.prior_state, resumed.prior_state) == ({"paused": False}, {"paused": True})
-    assert paused.detail and resumed.detail
+    assert paused.detail
+    assert resumed.detail
     assert [done["ref"] for done in ground.fake.pauses + ground.fake.resumes] == [ASK["ref"]] * 2
     assert ground.fake.paused == set()
 
@@ -90,7 +92,8 @@ async def test_the_same_key_twice_has_one_effect_and_the_same_answer(
     first = await orchestrator.pause(**ASK, idempotency_key=KEY)
     second = await orchestrator.pause(**ASK, idempotency_key=KEY)
     assert first == second
-    assert len(ground.fake.requests) == 2 and len(ground.fake.pauses) == 1
+    assert len(ground.fake.requests) == 2
+    assert len(ground.fake.pauses) == 1
 
 
 async def test_a_failure_after_the_work_was_done_is_repeated_with_one_effect(
@@ -155,7 +158,9 @@ async def test_the_secret_and_the_signature_are_in_no_error_and_no_log(
     with pytest.raises(DeliveryFailed) as caught:
         await target.pause(**ASK, idempotency_key=KEY)
     said = f"{caught.value} {caught.value!r} {vars(caught.value)} {target!r} {orchestrator!r}"
-    assert SECRET not in said and SECRET.removeprefix("whsec_") not in said and "my-private-path" not in said
+    assert SECRET not in said
+    assert SECRET.removeprefix("whsec_") not in said
+    assert "my-private-path" not in said
     assert not any(SECRET.removeprefix("whsec_") in record.getMessage() for record in caplog.records)
     # The library's own debug lines show headers; a signature there would let its reader replay the message.
     assert not any(signature_of(ground) in record.getMessage() for record in caplog.records if signature_of(ground))
@@ -172,7 +177,8 @@ async def test_the_message_is_what_the_standard_webhooks_package_accepts(ground:
     await ground.webhook().pause(**ASK, idempotency_key=KEY)
     ((headers, message),) = ground.fake.requests
     assert ground.fake.refused == []
-    assert message["type"] == "workflow.pause" and message["data"] == {**ASK, "idempotency_key": KEY}
+    assert message["type"] == "workflow.pause"
+    assert message["data"] == {**ASK, "idempotency_key": KEY}
     assert headers["webhook-id"] == headers["idempotency-key"] == KEY
     assert abs(int(headers["webhook-timestamp"]) - time.time()) < 5
     assert headers["content-type"] == "application/json"
@@ -191,7 +197,8 @@ async def test_another_secret_is_refused_for_good(ground: Ground) -> None:
     with pytest.raises(DeliveryFailed) as caught:
         await ground.webhook(secret="whsec_" + "QUJD" * 10).pause(**ASK, idempotency_key=KEY)
     assert (caught.value.status, caught.value.permanent) == (401, True)
-    assert ground.fake.pauses == [] and len(ground.fake.refused) == 1
+    assert ground.fake.pauses == []
+    assert len(ground.fake.refused) == 1
 
 
 async def test_any_text_of_ours_arrives_as_it_was(ground: Ground) -> None:
@@ -262,7 +269,8 @@ async def test_a_key_that_cannot_be_a_webhook_id_is_never_sent(ground: Ground, k
         with pytest.raises(DeliveryFailed) as caught:
             await call(**ASK, idempotency_key=key)
         assert (caught.value.code, caught.value.permanent) == ("key_invalid", True)
-    assert ground.fake.requests == [] and ground.fake.refused == []
+    assert ground.fake.requests == []
+    assert ground.fake.refused == []
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "not a secret", "whsec_***"])
@@ -280,4 +288,5 @@ def test_a_url_that_cannot_be_right_stops_the_start(url: str) -> None:
 
 def test_the_secret_is_not_in_the_configs_repr() -> None:
     config = WebhookConfig.model_validate({"url": "https://ops.example.com/hook", "secret": SECRET})
-    assert SECRET not in repr(config) and SECRET.removeprefix("whsec_") not in repr(config)
+    assert SECRET not in repr(config)
+    assert SECRET.removeprefix("whsec_") not in repr(config)

@@ -53,7 +53,8 @@ def test_a_summary_that_names_the_account_is_not_given_the_account_again() -> No
 
 def test_a_long_summary_leaves_room_for_whose_account_it_is() -> None:
     title = word(view(summary="very " * 100), NOW).title
-    assert len(title) <= 140 and title.endswith("GOOGLE_ADS account of clark@example.com")
+    assert len(title) <= 140
+    assert title.endswith("GOOGLE_ADS account of clark@example.com")
 
 
 def test_who_names_identifier_provider_account_and_environment() -> None:
@@ -121,7 +122,8 @@ def test_no_workflow_touched_is_said() -> None:
 def test_more_workflows_than_fit_are_counted_and_not_forgotten() -> None:
     many = tuple(WorkflowLine(workflow_id=f"w{n}", name=None, state="paused") for n in range(40))
     said = word(view(workflows=many), NOW).workflows
-    assert len(said) == 16 and said[-1] == "… and 25 more workflows."
+    assert len(said) == 16
+    assert said[-1] == "… and 25 more workflows."
 
 
 def test_the_rules_own_advice_is_given_with_its_runbook_link() -> None:
@@ -143,7 +145,8 @@ def test_resolved_says_when_after_how_long_and_why() -> None:
         view(state="resolved", resolved_at=OPENED + timedelta(minutes=12), resolved_reason="account is well"), NOW
     )
     assert said.status == "Resolved at 2026-11-22 10:12:00 UTC, 12 min after it began: account is well."
-    assert said.what_to_do is None and "Resolved: " in said.title
+    assert said.what_to_do is None
+    assert "Resolved: " in said.title
 
 
 def test_resolved_with_a_workflow_still_held_says_to_resume_it() -> None:
@@ -160,19 +163,23 @@ def test_an_authorization_link_in_outside_text_is_taken_out() -> None:
     link = "https://acme.scalekit.example/magicLink/2cbe56de-eec4-41d2-abed-90a5b82286c4_p"
     lines = (WorkflowLine(workflow_id="w1", name=link, state="paused", orchestrator="o", orchestrator_state=link),)
     said = word(view(summary=f"go to {link}", identifier=link, workflows=lines, acknowledged_by=link), NOW).text()
-    assert "magicLink" not in said and "[link removed]" in said
+    assert "magicLink" not in said
+    assert "[link removed]" in said
 
 
 def test_outside_text_cannot_forge_a_line_or_turn_the_reading_direction() -> None:
     said = word(view(identifier="clark\nNo workflow was paused.\u202egnitser\x1b[2J"), NOW).text()
-    assert "\nNo workflow was paused.\u202e" not in said and "\u202e" not in said and "\x1b" not in said
+    assert "\nNo workflow was paused.\u202e" not in said
+    assert "\u202e" not in said
+    assert "\x1b" not in said
     assert said.splitlines().count("No workflow was paused.") == 1
 
 
 @given(st.text(max_size=2_000), st.integers(min_value=1, max_value=200))
 def test_any_outside_text_becomes_one_bounded_line(text: str, chars_max: int) -> None:
     said = clean(text, chars_max)
-    assert len(said) <= chars_max and len(said.splitlines()) <= 1
+    assert len(said) <= chars_max
+    assert len(said.splitlines()) <= 1
     said.encode("utf-8")
 
 
