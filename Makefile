@@ -62,6 +62,10 @@ if ! whole; then \
     echo "make: $(if $(PYTHON),$(PYTHON) is not,there is no) Python 3.11 or newer with its venv module here: install one (on Debian and Ubuntu: python3 and python3-venv), or name it with PYTHON=/path/to/python3" >&2; \
     exit 1; \
   fi; \
+  if [ -e $(VENV) ] && [ ! -w $(VENV) ]; then \
+    echo "make: $$here/$(VENV) does not work for this user, who may not replace it either: use a clone of your own" >&2; \
+    exit 1; \
+  fi; \
   echo "creating $(VENV) with $$("$$found" --version)" >&2; \
   rm -rf $(VENV); \
   "$$found" -m venv "$$here/$(VENV)"; \

@@ -13,7 +13,7 @@ from service.errors import AuthwatchError, ConfigError
 
 DEFAULT = ".authwatch"
 PARTS = ("postgres", "redis", "receiver", "worker")
-LOCK_SECONDS = 3.0  # a killed predecessor lets go at once; its last children hold nothing
+LOCK_SECONDS = 2.0  # a killed predecessor lets go at once; its last children hold nothing
 
 
 class InUse(AuthwatchError):

@@ -19,7 +19,7 @@ from service.placement import Place, give_folder, place
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
-LOCK_SECONDS = 3.0
+LOCK_SECONDS = 2.0
 
 Progress = Callable[[str], None]
 

@@ -23,7 +23,7 @@ from service.parts import LEFTOVER_STOP, Commands, migrate, receiver, worker
 from service.settings import Environment, load_settings
 from service.supervise import Part, Stopped, Supervisor
 
-PORT_WAIT_SECONDS = 5.0  # a killed predecessor's receiver may still be going
+PORT_WAIT_SECONDS = 3.0  # a killed predecessor's receiver may still be going
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 PLACEHOLDER_DATABASE = "postgresql://127.0.0.1/"  # to judge the other settings before there is a database
 SECRET, TOKEN = "SCALEKIT_WEBHOOK_SECRET", "AUTHWATCH_ADMIN_TOKEN"

@@ -57,7 +57,7 @@ def test_the_first_start_says_what_it_made_once_and_the_second_start_keeps_it(st
     assert env["SCALEKIT_WEBHOOK_SECRET"] not in said and env["AUTHWATCH_ADMIN_TOKEN"] not in said
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_every_part_and_the_exit_status_is_0(
     start: Callable, data_dir: Path, how: signal.Signals
 ) -> None:
