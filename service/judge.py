@@ -103,11 +103,8 @@ async def judge(
 
     standing = {
         key: [
-            alert
-            for alert in [
-                *(verdict.changed.get(old.id, old) for old in stored[key]),
-                *(new for new in verdict.fired if new.account == key),
-            ]
+            *(verdict.changed.get(old.id, old) for old in stored[key]),
+            *(new for new in verdict.fired if new.account == key),
         ]
         for key in subjects
     }

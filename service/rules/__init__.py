@@ -1,0 +1,8 @@
+"""Rules: what admins write in YAML, loaded strictly and judged purely."""
+
+from __future__ import annotations
+
+from service.rules.load import Problem, RuleBook, load_file, load_text
+from service.rules.model import Rule
+
+__all__ = ["Problem", "Rule", "RuleBook", "load_file", "load_text"]

@@ -1,0 +1,59 @@
+"""The story of one account: its events in their own order, and the status they leave it in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from service.event import WELL, Event, order_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initial:
+    """Where a story starts, or what it ends in. `not_well`: since the account was last ACTIVE, each status it had and
+    when first; empty while it is ACTIVE, or while nothing is known (status None)."""
+
+    status: str | None = None
+    status_since: datetime | None = None
+    not_well: Mapping[str, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event in order. `became`: the status it moved the account to, None when it moved nothing."""
+
+    event: Event
+    became: str | None
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    steps: tuple[Step, ...]
+    final: Initial
+
+
+def tell(initial: Initial, events: Iterable[Event]) -> Story:
+    """By `occurred_at`, a break after a recovery in a tie, each event once; the order of arrival does not matter."""
+    now, steps = initial, []
+    seen: set[str] = set()
+    for event in sorted(events, key=order_key):
+        if event.id in seen:
+            continue
+        seen.add(event.id)
+        status, became = event.account_status, None
+        if status is not None and status != now.status:
+            became = status
+            now = Initial(
+                status=status, status_since=event.occurred_at, not_well=chain(now.not_well, status, event.occurred_at)
+            )
+        steps.append(Step(event, became, now.status))
+    return Story(tuple(steps), now)
+
+
+def chain(not_well: Mapping[str, datetime], status: str, at: datetime) -> dict[str, datetime]:
+    """What has been wrong since the account was last well; ACTIVE ends it, nothing else does."""
+    if status == WELL:
+        return {}
+    return {status: at, **not_well} if status not in not_well else dict(not_well)
