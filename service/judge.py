@@ -18,7 +18,7 @@ from service import consequences
 from service.consequences import Consequences
 from service.event import AccountKey, Event, new_id
 from service.rules import Rule, RuleBook
-from service.rules.story import Initial, Story, tell
+from service.rules.story import Initial, Step, Story, tell
 from service.rules.triggers import Episode, judge_rule
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
@@ -266,7 +266,7 @@ def judge_one(
     return judged.wake_at
 
 
-def in_time(rule: Rule, subject: Subject) -> tuple[Sequence[object], int]:
+def in_time(rule: Rule, subject: Subject) -> tuple[Sequence[Step], int]:
     """Windows are judged again up to `allowed_lateness`; later events still set the account's state."""
     limit = rule.allowed_lateness.total_seconds()
     if rule.kind == "state":

@@ -131,7 +131,7 @@ class Rule(Strict):
     enabled: bool = True
     count: Count | None = None
     state: State | None = None
-    group_by: list[Literal["account_id"]] = Field(default_factory=lambda: ["account_id"], min_length=1, max_length=1)
+    group_by: tuple[Literal["account_id"]] = ("account_id",)
     resolve: Resolve | None = None
     keep_firing_for: Duration = timedelta(0)
     allowed_lateness: Duration = timedelta(hours=1)

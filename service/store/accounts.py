@@ -253,7 +253,8 @@ async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[AccountK
 
 
 async def next_due(conn: AsyncConnection) -> datetime | None:
-    return (await conn.execute(select(func.min(deadlines.c.due_at)))).scalar_one()
+    earliest: datetime | None = (await conn.execute(select(func.min(deadlines.c.due_at)))).scalar_one()
+    return earliest
 
 
 def to_account(row: Row[Any]) -> Account:
