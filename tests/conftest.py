@@ -52,7 +52,7 @@ def servers() -> Iterator[Servers]:
             yield stack.enter_context(embedded())
 
 
-class containers:  # noqa: N801 - reads as the function it is used as
+class containers:
     def __enter__(self) -> Servers:
         from testcontainers.postgres import PostgresContainer
         from testcontainers.redis import RedisContainer
@@ -69,7 +69,7 @@ class containers:  # noqa: N801 - reads as the function it is used as
         self._postgres.stop()
 
 
-class embedded:  # noqa: N801
+class embedded:
     def __enter__(self) -> Servers:
         from service.embedded import start_postgres, start_redis
 
