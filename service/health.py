@@ -17,11 +17,10 @@ STRANDED_AFTER = timedelta(minutes=5)
 DEADLINE_SLACK = timedelta(seconds=10)
 
 
-async def evaluation_lag(conn: AsyncConnection) -> tuple[int, float]:
-    """(events not yet evaluated, age of the oldest of them in seconds)."""
-    now = await readers.clock(conn)
-    items, oldest = await log.lag_after(conn, await readers.position(conn, readers.EVALUATOR))
-    return items, max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
+async def evaluation_lag_seconds(conn: AsyncConnection) -> float:
+    """Age of the oldest row of the log that is not yet evaluated."""
+    oldest = await log.oldest_after(conn, await readers.position(conn, readers.EVALUATOR))
+    return max(0.0, (await readers.clock(conn) - oldest).total_seconds()) if oldest else 0.0
 
 
 async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
@@ -31,7 +30,8 @@ async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
     rows = {row.name: row for row in await readers.all_readers(conn)}
     bad = await readers.poison_counts(conn)
 
-    evaluator_items, evaluator_seconds = await evaluation_lag(conn)
+    evaluator_items, oldest_event = await log.lag_after(conn, await readers.position(conn, readers.EVALUATOR))
+    evaluator_seconds = (now - oldest_event).total_seconds() if oldest_event else 0.0
     open_actions, oldest_action, failed_actions = await actions.waiting(conn)
     next_due = await accounts.next_due(conn)
     deadline_late = bool(next_due and now - next_due > DEADLINE_SLACK)

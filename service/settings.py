@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 from service.errors import ConfigError
 
 CONFIG_BYTES_MAX = 256 * 1024
-TOKEN_CHARS_MIN = 16
+TOKEN_CHARS_MIN = 8
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 

@@ -30,7 +30,7 @@ async def ask_gate(request: Request) -> Response:
         holds = await workflows.open_holds(conn, workflow_ids=[workflow.workflow_id]) if workflow else []
         account = await accounts.find(conn, query.account_id) if query.account_id else None
         open_alerts = (await alerts.unresolved_of(conn, [account.key]))[account.key] if account else []
-        _, lag_seconds = await health.evaluation_lag(conn)
+        lag_seconds = await health.evaluation_lag_seconds(conn)
     answer = gate.decide(
         Asked(
             workflow_id=query.workflow_id,

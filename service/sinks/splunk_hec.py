@@ -49,7 +49,7 @@ class SplunkHecConfig(SinkConfig):
     kind: Literal["splunk_hec"] = "splunk_hec"
     name: str = Field(default="splunk_hec", min_length=1, max_length=64)
     url: str
-    token: SecretStr = Field(min_length=8)
+    token: SecretStr = Field(min_length=4)
     format: FormatName = "ocsf"
     index: str | None = Field(default=None, min_length=1, max_length=255)
     host: str = Field(default="authwatch", min_length=1, max_length=255)

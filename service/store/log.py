@@ -210,16 +210,20 @@ async def head(conn: AsyncConnection) -> tuple[int, datetime | None]:
     return (row.position, row.received_at) if row else (0, None)
 
 
+async def oldest_after(conn: AsyncConnection, position: int) -> datetime | None:
+    """`received_at` of the first row after position; None when there is none."""
+    first = select(events.c.received_at).where(events.c.position > position).order_by(events.c.position).limit(1)
+    row = (await conn.execute(first)).first()
+    return row.received_at if row else None
+
+
 async def lag_after(conn: AsyncConnection, position: int, *, items_max: int = 100_000) -> tuple[int, datetime | None]:
     """`(how many rows wait after position, counted up to items_max; received_at of the oldest of them)`."""
-    waiting = (
-        select(events.c.position, events.c.received_at).where(events.c.position > position).order_by(events.c.position)
-    )
-    oldest = (await conn.execute(waiting.limit(1))).first()
+    oldest = await oldest_after(conn, position)
     if oldest is None:
         return 0, None
-    count = (await conn.execute(select(func.count()).select_from(waiting.limit(items_max).subquery()))).scalar_one()
-    return count, oldest.received_at
+    waiting = select(events.c.position).where(events.c.position > position).limit(items_max)
+    return (await conn.execute(select(func.count()).select_from(waiting.subquery()))).scalar_one(), oldest
 
 
 async def receipt_of(conn: AsyncConnection, event_row_id: str) -> Row[Any] | None:
