@@ -55,10 +55,13 @@ class Action:
 async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) -> None:
     for action in new:
         if action.kind == NOTIFY:
+            # Locked until our commit: claimed before it, it would tell the state from before what we are about to say;
+            # claimed already, it no longer counts as pending and a new one is added.
             waiting = await conn.execute(
                 select(actions.c.id)
                 .where(actions.c.lane == action.lane, actions.c.state == "pending", actions.c.kind == NOTIFY)
                 .limit(1)
+                .with_for_update()
             )
             if waiting.first() is not None:
                 continue

@@ -115,7 +115,9 @@ async def test_one_bad_row_never_fails_its_neighbours(engine: AsyncEngine) -> No
     running = asyncio.create_task(committer.run())
     good = [make_receipt() for _ in range(5)]
     bad = make_receipt(identifier="a\x00b")
-    outcomes = await asyncio.gather(*(committer.commit(one) for one in [*good[:2], bad, *good[2:]]), return_exceptions=True)
+    outcomes = await asyncio.gather(
+        *(committer.commit(one) for one in [*good[:2], bad, *good[2:]]), return_exceptions=True
+    )
     running.cancel()
     assert [type(outcome).__name__ for outcome in outcomes] == ["Kept", "Kept", "Unavailable", "Kept", "Kept", "Kept"]
 
@@ -145,7 +147,9 @@ async def test_position_order_is_commit_order_with_eight_writers(
             async with begin(engine) as conn:
                 if (writer + n) % 3 == 0:
                     now = datetime.now(UTC)
-                    await log.append(conn, [Decision(kind="audit", subject_id="x", occurred_at=now) for _ in range(size)])
+                    await log.append(
+                        conn, [Decision(kind="audit", subject_id="x", occurred_at=now) for _ in range(size)]
+                    )
                 else:
                     await log.accept(conn, [make_receipt() for _ in range(size)])
                 await asyncio.sleep(0.001 * ((writer * 7 + n) % 5))  # hold the transaction open after the append
