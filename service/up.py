@@ -89,13 +89,15 @@ def _start(options: Options, supervisor: Supervisor, stop_asked: Callable[[], bo
         _wait_for_port(options)
     settings, made = _settings(options, data)
 
-    for server in _embedded(options, data, settings):
+    servers = _embedded(options, data, settings)
+    for server in servers:
         server.prepare()
         if stop_asked():
             raise Stopped
         children.rotate_log(server.log)
         say(f"starting {server.name}")
-        supervisor.start(_embedded_part(server))
+    supervisor.start(*map(_embedded_part, servers))
+    for server in servers:
         settings["DATABASE_URL" if isinstance(server, Postgres) else "REDIS_URL"] = server.url
         settings |= server.whereabouts()
     data.write(settings)
@@ -104,7 +106,7 @@ def _start(options: Options, supervisor: Supervisor, stop_asked: Callable[[], bo
     environment = {**os.environ, **settings, "AUTHWATCH_DATA_DIR": str(data.path)}
     environment.setdefault("AUTHWATCH_PUBLIC_URL", options.own_url)
     if options.parts != {"redis"}:
-        say("migrating the database")
+        say("bringing the database's schema up to date")
         migrate(options.commands.migrate, data, environment)
     ours = []  # in this order, so that the receiver is stopped first
     if "worker" in options.parts:

@@ -20,8 +20,10 @@ def option(name: str) -> str:
 def migrate() -> None:
     with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS heartbeats (part text PRIMARY KEY, at timestamptz NOT NULL)")
-        connection.execute("CREATE TABLE IF NOT EXISTS starts (at timestamptz NOT NULL DEFAULT now())")
-        connection.execute("INSERT INTO starts DEFAULT VALUES")
+        connection.execute("CREATE TABLE IF NOT EXISTS migrations (at timestamptz NOT NULL DEFAULT now())")
+        connection.execute("INSERT INTO migrations DEFAULT VALUES")
+        connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num text PRIMARY KEY)")
+        connection.execute("INSERT INTO alembic_version VALUES ('head') ON CONFLICT DO NOTHING")
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -29,7 +29,7 @@ def postgres(data_dir: Path) -> Iterator[Postgres]:
 
 def ask(server: Postgres, question: str) -> object:
     with psycopg.connect(server.url) as connection:
-        row = connection.execute(question).fetchone()  # type: ignore[call-overload]
+        row = connection.execute(question).fetchone()
     assert row is not None
     return row[0]
 
@@ -93,7 +93,8 @@ def test_a_port_that_somebody_else_took_meanwhile_is_left_to_them(data_dir: Path
         other.listen()
         taken = server.port
         server.start()
-        assert server.port != taken and server.is_ready()
+        assert server.port != taken
+        assert server.is_ready()
     server.remove()
 
 
@@ -161,7 +162,8 @@ def test_both_die_with_a_parent_that_is_killed_with_9(data_dir: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script, str(data_dir)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
-        assert all(command_line(pid) for pid in pids) and len(pids) == 2
+        assert all(command_line(pid) for pid in pids)
+        assert len(pids) == 2
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         assert wait_until(lambda: not any(command_line(pid) for pid in pids), 5)
@@ -196,7 +198,8 @@ def test_below_a_folder_only_root_may_enter_servers_and_data_live_elsewhere_and_
     monkeypatch.setattr(placement, "_wheels", _closed_copy_of_the_wheels(closed))
     server = start_postgres(closed / "data")
     try:
-        assert server.place is not None and server.place.user is not None
+        assert server.place is not None
+        assert server.place.user is not None
         assert not server.place.home.is_relative_to(tmp_path)
         assert not server.place.binaries.is_relative_to(tmp_path)
         assert server.cluster.stat().st_uid == server.place.user.uid
