@@ -244,4 +244,6 @@ def partition_is_missing(exc: DBAPIError) -> bool:
 
 
 def to_event(row: Row[Any]) -> Event:
-    return Event(**dict(zip(EVENT_COLUMNS, row, strict=True)))
+    values = dict(zip(EVENT_COLUMNS, row, strict=True))
+    # A hand-written statement gives the driver's UUID, a typed one gives text; ids are text everywhere else.
+    return Event(**values | {"id": str(values["id"])})
