@@ -35,7 +35,9 @@ class Commands:
     worker: Sequence[str] = (*_OURSELVES, "worker")
 
 
-def migrate(command: Sequence[str], data: DataDir, environment: Mapping[str, str]) -> None:
+def migrate(
+    command: Sequence[str], data: DataDir, environment: Mapping[str, str], *, say: Callable[[str], None]
+) -> None:
     """Brings the schema up to date, in a process of its own: what it imports need not stay in memory.
 
     Asking takes a second, so what it came to is noted; the database itself says whether that still holds.
@@ -45,6 +47,7 @@ def migrate(command: Sequence[str], data: DataDir, environment: Mapping[str, str
     if note.exists() and note.read_text() == f"{files} {_revision(database_url)}":
         return
     note.unlink(missing_ok=True)
+    say("migrating the database")
     log = data.log("migrate")
     children.rotate_log(log)
     with children.open_log(log) as out:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
+import sys
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from service.children import end_with_parent
+from service.errors import ConfigError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -18,67 +22,85 @@ KEEP_ALIVE_SECONDS = 10
 GRACEFUL_SECONDS = 10
 HEALTH_CHECK_SECONDS = 30  # of one process of several: a machine under full load is slow, not dead
 OPEN_FILES_WANTED = 65_536
-STARTED_BY = "AUTHWATCH_SERVE_PID"
+STARTED_BY, MISTAKE_FILE = "AUTHWATCH_SERVE_PID", "AUTHWATCH_SERVE_MISTAKE"
 
 
 def serve(host: str, port: int, workers: int) -> None:
-    """Serves until SIGINT or SIGTERM; then answers what it has taken on, for a bounded time."""
+    """Serves until SIGINT or SIGTERM; then answers what it has taken on, for a bounded time.
+
+    A mistake in the configuration is raised as ConfigError, also when one of several processes found it.
+    """
     import uvicorn
 
     _raise_open_files()
-    with tempfile.TemporaryDirectory(prefix="authwatch-metrics-") as metrics_folder:
-        if workers > 1:
+    with tempfile.TemporaryDirectory(prefix="authwatch-serve-") as folder:
+        mistake = Path(folder) / "mistake"
+        os.environ[MISTAKE_FILE] = str(mistake)
+        os.environ[STARTED_BY] = str(os.getpid())
+        if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             # Several processes answer /metrics as one; prometheus_client wants to know before it is imported.
-            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", metrics_folder)
-            os.environ[STARTED_BY] = str(os.getpid())
-        _configure_logging()
-        asyncio.run(_judge_settings())
-        uvicorn.run(
-            "service.serve:create_process_app" if workers > 1 else _create_app(),
-            factory=workers > 1,
-            host=host,
-            port=port,
-            workers=workers,
-            loop="uvloop",
-            http="httptools",
-            lifespan="on",
-            ws="none",
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACEFUL_SECONDS,
-            timeout_worker_healthcheck=HEALTH_CHECK_SECONDS,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=False,
-        )
+            metrics = Path(folder) / "metrics"
+            metrics.mkdir()
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        try:
+            uvicorn.run(
+                "service.serve:create_process_app" if workers > 1 else create_watched_app(),
+                factory=workers > 1,
+                host=host,
+                port=port,
+                workers=workers,
+                loop="uvloop",
+                http="httptools",
+                lifespan="on",
+                ws="none",
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=GRACEFUL_SECONDS,
+                timeout_worker_healthcheck=HEALTH_CHECK_SECONDS,
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+            )
+        finally:  # uvicorn exits with a status of its own; the sentence says more
+            if mistake.exists():
+                raise ConfigError(mistake.read_text())
 
 
 def create_process_app() -> Starlette:
     """The app in one of several processes: it ends with the process that started it, even by SIGKILL."""
+    from uvicorn.config import STARTUP_FAILURE
+
     end_with_parent(int(os.environ[STARTED_BY]))
-    return _create_app()
+    try:
+        return create_watched_app()
+    except ConfigError as error:
+        _note(error)
+        sys.exit(STARTUP_FAILURE)  # by which uvicorn knows that starting it again can not help
 
 
-def _create_app() -> Starlette:
+def create_watched_app() -> Starlette:
+    """The app; a mistake its start finds is noted, since uvicorn would only say that the start failed."""
     from service.app import create_app
 
-    return create_app()
+    app = create_app()
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(of: Any) -> AsyncIterator[Any]:
+        try:
+            async with inner(of) as state:
+                yield state
+        except ConfigError as error:
+            _note(error)
+            raise
+
+    app.router.lifespan_context = lifespan
+    return app
 
 
-def _configure_logging() -> None:
-    from service.observe import configure_logging
-
-    configure_logging()
-
-
-async def _judge_settings() -> None:
-    """A mistake ends us here with its sentence. Below uvicorn it would end as "startup failed" in the log."""
-    from service.runtime import open_runtime
-    from service.settings import load_settings
-
-    async with open_runtime(load_settings(os.environ), connections_max=1):  # which opens no connection by itself
-        return
+def _note(error: ConfigError) -> None:
+    Path(os.environ[MISTAKE_FILE]).write_text(str(error))
 
 
 def _raise_open_files() -> None:

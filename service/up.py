@@ -106,8 +106,7 @@ def _start(options: Options, supervisor: Supervisor, stop_asked: Callable[[], bo
     environment = {**os.environ, **settings, "AUTHWATCH_DATA_DIR": str(data.path)}
     environment.setdefault("AUTHWATCH_PUBLIC_URL", options.own_url)
     if options.parts != {"redis"}:
-        say("bringing the database's schema up to date")
-        migrate(options.commands.migrate, data, environment)
+        migrate(options.commands.migrate, data, environment, say=say)
     ours = []  # in this order, so that the receiver is stopped first
     if "worker" in options.parts:
         ours.append(worker(options.commands.worker, data, environment))

@@ -34,7 +34,7 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 class Up:
-    """A running `authwatch up`, on stand-in parts unless told otherwise."""
+    """A running `authwatch up`."""
 
     def __init__(self, data_dir: Path, port: int, *words: str, program: tuple[str, ...], **environment: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
@@ -110,13 +110,19 @@ class Up:
 
 
 @pytest.fixture
-def start(data_dir: Path) -> Iterator[Callable[..., Up]]:
+def program() -> tuple[str, ...]:
+    """What is started: `up` on stand-in parts."""
+    return (sys.executable, str(STAND_IN))
+
+
+@pytest.fixture
+def start(data_dir: Path, program: tuple[str, ...]) -> Iterator[Callable[..., Up]]:
     """Starts an `up`; all of them are ended after the test."""
     port = choose_port("127.0.0.1")
     started: list[Up] = []
 
     def start_up(*words: str, to: Path = data_dir, at: int = port, **environment: str) -> Up:
-        started.append(Up(to, at, *words, program=(sys.executable, str(STAND_IN)), **environment))
+        started.append(Up(to, at, *words, program=program, **environment))
         return started[-1]
 
     yield start_up
