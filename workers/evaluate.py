@@ -4,6 +4,7 @@ the new position as one. A crash at any point leaves all of it or none.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -47,12 +48,15 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     return done
 
 
-async def one_transaction(runtime: Runtime, step, done: Evaluated) -> bool:  # type: ignore[no-untyped-def]
+Step = Callable[[Runtime, AsyncConnection, int, Evaluated], Awaitable[Consequences | None]]
+
+
+async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool:
     async with begin(runtime.engine) as conn:
         position = await readers.take(conn, readers.EVALUATOR)
         if position is None:
             return False  # another worker is at it
-        out: Consequences | None = await step(runtime, conn, position, done)
+        out = await step(runtime, conn, position, done)
         if out is None:
             return False
         # The log's lock is the last one taken.
