@@ -54,19 +54,25 @@ def servers() -> Iterator[Servers]:
 
 class containers:
     def __enter__(self) -> Servers:
-        from testcontainers.postgres import PostgresContainer
-        from testcontainers.redis import RedisContainer
+        # testcontainers would pull an image of its own (Ryuk) to clean up after us. We stop what we start, and
+        # a machine that has the two images below needs no registry.
+        os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+        from testcontainers.community.postgres import PostgresContainer
+        from testcontainers.community.redis import RedisContainer
 
-        self._postgres = PostgresContainer("postgres:17-alpine", driver=None)
-        self._redis = RedisContainer("redis:7-alpine")
-        self._postgres.start()
-        self._redis.start()
-        host, port = self._redis.get_container_host_ip(), self._redis.get_exposed_port(6379)
-        return Servers(self._postgres.get_connection_url(), f"redis://{host}:{port}/0")
+        with ExitStack() as stack:
+            # As in docker-compose.yml: UTF-8 whatever the image's own locale.
+            postgres = stack.enter_context(
+                PostgresContainer("postgres:17-alpine", driver=None).with_env("LANG", "C.UTF-8")
+            )
+            redis = stack.enter_context(RedisContainer("redis:7-alpine"))
+            host, port = redis.get_container_host_ip(), redis.get_exposed_port(6379)
+            servers = Servers(postgres.get_connection_url(), f"redis://{host}:{port}/0")
+            self._stack = stack.pop_all()
+        return servers
 
     def __exit__(self, *_exc: object) -> None:
-        self._redis.stop()
-        self._postgres.stop()
+        self._stack.close()
 
 
 class embedded:
