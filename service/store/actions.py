@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, and_, exists, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import new_id
@@ -186,7 +186,7 @@ async def newest_for_workflows(conn: AsyncConnection, workflow_ids: Sequence[str
     rows = await conn.execute(
         select(actions)
         .where(actions.c.workflow_id.in_(list(workflow_ids)), actions.c.kind.in_((PAUSE, RESUME)))
-        .distinct(actions.c.workflow_id)
+        .ext(distinct_on(actions.c.workflow_id))
         .order_by(actions.c.workflow_id, actions.c.created_at.desc(), actions.c.id.desc())
     )
     return {row.workflow_id: to_action(row) for row in rows}
