@@ -9,7 +9,7 @@ ARGS =
 T =
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check lock test-containers
+.PHONY: help run test check lock test-containers compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -33,6 +33,10 @@ check: ## What CI runs: lint, format, types, import contract, tests
 test-containers: ## The tests, on servers in containers
 	@$(call installed,dev)
 	@AUTHWATCH_TEST_SERVERS=containers $(BIN)/python -m pytest $(T)
+
+compose-test: ## The image and docker-compose.yml, run for real on a Docker engine
+	@$(call installed,dev)
+	@$(BIN)/python tests/up/compose_run.py
 
 lock: ## Write the lock files anew from pyproject.toml
 	@$(call installed,dev)

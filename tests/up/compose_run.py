@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from service.children import choose_port
+from service.queue import QUEUE_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTHWATCH = str(Path(sys.executable).with_name("authwatch"))
@@ -105,6 +106,10 @@ class Compose:
     def state(self, number: int) -> str:
         return str(self.api.get(f"/v1/workflows/w{number}").json()["state"])
 
+    def woken_by_redis(self) -> bool:
+        """The worker's arq has signed on; a Redis without persistence has forgotten that at its next start."""
+        return self("exec", "-T", "redis", "redis-cli", "exists", f"{QUEUE_NAME}:health-check").strip() == "1"
+
     def ready(self) -> int:
         return self.api.get("/readyz").status_code
 
@@ -154,13 +159,17 @@ def exercise(compose: Compose) -> None:
     compose("up", "-d")
     compose.wait_healthy()
     check_containers(compose)
+    made = compose("exec", "-T", "receiver", "authwatch", "tokens", "create", "--name", "run", "--scope", "read")
+    assert compose.api.get("/v1/accounts", headers={"Authorization": f"Bearer {made.strip()}"}).status_code == 200
     print("everything runs", flush=True)
+    wait("redis in use", compose.woken_by_redis)
     compose.break_account(1)
 
     print("redis stopped", flush=True)
     compose("stop", "redis")
     compose.break_account(2)
     compose("start", "redis")
+    wait("redis in use again", compose.woken_by_redis)
 
     print("postgres stopped", flush=True)
     compose("stop", "postgres")
