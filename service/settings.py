@@ -15,17 +15,32 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import ComposerError
+from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from service.errors import ConfigError
 
 CONFIG_BYTES_MAX = 256 * 1024
 TOKEN_CHARS_MIN = 8
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# ruamel's own words for these quote the value, which may be a secret.
+YAML_MISTAKES: tuple[tuple[type[Exception], str], ...] = (
+    (DuplicateKeyError, "a key is given twice"),
+    (ComposerError, "an alias of something that is not there"),
+    (ConstructorError, "a value that is not what its tag says"),
+    (ReaderError, "it is not UTF-8 text"),
+    (UnicodeError, "it is not UTF-8 text"),
+    (RecursionError, "it nests too deep"),
+    (ValueError, "a value that is not what its tag says"),
+)
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Input is hidden in errors because it may be a secret.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class SourceSettings(Strict):
@@ -116,6 +131,8 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
     if admin_token is not None and len(admin_token) < TOKEN_CHARS_MIN:
         raise ConfigError(f"AUTHWATCH_ADMIN_TOKEN is too short: at least {TOKEN_CHARS_MIN} characters")
     public_url = env.url("AUTHWATCH_PUBLIC_URL", "https", "http")
+    if public_url is not None and "@" in urlsplit(public_url).netloc:
+        raise ConfigError("AUTHWATCH_PUBLIC_URL must hold no user and no password; it is shown in messages")
     heartbeat_url = env.url("AUTHWATCH_HEARTBEAT_URL", "https", "http")
     rules = env.get("AUTHWATCH_RULES")
     data_dir = env.get("AUTHWATCH_DATA_DIR")
@@ -160,6 +177,8 @@ def built_in_notifiers(env: Environment) -> dict[str, dict[str, Any]]:
         env.get("SLACK_CHANNEL"),
         env.url("SLACK_API_URL", "https", "http"),
     )
+    if token is None and channel is not None:
+        raise ConfigError("SLACK_CHANNEL is set but SLACK_BOT_TOKEN is not; without it nothing would be posted")
     if token is None:
         return {"console": {"kind": "console"}}
     if channel is None:
@@ -199,17 +218,27 @@ def read_config(path: Path, env: Environment) -> ConfigFile:
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigError(f"{path.name} is larger than {CONFIG_BYTES_MAX} bytes")
     try:
-        loaded = YAML(typ="safe", pure=True).load(raw)
-    except (YAMLError, ValueError) as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"{path.name}{where}: not YAML: {getattr(exc, 'problem', None) or type(exc).__name__}"
-        ) from exc
+        loaded = resolve(YAML(typ="safe", pure=True).load(raw), env)
+    except (YAMLError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"{path.name}{explain_yaml(exc)}") from None  # the cause quotes the file's lines
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ConfigError(f"{path.name}: it must be a mapping of {', '.join(ConfigFile.model_fields)}")
     try:
-        return ConfigFile.model_validate(resolve(loaded or {}, env))
+        file = ConfigFile.model_validate(loaded or {})
     except ValidationError as exc:
-        raise ConfigError(f"{path.name}: {explain(exc, ConfigFile)}") from exc
+        raise ConfigError(f"{path.name}: {explain(exc, ConfigFile)}") from None
+    for name in file.sources or {}:
+        if not SOURCE_NAME.fullmatch(name):  # it stands in a path, and before the colon of a full account id
+            raise ConfigError(f"{path.name}: sources.{name}: a source's name is letters, digits, - and _, at most 64")
+    return file
+
+
+def explain_yaml(exc: Exception) -> str:
+    """Where it is and what is wrong, without the words that stand there."""
+    mark = getattr(exc, "problem_mark", None)
+    where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    known = next((words for kind, words in YAML_MISTAKES if isinstance(exc, kind)), None)
+    return f"{where}: not YAML: {known or getattr(exc, 'problem', None) or type(exc).__name__}"
 
 
 def resolve(value: Any, env: Environment) -> Any:
