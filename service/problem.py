@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from service import errors
 from service.observe import log
@@ -39,6 +41,8 @@ TITLES = {
 }
 # The connection is not kept after these: part of the request may still be on its way.
 CLOSING = frozenset({408, 413})
+LINGER_BYTES_MAX = 8 * 1024 * 1024
+LINGER_SECONDS_MAX = 2.0
 
 
 def status_of(exc: errors.AuthwatchError) -> int:
@@ -59,7 +63,40 @@ def problem(
         "code": code,
         **extra,
     }
+    if status in CLOSING:
+        return Lingering(
+            body, status_code=status, media_type=MEDIA_TYPE, headers={**(headers or {}), "Connection": "close"}
+        )
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+class Lingering(JSONResponse):
+    """An answer given before the request was read to its end; the connection is closed after it.
+
+    Closing at once would reset the connection while the sender still writes, and the answer would be lost with it. So a
+    bounded part of the rest is thrown away unread first (what nginx calls a lingering close).
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        # Who waits for "100 Continue" sends nothing until told to.
+        if not any(name == b"expect" for name, _ in scope["headers"]):
+            await throw_away(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def throw_away(receive: Receive) -> None:
+    left = LINGER_BYTES_MAX
+    try:
+        async with asyncio.timeout(LINGER_SECONDS_MAX):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b"")) or 1
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 async def on_authwatch_error(_request: Request, exc: Exception) -> Response:
@@ -68,8 +105,6 @@ async def on_authwatch_error(_request: Request, exc: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(exc, errors.Unavailable):
         headers["Retry-After"] = str(exc.retry_after_seconds)
-    if status in CLOSING:
-        headers["Connection"] = "close"
     if isinstance(exc, errors.Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="authwatch"'
     if status == 500:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
+import os
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import psutil
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.signatures import make_secret
-from service.store.session import begin
-from tests.conftest import ADMIN_TOKEN, SECRET
+from service.store.session import begin, open_engine
+from tests.conftest import ADMIN_TOKEN, SECRET, Servers, with_database
 from tests.end_to_end.running import RULES, Running, post
 from tests.make_requests import event_body, signed
 
@@ -27,25 +28,43 @@ DOOR = "/webhooks/scalekit"
 RSS_GROWTH_BYTES_MAX = 48 * MIB
 
 
-@pytest.fixture
-async def door(database_url: str, tmp_path: Path) -> AsyncIterator[Running]:
-    (tmp_path / "rules").mkdir()
-    (tmp_path / "rules" / "all.yml").write_text(RULES)
+@pytest.fixture(scope="module")
+def door_database(servers: Servers, template: str) -> Iterator[str]:
+    name = f"authwatch_front_door_{os.getpid()}"
+    with psycopg.connect(servers.database_url, autocommit=True) as conn:
+        conn.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+        yield with_database(servers.database_url, name)
+        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@pytest.fixture(scope="module")
+def door(door_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One receiver for all of them: that it still answers the next test is part of each test."""
+    folder = tmp_path_factory.mktemp("door")
+    (folder / "rules").mkdir()
+    (folder / "rules" / "all.yml").write_text(RULES)
     running = Running(
-        tmp_path,
+        folder,
         {
-            "DATABASE_URL": database_url,
+            "DATABASE_URL": door_database,
             "SCALEKIT_WEBHOOK_SECRET": f"{SECRET},{OLD_SECRET}",
             "AUTHWATCH_ADMIN_TOKEN": ADMIN_TOKEN,
-            "AUTHWATCH_RULES": str(tmp_path / "rules"),
+            "AUTHWATCH_RULES": str(folder / "rules"),
         },
     )
     running.start("serve")
     try:
-        await running.ready()
+        asyncio.run(running.ready())
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture
+async def engine(door_database: str) -> AsyncIterator[AsyncEngine]:
+    opened = open_engine(door_database, connections_max=2)
+    yield opened
+    await opened.dispose()
 
 
 def rss(running: Running) -> int:
@@ -83,19 +102,19 @@ async def test_every_answer_of_the_contract(door: Running, engine: AsyncEngine) 
         problem_of(await client.post(DOOR, content=body), 401, "signature_missing")
 
         listed = (await client.get("/v1/events?kind=quarantine")).json()["items"]
-        assert [item["id"] for item in listed] == [put_aside.json()["id"]]
+        assert put_aside.json()["id"] in [item["id"] for item in listed]
         one = (await client.get(f"/v1/events/{first.json()['id']}")).json()
         assert one["payload"]["data"]["id"] == "ca_1"
         metrics = (await client.get("/metrics")).text
-        assert 'authwatch_requests_rejected_total{reason="signature_missing",source="scalekit"} 1.0' in metrics
-        assert 'authwatch_events_accepted_total{kind="quarantine",source="scalekit"} 1.0' in metrics
+        assert 'authwatch_requests_rejected_total{reason="signature_missing",source="scalekit"}' in metrics
+        assert 'authwatch_events_accepted_total{kind="quarantine",source="scalekit"}' in metrics
     async with begin(engine) as conn:
         kept = (await conn.execute(text("SELECT body FROM receipts WHERE body = :body"), {"body": unreadable})).all()
     assert len(kept) == 1
 
 
 async def test_bad_signatures_are_401_with_their_reason(door: Running) -> None:
-    body = event_body()
+    body = event_body(data={"id": "ca_never_genuine"})
     good = signed(body, SECRET, message_id="msg_1")
     cases: dict[str, dict[str, str]] = {
         "signature_wrong": good | {"webhook-signature": "v1," + base64.b64encode(b"0" * 32).decode()},
@@ -112,7 +131,7 @@ async def test_bad_signatures_are_401_with_their_reason(door: Running) -> None:
         odd = [(name, value) for name, value in raw if name != b"webhook-signature"]
         problem_of(await client.post(DOOR, content=body, headers=[*odd, (b"webhook-signature", b"v1,\xe9\xff")]), 401)
         problem_of(await client.post(DOOR, content=body + b" ", headers=good), 401, "signature_wrong")
-        assert (await client.get("/v1/events")).json()["items"] == []
+        assert (await client.get("/v1/events?account_id=ca_never_genuine")).json()["items"] == []
 
 
 async def test_svix_headers_and_older_secrets_are_taken(door: Running) -> None:
@@ -149,8 +168,9 @@ async def test_unusual_payloads(door: Running, changes: dict[str, Any], status: 
 async def test_times_that_cannot_be_right_are_kept_and_marked(door: Running) -> None:
     async with door.client() as client:
         for when in ("1970-01-01T00:00:00Z", "2100-01-01T00:00:00Z", "not a time"):
-            assert (await post(client, event_body(occurred_at=when))).status_code == 202
-        items = (await client.get("/v1/events")).json()["items"]
+            body = event_body(occurred_at=when, data={"id": "ca_timeless"})
+            assert (await post(client, body)).status_code == 202
+        items = (await client.get("/v1/events?account_id=ca_timeless")).json()["items"]
         assert [(item["clock_suspect"], item["lag_seconds"]) for item in items] == [(True, None)] * 3
         assert all(item["occurred_at"] == item["received_at"] for item in items)
         payload = (await client.get(f"/v1/events/{items[-1]['id']}")).json()["payload"]
@@ -180,6 +200,13 @@ async def test_bodies_of_one_mebibyte_pass_and_one_byte_more_does_not(door: Runn
         assert (await post(client, exact)).status_code == 202
         larger = event_body(padding="x" * (MIB - frame + 1))
         problem_of(await post(client, larger), 413, "body_too_large")
+
+
+@pytest.mark.parametrize("mebibytes", [2, 6])
+async def test_a_sender_that_writes_it_all_first_still_hears_413(door: Running, mebibytes: int) -> None:
+    async with door.client() as client:
+        for _ in range(5):
+            problem_of(await client.post(DOOR, content=b"x" * (mebibytes * MIB), headers=signed(b"", SECRET)), 413)
 
 
 async def test_a_hundred_megabytes_are_not_read_on_and_memory_stays_flat(door: Running) -> None:
@@ -246,7 +273,8 @@ async def test_credentials_are_not_kept_as_evidence(door: Running, engine: Async
     async with httpx.AsyncClient(base_url=door.url, trust_env=False) as client:
         assert (await client.post(DOOR, content=body, headers=headers)).status_code == 202
     async with begin(engine) as conn:
-        kept = (await conn.execute(text("SELECT headers, secret_name, body_sha256 FROM receipts"))).one()
+        query = text("SELECT headers, secret_name FROM receipts WHERE body = :body")
+        kept = (await conn.execute(query, {"body": body})).one()
     assert "s3cret" not in json.dumps(kept.headers)
     assert kept.headers["x-odd"] == "fine"
     assert kept.secret_name == "scalekit-1"
