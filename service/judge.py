@@ -16,14 +16,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences
 from service.consequences import Consequences
-from service.event import AccountKey, Event, new_id
+from service.event import WELL, AccountKey, Event, new_id
 from service.rules import Rule, RuleBook
 from service.rules.story import Initial, Step, Story, tell
 from service.rules.triggers import Episode, judge_rule
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import workflows as workflow_store
-from service.store.accounts import BEGINNING, Account
+from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
 from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
 
 KNOWN_STATUSES = frozenset({"ACTIVE", "EXPIRED", "PENDING_AUTH", "PENDING_VERIFICATION", "DISCONNECTED", "DELETED"})
@@ -96,9 +96,9 @@ async def judge(
         verdict.fired.append(alert)
         if alert.state == "resolved":
             verdict.resolved.append(alert)
+    await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
     own = await own_alerts(conn, subjects, now)
     verdict.fired.extend(own)
-    await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
     await alert_store.save(conn, [*verdict.changed.values(), *own])
 
     standing = {
@@ -153,11 +153,19 @@ async def gather(
     wells = await account_store.last_well(conn, unknown, upto)
     for key in unknown:
         # Told again from the last time it was well, so that the whole of a break is in sight.
-        since[key] = wells.get(key, BEGINNING)
-        known[key] = Initial(status=None, status_since=None, not_well={})
+        well, row = wells.get(key), rows.get(key)
+        since[key] = well or BEGINNING
+        known[key] = Initial()
+        if well is not None:
+            # It may have been well for longer than this slice shows.
+            before = row.status_since if row is not None and row.status == WELL else None
+            known[key] = Initial(status=WELL, status_since=min(well, before or well))
     events = await account_store.history(conn, since, upto)
     subjects: dict[AccountKey, Subject] = {}
     for key in judge_from:
+        if len(events[key]) >= EVENTS_PER_ACCOUNT_MAX:
+            # Only the newest were read: what lies before them was judged when it was new and stays as it is.
+            judge_from[key] = max(judge_from[key], min(event.occurred_at for event in events[key]))
         story = tell(known[key], events[key])
         new = new_events[key]
         subjects[key] = Subject(
@@ -200,13 +208,20 @@ def project(row: Account | None, key: AccountKey, story: Story, new: Sequence[Ev
         if newer or account.connection_id is None:
             account = replace(
                 account,
-                connection_id=event.connection_id or account.connection_id,
+                connection_id=connection_of(account, event),
                 provider=event.provider or account.provider,
                 identifier=event.identifier or account.identifier,
                 organization_id=event.organization_id or account.organization_id,
                 token_expires_at=(event.details or {}).get("token_expires_at") or account.token_expires_at,
             )
     return account
+
+
+def connection_of(account: Account, event: Event) -> str | None:
+    """An event that names only the account holds its id in both columns: that never takes its connection away."""
+    if event.connection_id is None or (event.connection_id == event.account_id and account.connection_id is not None):
+        return account.connection_id
+    return event.connection_id
 
 
 def failures_in_a_row(account: Account, refreshes: Sequence[Event], new: Sequence[Event]) -> int:
@@ -250,9 +265,7 @@ def judge_one(
     )
     unmatched = list(mine)
     for episode in judged.episodes:
-        match = next((alert for alert in unmatched if alert.covers(episode.opened_at, episode.ended_at)), None)
-        if match is not None and match.condition_ended_at is not None and episode.ended_at is None:
-            match = None  # what was over goes on again: a new episode, so that someone hears of it
+        match = alert_of(episode, unmatched)
         if match is None:
             if episode.ended_at is None or episode.ended_at >= start:
                 opened.append((rule, subject, episode))
@@ -260,32 +273,57 @@ def judge_one(
         unmatched.remove(match)
         change(verdict, match, episode, now)
     for alert in unmatched:
-        if alert.condition_ended_at is None and alert.opened_at >= start:
+        if alert.opened_at >= start and never_was(rule, alert, judged.episodes, depended_on):
             # A late event showed that this never was: say so, and let go.
             end(verdict, alert, alert.opened_at, "late_arrival", now)
     return judged.wake_at
 
 
+def alert_of(episode: Episode, stored: Sequence[Alert]) -> Alert | None:
+    """The stored alert that stands for this episode: of several that share an instant with it, the one that began with
+    it, then the one still open. What was over and goes on again is a new episode, so that someone hears of it."""
+    sharing = [
+        alert
+        for alert in stored
+        if alert.covers(episode.opened_at, episode.ended_at)
+        and (episode.ended_at is not None or alert.condition_ended_at is None)
+    ]
+    return max(
+        sharing,
+        key=lambda alert: (alert.opened_at == episode.opened_at, alert.condition_ended_at is None),
+        default=None,
+    )
+
+
+def never_was(rule: Rule, alert: Alert, episodes: Sequence[Episode], depended_on: bool) -> bool:
+    """Whether an alert that no episode accounts for is contradicted by the history, rather than by what depends on it."""
+    if alert.condition_ended_at is None or rule.kind == "count":
+        return True
+    return depended_on and not any(alert.covers(episode.opened_at, episode.ended_at) for episode in episodes)
+
+
 def in_time(rule: Rule, subject: Subject) -> tuple[Sequence[Step], int]:
-    """Windows are judged again up to `allowed_lateness`; later events still set the account's state."""
+    """Windows are judged again up to `allowed_lateness`; what ends an episode, and the account's state, at any time."""
     limit = rule.allowed_lateness.total_seconds()
     if rule.kind == "state":
         return subject.story.steps, 0
-    kept = [step for step in subject.story.steps if step.event.lag_seconds is None or step.event.lag_seconds <= limit]
-    late = {event.id for event in subject.new if event.lag_seconds is not None and event.lag_seconds > limit}
-    return kept, len(late)
+
+    def too_late(step: Step) -> bool:
+        lag_seconds = step.event.lag_seconds
+        return lag_seconds is not None and lag_seconds > limit and rule.count_matches(step) and not rule.resolves(step)
+
+    fresh = {event.id for event in subject.new}
+    late = sum(1 for step in subject.story.steps if step.event.id in fresh and too_late(step))
+    return [step for step in subject.story.steps if not too_late(step)], late
 
 
 def change(verdict: Verdict, alert: Alert, episode: Episode, now: datetime) -> None:
     evidence = tuple(dict.fromkeys((*alert.evidence, *episode.evidence)))
     if len(evidence) > EVIDENCE_MAX:
         evidence = (*evidence[:10], *evidence[-(EVIDENCE_MAX - 10) :])
-    updated = replace(
-        alert,
-        evidence=evidence,
-        value=max(alert.value or 0, episode.value),
-        opened_at=min(alert.opened_at, episode.opened_at),
-    )
+    updated = replace(alert, evidence=evidence, value=max(alert.value or 0, episode.value), opened_at=episode.opened_at)
+    if alert.condition_ended_at is not None and episode.end_reason != "no_active_workflow":
+        updated = replace(updated, condition_ended_at=episode.ended_at)  # a late event moved its end
     if updated != alert:
         verdict.changed[alert.id] = updated
     if episode.ended_at is not None and alert.condition_ended_at is None:
@@ -351,21 +389,26 @@ async def bind_new(conn: AsyncConnection, subjects: Mapping[AccountKey, Subject]
 async def own_alerts(conn: AsyncConnection, subjects: Mapping[AccountKey, Subject], now: datetime) -> list[Alert]:
     """What we must say about ourselves: a status nobody taught us, a short id that came to mean two accounts."""
     made: list[Alert] = []
+    said: set[str] = set()
     for key, subject in subjects.items():
         status = subject.after.status
-        if status is not None and status not in KNOWN_STATUSES:
+        about = f"{key.source}:{status}"
+        # Only where an event is new: then the one evaluator speaks, and two transactions never say the same at once.
+        if subject.new and status is not None and status not in KNOWN_STATUSES and about not in said:
+            said.add(about)
             alert = await own_alert(
                 conn,
                 "unknown-account-status",
-                f"{key.source}:{status}",
+                about,
                 f'{key.source} reports the account status "{status}", which is unknown here; the gate treats it as not well',
                 "Check the provider's release notes; the account keeps that status until the next event.",
                 now,
             )
             made.extend(alert)
-        if subject.before is None:
+        if subject.before is None and subject.new and key.account_id not in said:
             others = [other for other in await account_store.namesakes(conn, key.account_id) if other.key != key]
             if others and (waiting := await workflow_store.written_short(conn, key.account_id)):
+                said.add(key.account_id)
                 made.extend(
                     await own_alert(
                         conn,

@@ -78,10 +78,11 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
             new.setdefault(event.account, []).append(event)
     out = Consequences()
     if new:
-        connections = {
-            event.connection_id for of_account in new.values() for event in of_account if event.connection_id
-        }
-        await accounts.lock(conn, {key.account_id for key in new} | connections)
+        known = await accounts.load(conn, list(new))
+        connections = {event.connection_id for of_account in new.values() for event in of_account}
+        # The connection an account is known by counts too: an event need not name it.
+        connections |= {account.connection_id for account in known.values()}
+        await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
         now = await readers.clock(conn)
         out = await judge(
             conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers)

@@ -105,11 +105,10 @@ async def of_accounts(
             tuple_(alerts.c.source, alerts.c.environment_id, alerts.c.account_id).in_(list(judge_from)),
             or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= min(judge_from.values())),
         )
-        .order_by(alerts.c.opened_at, alerts.c.episode)
+        .order_by(alerts.c.condition_ended_at.desc().nulls_first())  # the open ones are never what a limit cuts off
         .limit(EPISODES_READ_MAX)
     )
-    for row in rows:
-        alert = to_alert(row)
+    for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
         assert alert.account is not None
         found[alert.account].append(alert)
     return found

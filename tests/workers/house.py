@@ -34,10 +34,10 @@ from workers.ship import ship
 HEC_TOKEN = "11111111-2222-3333-4444-555555555555"
 EVENTS = {
     "ACTIVE": ("account.authorized", "ACTIVE"),
-    "EXPIRED": ("status_updated", "EXPIRED"),
-    "PENDING_AUTH": ("status_updated", "PENDING_AUTH"),
-    "PENDING_VERIFICATION": ("status_updated", "PENDING_VERIFICATION"),
-    "DISCONNECTED": ("status_updated", "DISCONNECTED"),
+    "EXPIRED": ("connected_account.status_updated", "EXPIRED"),
+    "PENDING_AUTH": ("connected_account.status_updated", "PENDING_AUTH"),
+    "PENDING_VERIFICATION": ("connected_account.status_updated", "PENDING_VERIFICATION"),
+    "DISCONNECTED": ("connected_account.status_updated", "DISCONNECTED"),
     "DELETED": ("account.deleted", None),
     "failed": ("token.refresh_failed", None),
     "succeeded": ("token.refresh_succeeded", None),
@@ -84,7 +84,7 @@ def make_event(
     event_id: str | None = None,
 ) -> Receipt:
     """What the provider would send, read by our own adapter. `what`: a word of EVENTS, or an unknown status."""
-    kind, status = EVENTS.get(what, ("status_updated", what))
+    kind, status = EVENTS.get(what, ("connected_account.status_updated", what))
     receipt = make_receipt()
     event_id = event_id or receipt.event.event_id
     body = PROVIDERS["scalekit"].example(
@@ -231,30 +231,33 @@ class House:
         return len(self.slack.calls["chat.postMessage"])
 
 
+def write_rules(folder: Path, rules: str) -> Path:
+    (folder / "rules").mkdir(parents=True, exist_ok=True)
+    (folder / "rules" / "rules.yml").write_text(rules)
+    return folder / "rules"
+
+
+def write_config(folder: Path, orchestrator_url: str) -> Path:
+    section = {"kind": "webhook", "url": orchestrator_url + PATH, "secret": SECRET}
+    (folder / "config.yaml").write_text(json.dumps({"orchestrators": {"flows": section}}))
+    return folder / "config.yaml"
+
+
 @asynccontextmanager
 async def open_house(
     database_url: str, folder: Path, *, stable_for: str = "1s", expired_for: str = "1s", rules: str | None = None
 ) -> AsyncIterator[House]:
-    folder.mkdir(exist_ok=True)
-    (folder / "rules.yml").write_text(rules or RULES.format(stable_for=stable_for, expired_for=expired_for))
+    rules_folder = write_rules(folder, rules or RULES.format(stable_for=stable_for, expired_for=expired_for))
     slack, hec, orchestrator = FakeSlack(), FakeHec(HEC_TOKEN), FakeOrchestrator()
     async with AsyncExitStack() as stack:
         slack.url = await stack.enter_async_context(serve(slack.app))
         hec_url = await stack.enter_async_context(serve(hec.app))
         orchestrator_url = await stack.enter_async_context(serve(orchestrator.app))
-        config = folder / "config.yaml"
-        config.write_text(
-            json.dumps(
-                {"orchestrators": {"flows": {"kind": "webhook", "url": orchestrator_url + PATH, "secret": SECRET}}}
-            )
-        )
-        (folder / "rules").mkdir(exist_ok=True)
-        (folder / "rules.yml").rename(folder / "rules" / "rules.yml")
         settings = load_settings(
             {
                 "DATABASE_URL": database_url,
-                "AUTHWATCH_RULES": str(folder / "rules"),
-                "AUTHWATCH_CONFIG": str(config),
+                "AUTHWATCH_RULES": str(rules_folder),
+                "AUTHWATCH_CONFIG": str(write_config(folder, orchestrator_url)),
                 "SLACK_BOT_TOKEN": fake_slack.TOKEN,
                 "SLACK_CHANNEL": fake_slack.CHANNEL,
                 "SLACK_API_URL": slack.url + "/api/",

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.event import new_id
 from tests.workers.house import EVENTS, House, make_event, open_house
 from workers.evaluate import evaluate
 
-ORDERS = 24
-WORDS = ("failed",) * 6 + ("succeeded",) * 2 + ("ACTIVE", "EXPIRED", "EXPIRED", "PENDING_AUTH", "DISCONNECTED", "DELETED")
+ORDERS = 10
+WORDS = (
+    ("failed",) * 6 + ("succeeded",) * 2 + ("ACTIVE", "EXPIRED", "EXPIRED", "PENDING_AUTH", "DISCONNECTED", "DELETED")
+)
 SUBSIDING = """\
 version: 1
 rules:
@@ -42,7 +46,7 @@ async def episodes_of(house: House) -> dict[str, set[tuple[Any, ...]]]:
     found: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
     for alert in await house.alerts():
         # A late event showed that it never was: the row stays, as what people were told, of no length.
-        if not (alert["resolved_reason"] == "late_arrival" and alert["condition_ended_at"] == alert["opened_at"]):
+        if alert["condition_ended_at"] != alert["opened_at"]:
             found[alert["account_id"]].add((alert["rule_id"], alert["opened_at"], alert["condition_ended_at"]))
     return found
 
@@ -57,7 +61,7 @@ async def arrive(house: House, story: list[tuple[str, float]], now: datetime, ra
             for index, (what, ago) in enumerate(story)
         ]
         if number:
-            events += random_.choices(events, k=3)
+            events += [replace(event, id=new_id()) for event in random_.choices(events, k=3)]
             random_.shuffle(events)
         batches = random_.randint(1, len(story)) if number > 1 else len(story)
         for index, event in enumerate(events):
@@ -68,23 +72,25 @@ async def arrive(house: House, story: list[tuple[str, float]], now: datetime, ra
             await evaluate(house.runtime)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_any_order_and_any_batches_give_the_same_episodes(house: House, seed: int) -> None:
     random_ = random.Random(seed)
     await house.put(account_ids=[f"ca_{number}" for number in range(ORDERS)])
-    story = make_story(random_, 6 + seed)
+    story = make_story(random_, 8 + 2 * seed)
     await arrive(house, story, datetime.now(UTC), random_)
     found = await episodes_of(house)
     expected = found["ca_0"]
-    differing = {account: sorted(map(str, found[account] ^ expected)) for account in found if found[account] != expected}
+    differing = {
+        account: sorted(map(str, found[account] ^ expected)) for account in found if found[account] != expected
+    }
     assert not differing, story
     accounts = await house.rows("SELECT DISTINCT status, status_since, failures_in_a_row, not_well FROM accounts")
     assert len(accounts) == 1, story
-    if seed >= 4:
+    if seed >= 2:
         assert expected, "this story was meant to hold some episode"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 async def test_windows_that_empty_by_themselves_are_the_same_in_any_order(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
@@ -96,7 +102,10 @@ async def test_windows_that_empty_by_themselves_are_the_same_in_any_order(
             story.append(("failed", ago))
         await arrive(house, story, datetime.now(UTC), random_)
         found = await episodes_of(house)
-        assert {account for account in found if found[account] != found["ca_0"]} == set(), story
+        assert {account: found[account] for account in found if found[account] != found["ca_0"]} == {}, (
+            story,
+            found["ca_0"],
+        )
         assert found["ca_0"]
 
 

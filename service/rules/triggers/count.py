@@ -31,10 +31,14 @@ def judge_count(
     within, gte = rule.count.within, rule.count.gte
     window: deque[tuple[datetime, str]] = deque()
     done: list[Episode] = []
-    current = Episode(opened_at=open_since) if open_since is not None else None
+    current: Episode | None = None
+    waiting = open_since  # what was open comes in at its own time: failures before it belong to others
+    until: datetime | None = None  # when too few are left in the window, `keep_firing_for` included
     for step in steps:
         at = step.event.occurred_at
-        current = subsided(rule, current, window, done, at)
+        current = subsided(rule, current, until, done, at)
+        if waiting is not None and at >= waiting:
+            current, waiting = Episode(opened_at=waiting), None
         if rule.resolves(step):
             window.clear()
             if current is not None and at >= judge_from:
@@ -44,6 +48,8 @@ def judge_count(
             window.append((at, step.event.id))
             while at - window[0][0] > within:
                 window.popleft()
+            if len(window) >= gte:
+                until = window[-gte][0] + within + rule.keep_firing_for
             if current is not None:
                 evidence = (*current.evidence, step.event.id) if at >= judge_from else current.evidence
                 current = replace(
@@ -56,30 +62,24 @@ def judge_count(
                     value=float(len(window)),
                     trigger_event_id=step.event.id,
                 )
-    current = subsided(rule, current, window, done, now)
-    if current is not None and not rule.resolve_events and len(window) < gte:
+    if waiting is not None:
+        current = Episode(opened_at=waiting)
+    current = subsided(rule, current, until, done, now)
+    if current is not None and not rule.resolve_events and until is None:
         # Too few are left even in sight: it ended while nobody looked.
         done.append(replace(current, ended_at=now, end_reason="subsided"))
         current = None
-    wake_at = falls_below(rule, window) if current is not None and not rule.resolve_events else None
-    return Judged((*done, *([current] if current is not None else [])), wake_at)
-
-
-def falls_below(rule: Rule, window: deque[tuple[datetime, str]]) -> datetime | None:
-    """When too few are left in the window, `keep_firing_for` included."""
-    assert rule.count is not None
-    if len(window) < rule.count.gte:
-        return None
-    return window[-rule.count.gte][0] + rule.count.within + rule.keep_firing_for
+    return Judged(
+        (*done, *([current] if current is not None else [])),
+        until if current is not None and not rule.resolve_events else None,
+    )
 
 
 def subsided(
-    rule: Rule, current: Episode | None, window: deque[tuple[datetime, str]], done: list[Episode], at: datetime
+    rule: Rule, current: Episode | None, until: datetime | None, done: list[Episode], at: datetime
 ) -> Episode | None:
-    if current is None or rule.resolve_events:
+    """The episode that is open, unless its window had emptied before `at`."""
+    if current is None or rule.resolve_events or until is None or until >= at:
         return current
-    end = falls_below(rule, window)
-    if end is not None and end < at:
-        done.append(replace(current, ended_at=end, end_reason="subsided"))
-        return None
-    return current
+    done.append(replace(current, ended_at=until, end_reason="subsided"))
+    return None
