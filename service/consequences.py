@@ -142,7 +142,8 @@ async def settle(
                     workflow, "workflow.paused", mine, now, mine[0].reason if mine else reason, "workflow"
                 )
             )
-            if workflow.orchestrator_name is not None:
+            # Still held there from before it was declared inactive: asked twice, it would remember our own pause as its past.
+            if workflow.orchestrator_name is not None and not workflow.orchestrator_held:
                 await ask_orchestrator(conn, out, workflow, PAUSE, mine, now, mine[0].reason if mine else reason)
         elif workflow_id in before and workflow_id not in after:
             out.decisions.append(workflow_decision(workflow, "workflow.resumed", gone, now, reason, "workflow"))

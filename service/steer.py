@@ -64,9 +64,10 @@ async def put_workflow(conn: AsyncConnection, wanted: Wanted, context: Context) 
             f'no orchestrator named "{wanted.orchestrator_name}"; known: {known}', code="unknown_orchestrator"
         )
     await workflow_store.lock(conn, wanted.workflow_id)
-    old = await workflow_store.load(conn, wanted.workflow_id)
-    old_dependencies = await workflow_store.dependencies_of(conn, wanted.workflow_id) if old else []
+    old_dependencies = await workflow_store.dependencies_of(conn, wanted.workflow_id)
     await account_store.lock(conn, lock_ids(wanted.account_ids, wanted.connection_ids, old_dependencies))
+    # Read under the accounts' locks: until then the evaluator may say that it had the orchestrator pause it.
+    old = await workflow_store.load(conn, wanted.workflow_id)
     now = await readers.clock(conn)
     new_dependencies = await resolve(conn, wanted)
     workflow = Workflow(
@@ -105,6 +106,8 @@ async def put_workflow(conn: AsyncConnection, wanted: Wanted, context: Context) 
     )
     out.decisions.append(audit(context.actor, "workflow.put", workflow.workflow_id, now))
     await rejudge(conn, [*old_dependencies, *new_dependencies], context, out)
+    if old is not None and old.resume != "auto" and workflow.resume == "auto":
+        await look_at_holds(conn, workflow.workflow_id, now)
     paused = workflow.workflow_id in await consequences.paused(conn, [workflow.workflow_id])
     current = await workflow_store.load(conn, workflow.workflow_id)
     assert current is not None
@@ -207,11 +210,11 @@ async def change_alert(conn: AsyncConnection, alert: Alert, kind: str, now: date
 
 async def open_workflow(conn: AsyncConnection, workflow_id: str) -> tuple[Workflow, list[Dependency], datetime]:
     await workflow_store.lock(conn, workflow_id)
+    dependencies = await workflow_store.dependencies_of(conn, workflow_id)
+    await account_store.lock(conn, lock_ids((), (), dependencies))
     workflow = await workflow_store.load(conn, workflow_id)
     if workflow is None:
         raise NotFound("no workflow of that id; put it first", code="unknown_workflow")
-    dependencies = await workflow_store.dependencies_of(conn, workflow_id)
-    await account_store.lock(conn, lock_ids((), (), dependencies))
     return workflow, dependencies, await readers.clock(conn)
 
 
@@ -287,6 +290,12 @@ async def drop_holds(
     reason = "dependency_dropped" if workflow.active else "workflow_inactive"
     await workflow_store.release_holds(conn, [hold.id for hold in gone], now, reason)
     return gone
+
+
+async def look_at_holds(conn: AsyncConnection, workflow_id: str, now: datetime) -> None:
+    """Its holds may go by themselves from now on: the evaluator decides at once which; a PUT itself never resumes."""
+    held = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
+    await account_store.set_deadlines(conn, {hold.account: now for hold in held if hold.account is not None})
 
 
 def meets(dependency: Dependency, key: AccountKey, rows: dict[AccountKey, account_store.Account]) -> bool:

@@ -18,7 +18,7 @@ from service.store.tables import dependencies, holds, workflows
 LOCK_CLASS = 730_521
 DEPENDENTS_MAX = 10_000
 # A hold let go for these reasons comes back when its cause does; one that a person lifted never does.
-REVIVABLE = ("dependency_dropped", "workflow_inactive")
+REVIVABLE = ("dependency_dropped", "workflow_inactive", "workflow_deleted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
