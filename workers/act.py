@@ -39,19 +39,19 @@ async def act(runtime: Runtime) -> bool:
             claimed = await actions.claim(conn, await readers.clock(conn), lease=LEASE, limit=CLAIM_MAX)
         if not claimed:
             break
-        await asyncio.gather(*(perform(runtime, action, died) for action, died in claimed))
+        await asyncio.gather(*(perform(runtime, action) for action, _died in claimed))
         done = True
     return done
 
 
-async def perform(runtime: Runtime, action: Action, fate_unknown: bool) -> None:
+async def perform(runtime: Runtime, action: Action) -> None:
     """One attempt, and its outcome recorded in a short transaction of its own."""
     code: str | None = None
     detail: str | None = None
     outcome, retry_after, result = "done", None, None
     try:
         async with asyncio.timeout(EFFECT_SECONDS_MAX):
-            result = await effect(runtime, action, fate_unknown)
+            result = await effect(runtime, action)
     except TimeoutError:
         outcome, code, detail = "ambiguous", "timeout", f"no answer within {EFFECT_SECONDS_MAX} s"
     except DeliveryFailed as exc:
@@ -77,10 +77,10 @@ async def perform(runtime: Runtime, action: Action, fate_unknown: bool) -> None:
     )
 
 
-async def effect(runtime: Runtime, action: Action, fate_unknown: bool) -> dict[str, object] | None:
+async def effect(runtime: Runtime, action: Action) -> dict[str, object] | None:
     """Calls the outside; raises DeliveryFailed. Which kind is made safe to repeat, and how, is said at each."""
     if action.kind == NOTIFY:
-        return await tell_people(runtime, action, fate_unknown)
+        return await tell_people(runtime, action)
     orchestrator = runtime.orchestrators.get(action.destination)
     if orchestrator is None:
         raise DeliveryFailed(
@@ -97,7 +97,7 @@ async def effect(runtime: Runtime, action: Action, fate_unknown: bool) -> dict[s
     return {"status": answer.status, "detail": answer.detail, "prior_state": answer.prior_state}
 
 
-async def tell_people(runtime: Runtime, action: Action, fate_unknown: bool) -> dict[str, object] | None:
+async def tell_people(runtime: Runtime, action: Action) -> dict[str, object] | None:
     """Posts the alert's one message, or edits it to the state of now. Editing twice is editing once; posting is not."""
     notifier = runtime.notifiers.get(action.destination)
     if notifier is None:
@@ -108,16 +108,15 @@ async def tell_people(runtime: Runtime, action: Action, fate_unknown: bool) -> d
     async with begin(runtime.engine) as conn:
         view = await views.alert_view(conn, action.alert_id, public_url=runtime.public_url)
         row = await actions.message(conn, action.alert_id, action.destination)
-        repeats = sum(
-            1 for attempt in (await actions.attempts_of(conn, [action.id]))[action.id] if attempt.outcome == "ambiguous"
-        )
+        # Of the whole lane: what an earlier action of this alert may have posted is this one's to find.
+        unsure, since = await actions.unsure(conn, action.lane)
     if view is None:
         return {"skipped": "the alert is gone"}
     delivery_id = f"{action.alert_id}:{action.destination}"
     ref = MessageRef(row.channel, row.ts) if row else None
     repeat = False
-    if ref is None and fate_unknown:
-        ref, repeat = await look_for(notifier, delivery_id, action, repeats)
+    if ref is None and since is not None:
+        ref, repeat = await look_for(notifier, delivery_id, since - timedelta(minutes=1), unsure)
         if ref is not None:
             await keep(runtime, action, ref)
     if ref is not None:
@@ -134,15 +133,16 @@ async def tell_people(runtime: Runtime, action: Action, fate_unknown: bool) -> d
 
 
 async def look_for(
-    notifier: Notifier, delivery_id: str, action: Action, repeats: int
+    notifier: Notifier, delivery_id: str, since: datetime, unsure: int
 ) -> tuple[MessageRef | None, bool]:
     """(the message an earlier attempt left, whether a new post may be a repeat)."""
     try:
-        return await notifier.find(delivery_id, since=action.created_at - timedelta(minutes=1)), False
+        return await notifier.find(delivery_id, since=since), False
     except DeliveryFailed as exc:
-        if exc.code != "fate_unknown":
+        # Where looking may help later, it is tried again later; only where it never will is the post repeated.
+        if exc.code != "fate_unknown" or not exc.permanent:
             raise
-        if repeats > REPEATS_MAX:
+        if unsure > REPEATS_MAX:
             raise DeliveryFailed(
                 "posted twice without an answer; not posting a third time", code="fate_unknown", permanent=True
             ) from exc

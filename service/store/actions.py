@@ -86,8 +86,8 @@ async def claim(
 ) -> list[tuple[Action, bool]]:
     """Due actions, each the first open one of its lane, now ours until the lease ends.
 
-    Each comes with whether an earlier attempt of it was never concluded: its process died, so its effect is unknown.
-    The attempt is recorded before it is made, in this very transaction.
+    Each comes with whether its last attempt was never concluded: its process died, so its effect is unknown (and that
+    attempt counts as `ambiguous` from now on). The attempt is recorded before it is made, in this very transaction.
     """
     earlier = actions.alias("earlier")
     first_of_lane = ~exists().where(
@@ -202,6 +202,18 @@ async def attempts_of(conn: AsyncConnection, action_ids: Sequence[str]) -> dict[
         ):
             found[row.action_id].append(row)
     return found
+
+
+async def unsure(conn: AsyncConnection, lane: str) -> tuple[int, datetime | None]:
+    """How many attempts of this lane ended without our knowing whether they did anything, and when the first began."""
+    row = (
+        await conn.execute(
+            select(func.count(), func.min(attempts.c.started_at))
+            .join(actions, actions.c.id == attempts.c.action_id)
+            .where(actions.c.lane == lane, attempts.c.outcome == "ambiguous")
+        )
+    ).one()
+    return row[0], row[1]
 
 
 async def message(conn: AsyncConnection, alert_id: str, destination: str) -> Row[Any] | None:
