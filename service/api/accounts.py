@@ -12,7 +12,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import views
-from service.api.http import Call, Strict, Text, path_text, read_cursor, read_query, runtime_of, write_cursor
+from service.api.http import (
+    Call,
+    Strict,
+    Text,
+    cursor_text,
+    path_text,
+    read_cursor,
+    read_query,
+    runtime_of,
+    write_cursor,
+)
 from service.errors import NotFound
 from service.store import accounts, alerts, workflows
 from service.store.accounts import Account
@@ -40,9 +50,8 @@ async def list_accounts(request: Request) -> Response:
         if value is not None:
             statement = statement.where(column == value)
     if query.cursor:
-        statement = statement.where(
-            tuple_(*key) > tuple(str(part) for part in read_cursor("accounts", query.cursor, 3))
-        )
+        after = read_cursor("accounts", query.cursor, cursor_text, cursor_text, cursor_text)
+        statement = statement.where(tuple_(*key) > tuple(after))
     async with begin(runtime_of(request).engine) as conn:
         found = [accounts.to_account(row) for row in await conn.execute(statement)]
         items = await as_json(conn, found[: query.limit])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -18,6 +17,8 @@ from service.api.http import (
     Instant,
     Strict,
     Text,
+    cursor_id,
+    cursor_instant,
     read_cursor,
     read_json,
     read_query,
@@ -60,16 +61,8 @@ async def list_alerts(request: Request) -> Response:
     if query.since is not None:
         statement = statement.where(table.c.fired_at >= query.since)
     if query.cursor:
-        at, last = read_cursor("alerts", query.cursor, 2)
-        last_id = as_uuid(str(last))
-        if last_id is None:
-            raise BadRequest("this cursor is not one of ours; start again without it", code="invalid_cursor")
-        try:
-            statement = statement.where(
-                tuple_(table.c.fired_at, table.c.id) < (datetime.fromisoformat(str(at)), last_id)
-            )
-        except ValueError as exc:
-            raise BadRequest("this cursor is not one of ours; start again without it", code="invalid_cursor") from exc
+        before = read_cursor("alerts", query.cursor, cursor_instant, cursor_id)
+        statement = statement.where(tuple_(table.c.fired_at, table.c.id) < tuple(before))
     async with begin(runtime_of(request).engine) as conn:
         if query.account_id is not None:
             account = await accounts.find(conn, query.account_id)

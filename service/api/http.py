@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import json
 import re
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import BadRequest, Forbidden, RequestTimeout, TooLarge, Unauthorized
@@ -25,7 +25,8 @@ from service.store.tokens import SCOPES
 
 JSON_BYTES_MAX = 1024 * 1024
 JSON_SECONDS_MAX = 10
-CURSOR_CHARS_MAX = 400
+CURSOR_CHARS_MAX = 10_000  # three ids of 512 characters, each up to four bytes, as base64
+POSITION_MAX = 2**62
 DURATION = re.compile(r"(\d{1,9})([smhd])")
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Handler = Callable[[Request], Awaitable[Response]]
@@ -127,6 +128,8 @@ async def read_json(request: Request, model: type[M], *, optional: bool = False)
                 chunks.append(chunk)
     except TimeoutError as exc:
         raise RequestTimeout("the body did not arrive in time") from exc
+    except ClientDisconnect as exc:
+        raise BadRequest("the sender hung up", code="client_disconnected") from exc
     raw = b"".join(chunks)
     if not raw and optional:
         return validate(model, {}, "body")
@@ -167,7 +170,10 @@ def aware(value: Any) -> Any:
         parsed = datetime.fromisoformat(value.strip().replace(" ", "+"))
         if parsed.tzinfo is None:
             raise ValueError("needs an offset, such as Z")
-        return parsed.astimezone(UTC)
+        try:
+            return parsed.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("is outside the years 1 to 9999") from None
     return value
 
 
@@ -183,7 +189,10 @@ def duration(value: Any) -> Any:
         return timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("write a duration such as 30s, 10m, 2h or 1d")
-    return timedelta(seconds=value)
+    try:
+        return timedelta(seconds=value)
+    except OverflowError:
+        raise ValueError("is too long") from None
 
 
 Duration = Annotated[timedelta, BeforeValidator(duration)]
@@ -198,19 +207,42 @@ def safe_json(value: Any, *, status_code: int = 200, headers: Mapping[str, str] 
 
 def write_cursor(resource: str, *parts: object) -> str:
     """Opaque, versioned and bound to its resource."""
-    return base64.urlsafe_b64encode(json.dumps(["v1", resource, *parts], default=str).encode()).decode().rstrip("=")
+    written = json.dumps(["v1", resource, *parts], ensure_ascii=False)
+    return base64.urlsafe_b64encode(written.encode()).decode().rstrip("=")
 
 
-def read_cursor(resource: str, cursor: str, count: int) -> list[Any]:
+def read_cursor(resource: str, cursor: str, *kinds: Callable[[Any], Any]) -> list[Any]:
+    """Its parts, each as its kind reads it; whoever makes a cursor up is told so, whatever is in it."""
     try:
         if len(cursor) > CURSOR_CHARS_MAX:
             raise ValueError
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not isinstance(parts, list) or parts[:2] != ["v1", resource] or len(parts) != count + 2:
+        if not isinstance(parts, list) or parts[:2] != ["v1", resource] or len(parts) != len(kinds) + 2:
             raise ValueError
-        return parts[2:]
-    except (ValueError, binascii.Error, RecursionError) as exc:
+        return [kind(part) for kind, part in zip(kinds, parts[2:], strict=True)]
+    except (ValueError, RecursionError) as exc:
         raise BadRequest("this cursor is not one of ours; start again without it", code="invalid_cursor") from exc
+
+
+def cursor_text(part: Any) -> str:
+    if not isinstance(part, str):
+        raise ValueError
+    return str(storable(part))
+
+
+def cursor_instant(part: Any) -> datetime:
+    at: datetime = aware(cursor_text(part))
+    return at
+
+
+def cursor_position(part: Any) -> int:
+    if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part < POSITION_MAX:
+        raise ValueError
+    return part
+
+
+def cursor_id(part: Any) -> str:
+    return str(uuid.UUID(cursor_text(part)))
 
 
 __all__ = [

@@ -9,8 +9,18 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.http import Call, Instant, Strict, Text, read_cursor, read_query, runtime_of, safe_json, write_cursor
-from service.errors import BadRequest
+from service.api.http import (
+    Call,
+    Instant,
+    Strict,
+    Text,
+    cursor_position,
+    read_cursor,
+    read_query,
+    runtime_of,
+    safe_json,
+    write_cursor,
+)
 from service.sinks.formats import FORMATS
 from service.store import events, log
 from service.store.session import begin
@@ -30,9 +40,7 @@ async def feed(request: Request) -> Response:
     query = read_query(request, FeedQuery)
     async with begin(runtime_of(request).engine) as conn:
         if query.cursor is not None:
-            position = read_cursor("siem", query.cursor, 1)[0]
-            if not isinstance(position, int) or not 0 <= position < 2**62:
-                raise BadRequest("this cursor is not one of ours; start again without it", code="invalid_cursor")
+            position = read_cursor("siem", query.cursor, cursor_position)[0]
         else:
             position = await events.position_since(conn, query.since) if query.since else 0
         found = await log.read_after(conn, position, query.limit + 1)

@@ -9,7 +9,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import queue, steer, views
-from service.api.http import Call, Strict, Text, path_text, read_cursor, read_json, read_query, runtime_of, write_cursor
+from service.api.http import (
+    Call,
+    Strict,
+    Text,
+    cursor_text,
+    path_text,
+    read_cursor,
+    read_json,
+    read_query,
+    runtime_of,
+    write_cursor,
+)
 from service.errors import BadRequest, NotFound
 from service.runtime import Runtime
 from service.steer import Context, Wanted
@@ -93,7 +104,7 @@ async def put_workflow(request: Request) -> Response:
 
 async def list_workflows(request: Request) -> Response:
     query = read_query(request, WorkflowsQuery)
-    after = str(read_cursor("workflows", query.cursor, 1)[0]) if query.cursor else ""
+    after = read_cursor("workflows", query.cursor, cursor_text)[0] if query.cursor else ""
     async with begin(runtime_of(request).engine) as conn:
         found = await workflows.list_after(conn, after, query.limit + 1)
         items = await views.workflows_json(conn, found[: query.limit])
