@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import views
 from service.consequences import Consequences, notify
-from service.errors import DeliveryFailed
+from service.errors import DeliveryFailed, Unavailable
 from service.notify.base import MessageRef, Notifier
 from service.observe import log
 from service.runtime import Runtime
@@ -21,7 +25,9 @@ from service.store.actions import NOTIFY, PAUSE, RESUME, Action
 from service.store.session import begin
 
 LEASE = timedelta(seconds=60)
-EFFECT_SECONDS_MAX = 45  # well inside the lease: nobody else starts while we may still be sending
+EFFECT_SECONDS_MAX = 25  # well inside the lease: nobody else starts while we may still be sending
+RECORD_SECONDS_MAX = 30  # together still inside the lease
+RECORD_RETRY_SECONDS = 0.3
 CLAIM_MAX = 20
 ROUNDS_MAX = 50
 BACKOFF_SECONDS = (1, 2, 5, 15, 30, 60, 120, 300)
@@ -54,10 +60,14 @@ async def perform(runtime: Runtime, action: Action) -> None:
             result = await effect(runtime, action)
     except TimeoutError:
         outcome, code, detail = "ambiguous", "timeout", f"no answer within {EFFECT_SECONDS_MAX} s"
+    except Unavailable as exc:
+        outcome, code, detail = "retry", exc.code, "our database was away before anything was sent"
     except DeliveryFailed as exc:
         outcome = "failed" if exc.permanent else "ambiguous" if exc.ambiguous else "retry"
         code, detail, retry_after = exc.code, str(exc), exc.retry_after_seconds
-    async with begin(runtime.engine) as conn:
+
+    async def record(conn: AsyncConnection) -> None:
+        nonlocal outcome, detail
         now = await readers.clock(conn)
         retry_at = next_try(action, now, retry_after) if outcome in ("retry", "ambiguous") else None
         if retry_at is not None and now - action.created_at > GIVE_UP_AFTER:
@@ -67,6 +77,9 @@ async def perform(runtime: Runtime, action: Action) -> None:
         )
         if current and action.kind in (PAUSE, RESUME) and action.alert_id and outcome in ("done", "failed"):
             await notify(conn, Consequences(), [action.alert_id], list(runtime.notifiers), now)
+
+    # What was done is known only here until it is written: a database that is away meanwhile is waited for.
+    await persist(runtime, record)
     log.info(
         "action.attempted",
         action=action.id,
@@ -75,6 +88,20 @@ async def perform(runtime: Runtime, action: Action) -> None:
         outcome=outcome,
         code=code,
     )
+
+
+async def persist(runtime: Runtime, write: Callable[[AsyncConnection], Awaitable[object]]) -> None:
+    """One short transaction, tried again while the database is away and the lease is ours."""
+    until = time.monotonic() + RECORD_SECONDS_MAX
+    while True:
+        try:
+            async with begin(runtime.engine) as conn:
+                await write(conn)
+                return
+        except Unavailable:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(RECORD_RETRY_SECONDS)
 
 
 async def effect(runtime: Runtime, action: Action) -> dict[str, object] | None:
@@ -150,10 +177,16 @@ async def look_for(
 
 
 async def keep(runtime: Runtime, action: Action, ref: MessageRef) -> None:
-    async with begin(runtime.engine) as conn:
-        await actions.save_message(
-            conn, action.alert_id or "", action.destination, ref.channel, ref.ts, await readers.clock(conn)
-        )
+    """The message is out: where it is must be known before anything else is done about this alert."""
+
+    async def write(conn: AsyncConnection) -> None:
+        now = await readers.clock(conn)
+        await actions.save_message(conn, action.alert_id or "", action.destination, ref.channel, ref.ts, now)
+
+    try:
+        await persist(runtime, write)
+    except Unavailable as exc:
+        raise DeliveryFailed("sent, but it could not be recorded", code="not_recorded", ambiguous=True) from exc
 
 
 def next_try(action: Action, now: datetime, retry_after_seconds: float | None) -> datetime:
