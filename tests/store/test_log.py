@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -59,7 +60,7 @@ async def test_the_same_event_twice_in_one_batch_is_kept_once(engine: AsyncEngin
 @pytest.mark.parametrize(
     "other", [{"environment_id": "env_2"}, {"type": "connected_account.created"}, {"environment_id": None}]
 )
-async def test_source_environment_id_and_type_make_the_key(engine: AsyncEngine, other: dict[str, str | None]) -> None:
+async def test_source_environment_id_and_type_make_the_key(engine: AsyncEngine, other: dict[str, Any]) -> None:
     kept = await accept(engine, make_receipt(event_id="evt_same"), make_receipt(event_id="evt_same", **other))
     assert [outcome.accepted for outcome in kept] == [True, True]
 
