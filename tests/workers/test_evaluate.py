@@ -8,9 +8,9 @@ from tests.workers.house import House
 from workers.evaluate import evaluate
 
 
-async def failures(house: House, count: int, **names: str) -> None:
+async def failures(house: House, count: int) -> None:
     for _ in range(count):
-        await house.told("failed", **names)
+        await house.told("failed")
 
 
 async def test_the_third_failure_opens_one_alert_and_the_fourth_opens_no_second(house: House) -> None:
