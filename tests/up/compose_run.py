@@ -161,6 +161,7 @@ def exercise(compose: Compose) -> None:
     check_containers(compose)
     made = compose("exec", "-T", "receiver", "authwatch", "tokens", "create", "--name", "run", "--scope", "read")
     assert compose.api.get("/v1/accounts", headers={"Authorization": f"Bearer {made.strip()}"}).status_code == 200
+    print(compose("exec", "-T", "receiver", "authwatch", "doctor", "--url", "http://127.0.0.1:8080"))  # ends with 0
     print("everything runs", flush=True)
     wait("redis in use", compose.woken_by_redis)
     compose.break_account(1)
