@@ -248,7 +248,7 @@ def test_a_section_that_cannot_be_right_is_refused_without_quoting_it(harness: H
     for wrong in (
         {"ur1": harness.secret},
         {"token": f"Splunk {harness.secret}"},
-        {"token": "short"},
+        {"token": "abc"},
         {"format": "cef"},
     ):
         with pytest.raises(ValidationError) as caught:
