@@ -17,6 +17,8 @@ import click
 from service.errors import AuthwatchError, ConfigError
 
 if TYPE_CHECKING:
+    import httpx
+
     from service.runtime import Runtime
 
 CLOCK_DIFFERENCE_SECONDS_MAX = 2.0
@@ -39,6 +41,9 @@ class Finding:
 @click.option("--url", help="Where the service answers; by default AUTHWATCH_URL or AUTHWATCH_PUBLIC_URL.")
 def doctor(url: str | None) -> None:
     """Check every part in use; exit 1 if anything is wrong."""
+    from service.observe import configure_logging
+
+    configure_logging({"AUTHWATCH_LOG_LEVEL": "CRITICAL"})  # what would be logged is said below, once
     bad = asyncio.run(examine(url, os.environ))
     click.echo("all is well" if not bad else f"{bad} to mend")
     sys.exit(1 if bad else 0)
@@ -74,10 +79,12 @@ async def findings(url: str | None, variables: Mapping[str, str]) -> AsyncIterat
 async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, str]) -> AsyncIterator[Finding]:
     database = await of_database(runtime)
     yield database
+    readable = False
     if database.ok:
         migrations = await of_migrations(runtime)
         yield migrations
-        if migrations.ok:
+        readable = bool(migrations.ok)
+        if readable:
             for finding in await of_clock_and_health(runtime):
                 yield finding
     yield await of_redis(runtime)
@@ -104,7 +111,7 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
     ):
         for name, plug_in in plug_ins.items():
             yield await of_plug_in(f"{where} {name}", plug_in)
-    if database.ok:
+    if readable:
         base = url or variables.get("AUTHWATCH_URL") or runtime.settings.public_url
         for name in runtime.sources:
             yield await of_front_door(runtime, name, base)
@@ -116,14 +123,18 @@ async def of_database(runtime: Runtime) -> Finding:
     try:
         await ping(runtime.engine, timeout_seconds=5)
     except AuthwatchError as exc:
-        return Finding(False, "database", f"{exc}; is DATABASE_URL right and Postgres up?")
+        what = "does not answer" if exc.code == "database_unavailable" else str(exc)
+        return Finding(False, "database", f"{what}; is DATABASE_URL right and Postgres up?")
     return Finding(True, "database", "takes a commit")
 
 
 async def of_migrations(runtime: Runtime) -> Finding:
     from service import migrate
 
-    waiting = await asyncio.to_thread(migrate.pending, runtime.settings.database_url.get_secret_value())
+    try:
+        waiting = await asyncio.to_thread(migrate.pending, runtime.settings.database_url.get_secret_value())
+    except ConfigError as exc:
+        return Finding(False, "migrations", str(exc))
     if waiting:
         return Finding(False, "migrations", f"{len(waiting)} pending; run `authwatch migrate`")
     return Finding(True, "migrations", "up to date")
@@ -170,7 +181,7 @@ async def of_clock_and_health(runtime: Runtime) -> list[Finding]:
         found.append(
             Finding(
                 not behind,
-                f"sink {name}",
+                f"sink {name} lag",
                 said + (f"; last error: {value['last_error']}" if value["last_error"] else ""),
             )
         )
@@ -205,7 +216,7 @@ def of_public_url(public_url: str | None) -> Finding:
     if parts.hostname in LOOPBACK:
         return Finding(None, "public URL", f"{public_url} is this machine only; the provider cannot reach it")
     if parts.scheme != "https":
-        return Finding(False, "public URL", f"{public_url} is not https; put a TLS proxy in front")
+        return Finding(None, "public URL", f"{public_url} is not https; put a TLS proxy in front")
     return Finding(True, "public URL", public_url)
 
 
@@ -259,12 +270,15 @@ async def of_front_door(runtime: Runtime, name: str, base: str | None) -> Findin
         )
     if answer.status_code == 401:
         return Finding(False, what, "401: the service runs with another secret, or its clock is off")
-    if answer.status_code != 202:
-        return Finding(False, what, f"{answer.status_code} from {target}; expected 202")
+    event_id = id_of(answer)
+    if answer.status_code != 202 or event_id is None:
+        return Finding(
+            False, what, f"{answer.status_code} from {target}, expected 202 with an id; is that address Authwatch's?"
+        )
     deadline = time.monotonic() + PROBE_SEEN_SECONDS_MAX
     while time.monotonic() < deadline:
         async with begin(runtime.engine) as conn:
-            event = await events.load(conn, str(answer.json()["id"]))
+            event = await events.load(conn, event_id)
         if event is not None:
             if event.origin != "probe":
                 return Finding(False, what, f"the probe was stored as {event.origin}")
@@ -273,3 +287,13 @@ async def of_front_door(runtime: Runtime, name: str, base: str | None) -> Findin
     return Finding(
         False, what, "the probe was accepted but is not in this database; does the service use another DATABASE_URL?"
     )
+
+
+def id_of(answer: httpx.Response) -> str | None:
+    """The id that our own receiver answers; None when somebody else answered."""
+    from uuid import UUID
+
+    try:
+        return str(UUID(answer.json()["id"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -8,8 +8,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from sqlalchemy import create_engine, pool
 
+from service.errors import ConfigError
 from service.store.session import sqlalchemy_url
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -32,11 +34,16 @@ def downgrade(database_url: str, revision: str) -> None:
 
 
 def pending(database_url: str) -> list[str]:
-    """Revisions this code knows and the database has not; empty when they agree."""
+    """Revisions this code knows and the database has not; empty when they agree. ConfigError when it is ahead of us."""
     scripts = ScriptDirectory.from_config(config(database_url))
     engine = create_engine(sqlalchemy_url(database_url), poolclass=pool.NullPool, connect_args={"connect_timeout": 5})
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_heads()
-    return [
-        str(script.revision) for script in scripts.iterate_revisions("heads", current or "base", implicit_base=True)
-    ]
+    try:
+        return [
+            str(script.revision) for script in scripts.iterate_revisions("heads", current or "base", implicit_base=True)
+        ]
+    except RevisionError:
+        raise ConfigError(
+            "the database is at a revision that this version does not know; run the version that migrated it"
+        ) from None

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 SCOPES = ("read", "write", "siem", "telemetry", "admin")
+NAME_CHARS_MAX = 100
+UNDEFINED_TABLE = "42P01"
 T = TypeVar("T")
 
 
@@ -25,8 +27,15 @@ def tokens() -> None:
     """Make, list and revoke API tokens."""
 
 
+def readable(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    """A name that can be stored, and read in the list and in the audit log."""
+    if not name.strip() or not name.isprintable() or len(name) > NAME_CHARS_MAX:
+        raise click.BadParameter(f"a name is 1 to {NAME_CHARS_MAX} printable characters")
+    return name
+
+
 @tokens.command()
-@click.option("--name", required=True, help="Whose it is; it stands in the audit log.")
+@click.option("--name", required=True, callback=readable, help="Whose it is; it stands in the audit log.")
 @click.option(
     "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), required=True, help="May be given several times."
 )
@@ -103,6 +112,8 @@ async def note(conn: AsyncConnection, action: str, subject: str) -> None:
 
 def in_database(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     """One transaction on DATABASE_URL; a database that is away is one sentence."""
+    from sqlalchemy.exc import ProgrammingError
+
     from service.settings import Environment
     from service.store.session import begin, open_engine
 
@@ -115,6 +126,10 @@ def in_database(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
             async with begin(engine) as conn:
                 return await work(conn)
+        except ProgrammingError as exc:
+            if getattr(exc.orig, "sqlstate", None) != UNDEFINED_TABLE:
+                raise
+            raise ConfigError("this database has no tables of Authwatch yet; run `authwatch migrate`") from None
         finally:
             await engine.dispose()
 

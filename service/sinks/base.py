@@ -54,6 +54,10 @@ class Sink(Protocol):
 
     async def send(self, items: Sequence[Event]) -> Sent: ...
 
+    async def check(self) -> str:
+        """One sentence for `authwatch doctor`; leaves nothing there. Raises `DeliveryFailed` with the mend."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SinkKind:

@@ -10,7 +10,7 @@ import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -32,6 +32,7 @@ REFUSED_IN_A_ROW_MAX = 20
 # HEC's `code` where one item is at fault: 6 invalid format, 12 no event field, 13 event blank, 15 bad indexed fields.
 ITEM_CODES = frozenset({6, 12, 13, 15})
 SUCCESS_CODE = 0
+NO_DATA_CODE = 5
 BUSY_CODES = frozenset({8, 9})  # internal error, server busy
 HINTS = {
     1: "the HEC token is disabled; enable it in Splunk",
@@ -122,6 +123,15 @@ class SplunkHec:
         for part in self._parts(envelopes):
             await self._send_part(part, progress)
         return Sent(progress.accepted, tuple(sorted(progress.poison, key=lambda poison: poison.index)))
+
+    async def check(self) -> str:
+        """An empty post: Splunk looks at the token first and then says that there is no data. Its health address would
+        say nothing of the token."""
+        response = await self._post(())
+        code, _ = _read_answer(response)
+        if response.status == 400 and code == NO_DATA_CODE:
+            return f"Splunk at {response.host} takes the token"
+        _raise(response, code)
 
     def _envelopes(self, items: Sequence[Event], progress: Progress) -> Iterator[Envelope]:
         for index, event in enumerate(items):
@@ -225,7 +235,7 @@ def _read_answer(response: Response) -> tuple[int | None, int | None]:
     )
 
 
-def _raise(response: Response, code: int | None) -> None:
+def _raise(response: Response, code: int | None) -> NoReturn:
     hint = HINTS.get(code, "") if code is not None else ""
     if response.status == 404:
         hint = "is HEC enabled, and is this its address?"
