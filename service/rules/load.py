@@ -63,10 +63,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What one file gave: rules, or the problems that kept it from giving any."""
+    """What one file gave: rules and where each one's id stands, or the problems that kept it from giving any."""
 
     rules: tuple[Rule, ...]
     problems: tuple[Problem, ...]
+    places: tuple[tuple[int, int], ...] = ()
 
 
 class RuleBook:
@@ -75,7 +76,8 @@ class RuleBook:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stamps: dict[Path, tuple[int, int, int]] = {}
-        self._good: dict[Path, tuple[Rule, ...]] = {}
+        self._good: dict[Path, Loaded] = {}
+        self._clashes: tuple[Problem, ...] = ()
         self._problems: dict[Path, tuple[Problem, ...]] = {}
         self._rules: tuple[Rule, ...] = ()
         self._missing: tuple[Problem, ...] = ()
@@ -126,30 +128,29 @@ class RuleBook:
             self._stamps[path] = stamp
             self._problems[path] = loaded.problems
             if not loaded.problems:
-                self._good[path] = loaded.rules
+                self._good[path] = loaded
         if changed:
             self._rules = self._in_force()
         return self.problems
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        return (*self._missing, *(problem for path in sorted(self._problems) for problem in self._problems[path]))
+        of_files = (problem for path in sorted(self._problems) for problem in self._problems[path])
+        return (*self._missing, *of_files, *self._clashes)
 
     def _in_force(self) -> tuple[Rule, ...]:
         """The first file to use an id keeps it; the same id in another file is a mistake of that other file."""
         found: dict[str, tuple[Path, Rule]] = {}
+        clashes: list[Problem] = []
         for path in sorted(self._good):
-            for rule in self._good[path]:
+            good = self._good[path]
+            for rule, (line, column) in zip(good.rules, good.places, strict=True):
                 if rule.id in found:
-                    clash = Problem(
-                        path.name,
-                        1,
-                        1,
-                        f'rule id "{rule.id}" is already used in {found[rule.id][0].name}; give it another',
-                    )
-                    self._problems[path] = (*(self._problems.get(path, ())), clash)
+                    used = f'rule id "{rule.id}" is already used in {found[rule.id][0].name}; give it another'
+                    clashes.append(Problem(path.name, line, column, used))
                 else:
                     found[rule.id] = (path, rule)
+        self._clashes = tuple(clashes)
         return tuple(rule for _, rule in found.values() if rule.enabled)
 
 
@@ -191,7 +192,8 @@ def load_text(raw: bytes, name: str) -> Loaded:
             line, column = place(tree, ("rules", number, "id"))
             return Loaded((), (Problem(name, line, column, f'rule id "{rule_id}" is used twice in this file'),))
     version = hashlib.sha256(raw).hexdigest()[:16]
-    return Loaded(tuple(rule.stamped(version) for rule in file.rules), ())
+    places = tuple(place(tree, ("rules", number, "id")) for number in range(len(ids)))
+    return Loaded(tuple(rule.stamped(version) for rule in file.rules), (), places)
 
 
 class TooMuch(ValueError):

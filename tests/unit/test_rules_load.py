@@ -1,0 +1,228 @@
+"""A mistake in a rule file is named with its place and its mend, and harms nothing but its own file's next version."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from service.rules import RuleBook, load_file, load_text
+from service.rules.load import FILE_BYTES_MAX
+
+GOOD = """\
+version: 1
+rules:
+- id: failing
+  severity: P2
+  count:
+    match: {kind: token.refresh_failed}
+    within: 15m
+    gte: 3
+  annotations: {summary: "It fails for {{ identifier }}"}
+"""
+SHIPPED = Path(__file__).resolve().parents[2] / "alert_rules"
+
+
+def problems(text: str | bytes) -> list[str]:
+    raw = text if isinstance(text, bytes) else dedent(text).encode()
+    loaded = load_text(raw, "team.yml")
+    assert not (loaded.problems and loaded.rules), "a file with a mistake gives no rules"
+    return [str(problem) for problem in loaded.problems]
+
+
+def test_a_good_file_has_no_problems() -> None:
+    loaded = load_text(GOOD.encode(), "team.yml")
+    assert (loaded.problems, [rule.id for rule in loaded.rules]) == ((), ["failing"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("    within: 15m\n", "    witin: 15m\n", 'team.yml:7:5: unknown key "witin"; did you mean "within"?'),
+        ("    within: 15m\n", "", 'team.yml:5:3: "within" is missing here'),
+        ("severity: P2", "severty: P2", 'team.yml:4:3: unknown key "severty"; did you mean "severity"?'),
+        ("severity: P2", "severity: P9", "team.yml:4:3: severity: input should be 'P1', 'P2', 'P3' or 'P4'"),
+        ("15m", "15 minutes", "team.yml:7:5: write a duration such as 30s, 10m, 2h or 1d"),
+        ("15m", "900", "team.yml:7:5: write a duration such as 30s, 10m, 2h or 1d"),
+        ("gte: 3", "gte: 0", "team.yml:8:5: gte: input should be greater than or equal to 1"),
+        ("token.refresh_failed", "token.refresh_faild", 'unknown kind "token.refresh_faild"; did you mean'),
+        ("{kind: token.refresh_failed}", "{knd: x}", 'unknown field "knd"; did you mean "kind"?'),
+        ("{kind: token.refresh_failed}", "{lag_seconds: {gtee: 3}}", 'unknown operator "gtee"; did you mean "gte"?'),
+        ("{kind: token.refresh_failed}", "{}", "an empty match would match everything"),
+        ("identifier", "identifer", 'unknown placeholder "identifer"; did you mean "identifier"?'),
+        ("version: 1", "version: 2", "team.yml:1:1: version: "),
+        ("id: failing", "id: Not An Id", "team.yml:3:3: id: "),
+    ],
+)
+def test_a_mistake_names_file_line_column_and_mend(old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    found = problems(GOOD.replace(old, new, 1))
+    assert any(said in problem for problem in found), found
+    assert all(problem.startswith("team.yml:") for problem in found)
+
+
+def test_two_conditions_and_none_are_both_mistakes() -> None:
+    both = GOOD.replace(
+        "  annotations",
+        "  state: {of: account, match: {status: EXPIRED, active_workflows: {gte: 1}}}\n  annotations",
+    )
+    [said] = problems(both)
+    assert "exactly one condition" in said
+    assert "has 2" in said
+    [said] = problems('version: 1\nrules:\n- id: a\n  severity: P1\n  annotations: {summary: "x"}\n')
+    assert said.startswith("team.yml:3:3: ")
+    assert "has 0" in said
+
+
+def test_every_mistake_of_a_file_is_named_at_once() -> None:
+    found = problems(GOOD.replace("severity: P2", "severity: P9").replace("15m", "soon"))
+    assert [problem.split(": ")[0] for problem in sorted(found)] == ["team.yml:4:3", "team.yml:7:5"]
+
+
+def test_an_id_used_twice_in_one_file_names_its_second_place() -> None:
+    [said] = problems(GOOD + GOOD.split("rules:\n")[1])
+    assert said == 'team.yml:10:3: rule id "failing" is used twice in this file'
+
+
+def test_a_key_given_twice_is_a_mistake() -> None:
+    [said] = problems(GOOD.replace("    gte: 3\n", "    gte: 3\n    gte: 4\n"))
+    assert said.startswith("team.yml:9:5: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"version: 1\nrules: [\xff]\n",
+        b"",
+        b"[]",
+        b"just words",
+        b"version: 1\nrules:\n\t- id: a\n",
+        b"version: 1\nrules: {",
+        b"[" * 5000,
+        b"version: 1\nrules: []\n---\nversion: 1\n",
+        b"\x00",
+        b"version: 1\nrules: [*nothing]\n",
+        b"? {a: b}\n: c\n",
+    ],
+)
+def test_what_is_no_rule_file_is_a_problem_and_never_an_exception(text: bytes) -> None:
+    assert problems(text)
+
+
+def test_not_utf_8_says_so() -> None:
+    assert problems("version: 1 # é".encode("latin-1")) == ["team.yml:1:1: not UTF-8; save it as UTF-8"]
+
+
+def test_aliases_of_aliases_are_not_unrolled() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    [said] = problems("\n".join(["version: 1", "rules: []", *lines]))
+    assert "repeats too much" in said
+
+
+def test_a_recursive_alias_ends() -> None:
+    assert problems("version: 1\nrules: &r [*r]\n")
+
+
+def test_on_and_no_are_words() -> None:
+    match = "{identifier: no, provider: [on, off, yes]}"
+    loaded = load_text(GOOD.replace("{kind: token.refresh_failed}", match).encode(), "team.yml")
+    assert loaded.problems == ()
+    count = loaded.rules[0].count
+    assert count is not None
+    assert count.match == [{"identifier": "no", "provider": ["on", "off", "yes"]}]
+    assert 'unknown key "on"' in problems(GOOD.replace("  annotations", "  on: x\n  annotations"))[0]
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "big.yml").write_bytes(GOOD.encode() + b"#" * FILE_BYTES_MAX)
+    [problem] = load_file(tmp_path / "big.yml").problems
+    assert str(problem) == f"big.yml:1:1: larger than {FILE_BYTES_MAX} bytes; split it"
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+    stamp = path.stat().st_mtime_ns + 1_000_000
+    os.utime(path, ns=(stamp, stamp))
+
+
+def ids(book: RuleBook) -> list[str]:
+    return [rule.id for rule in book.rules]
+
+
+def test_a_mistake_keeps_the_last_good_rules_of_its_file_and_harms_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "a.yml", GOOD.replace("failing", "one"))
+    write(tmp_path / "b.yml", GOOD.replace("failing", "two"))
+    book = RuleBook(tmp_path)
+    assert book.reload() == ()
+    before = book.version
+    write(tmp_path / "a.yml", GOOD.replace("failing", "one").replace("15m", "soon"))
+    write(tmp_path / "b.yml", GOOD.replace("failing", "three"))
+    [problem] = book.reload()
+    assert str(problem).startswith("a.yml:7:5: ")
+    assert ids(book) == ["one", "three"]
+    assert book.reload() == (problem,), "it stands until it is mended"
+    assert book.version != before
+    write(tmp_path / "a.yml", GOOD.replace("failing", "mended-rule"))
+    assert book.reload() == ()
+    assert ids(book) == ["mended-rule", "three"]
+
+
+def test_a_deleted_file_takes_its_rules_along(tmp_path: Path) -> None:
+    write(tmp_path / "a.yml", GOOD.replace("failing", "one"))
+    write(tmp_path / "b.yml", GOOD.replace("failing", "two"))
+    book = RuleBook(tmp_path)
+    book.reload()
+    (tmp_path / "a.yml").unlink()
+    assert book.reload() == ()
+    assert ids(book) == ["two"]
+
+
+def test_a_folder_that_cannot_be_read_keeps_everything_and_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    write(folder / "a.yml", GOOD)
+    book = RuleBook(folder)
+    book.reload()
+    folder.rename(tmp_path / "gone")
+    [problem] = book.reload()
+    assert "set AUTHWATCH_RULES" in str(problem)
+    assert ids(book) == ["failing"]
+    (tmp_path / "gone").rename(folder)
+    assert book.reload() == ()
+
+
+def test_an_id_of_another_file_is_that_files_mistake_until_it_is_mended(tmp_path: Path) -> None:
+    write(tmp_path / "a.yml", GOOD)
+    write(tmp_path / "b.yml", GOOD)
+    book = RuleBook(tmp_path)
+    [problem] = book.reload()
+    assert str(problem).startswith("b.yml:3:3: ")
+    assert "already used in a.yml" in str(problem)
+    write(tmp_path / "c.yml", GOOD.replace("failing", "other"))
+    assert book.reload() == (problem,), "said once, however often other files change"
+    (tmp_path / "a.yml").unlink()
+    assert book.reload() == ()
+    assert ids(book) == ["failing", "other"]
+
+
+def test_a_disabled_rule_is_not_in_force(tmp_path: Path) -> None:
+    write(tmp_path / "a.yml", GOOD.replace("  severity", "  enabled: false\n  severity"))
+    book = RuleBook(tmp_path)
+    assert book.reload() == ()
+    assert ids(book) == []
+
+
+def test_the_shipped_rules_load_and_each_says_what_why_and_what_to_do() -> None:
+    book = RuleBook(SHIPPED)
+    assert book.reload() == ()
+    assert sorted(ids(book)) == ["account-disconnected-active-workflow", "token-refresh-failing"]
+    for rule in book.rules:
+        assert rule.severity == "P2"
+        assert rule.annotations.summary
+        assert rule.annotations.reason
+        assert rule.annotations.what_to_do
+        assert rule.pauses
+        assert rule.stable_for.total_seconds() == 30
