@@ -253,9 +253,10 @@ async def test_a_put_racing_the_evaluator_never_misses_the_break(database_url: s
     async with open_house(database_url, tmp_path / "house") as house:
         for number in range(30):
             account, workflow = f"ca_{number}", f"w{number}"
-            depends = {"connection_ids": [f"conn_{number}"]} if number % 3 == 0 else {"account_ids": [account]}
+            connections = [f"conn_{number}"] if number % 3 == 0 else []
+            accounts = [] if connections else [account]
             await house.tell("DISCONNECTED", account=account, connection=f"conn_{number}")
-            put = house.put(workflow, pause="workflow", ref=workflow, **depends)
+            put = house.put(workflow, account_ids=accounts, connection_ids=connections, pause="workflow", ref=workflow)
             both = (put, evaluate(house.runtime)) if number % 2 else (evaluate(house.runtime), put)
             await asyncio.gather(*both)
             await evaluate(house.runtime)
