@@ -7,7 +7,7 @@ The front door is `service/receive.py`; the API is `service/api/`, a file per no
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service import problem
-from service.api.http import guarded
+from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
 from service.api.routes import CALLS
 from service.errors import AuthwatchError
@@ -25,6 +25,21 @@ from service.observe import configure_logging, log
 from service.receive import receive
 from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime
 from service.settings import Settings, load_settings
+
+
+def routes_of(calls: Sequence[Call]) -> list[Route]:
+    """One route for each path, so that a 405 lists every method the path has."""
+    paths: dict[str, dict[str, Handler]] = {}
+    for call in calls:
+        paths.setdefault(call.path, {})[call.method] = guarded(call)
+    return [Route(path, by_method(handlers), methods=list(handlers)) for path, handlers in paths.items()]
+
+
+def by_method(handlers: Mapping[str, Handler]) -> Handler:
+    async def endpoint(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return endpoint
 
 
 def create_app(settings: Settings | None = None, variables: Mapping[str, str] = os.environ) -> Starlette:
@@ -45,7 +60,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
     return Starlette(
         routes=[
             Route("/webhooks/{source}", receive, methods=["POST"]),
-            *(Route(call.path, guarded(call), methods=[call.method]) for call in CALLS),
+            *routes_of(CALLS),
             Route("/openapi.json", openapi, methods=["GET"]),
         ],
         lifespan=lifespan,

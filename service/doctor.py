@@ -89,7 +89,10 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
                 yield finding
     yield await of_redis(runtime)
     if runtime.sources:
-        names = ", ".join(f"{name} ({len(source.secrets)} secrets)" for name, source in runtime.sources.items())
+        names = ", ".join(
+            f"{name} ({len(source.secrets)} secret{'s' if len(source.secrets) > 1 else ''})"
+            for name, source in runtime.sources.items()
+        )
         yield Finding(True, "sources", names)
     else:
         yield Finding(

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.applications import Starlette
 
 from service.api.routes import CALLS
 from service.app import create_app
+from service.children import choose_port
 from service.runtime import Runtime
 from service.settings import load_settings
 from service.store import tokens
@@ -103,6 +105,12 @@ def not_json(word: str) -> Any:
 
 @pytest.fixture
 async def api(database_url: str) -> AsyncIterator[Api]:
+    async with opened(database_url) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(database_url: str) -> AsyncIterator[Api]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     settings = load_settings(
@@ -184,6 +192,9 @@ async def test_every_error_is_a_problem_that_names_what_is_wrong(api: Api) -> No
     answer = await ask.patch("/v1/events")
     problem(answer, 405, "method_not_allowed")
     assert "GET" in answer.headers["allow"]
+    answer = await ask.patch("/v1/workflows/w1")
+    problem(answer, 405, "method_not_allowed")
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "PUT", "DELETE"}
     for path, code in {
         f"/v1/events/{NOWHERE}": "unknown_event",
         "/v1/events/not-an-id": "unknown_event",
@@ -200,6 +211,33 @@ async def test_every_error_is_a_problem_that_names_what_is_wrong(api: Api) -> No
     for verb in ("acknowledge", "resolve"):
         problem(await ask.post(f"/v1/alerts/{NOWHERE}/{verb}"), 404, "unknown_alert")
     problem(await ask.get("/v1/gate"), 400, "nothing_asked")
+
+
+async def test_a_bug_of_ours_is_said_without_its_inside(api: Api) -> None:
+    async with begin(api.runtime.engine) as conn:
+        await conn.execute(text("DROP TABLE workflows CASCADE"))
+    transport = httpx.ASGITransport(app=api.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=BASE, headers=api.client.headers) as client:
+        said = problem(await client.get("/v1/workflows"), 500, "internal_error")
+    assert "workflows" not in said["detail"]
+
+
+async def test_without_its_database_a_receiver_says_503_and_when_to_come_back() -> None:
+    away = f"postgresql://u:p@127.0.0.1:{choose_port('127.0.0.1')}/authwatch"
+    async with opened(away) as api:
+        body = event_body()
+        for answer in (
+            await api.client.get("/readyz"),
+            await api.client.get("/v1/events"),
+            await api.client.get("/v1/events", headers={"Authorization": "Bearer aw_anybody"}),
+            await api.client.put("/v1/workflows/w1", json={}),
+            await api.client.get("/v1/gate?account_id=ca_1"),
+            await api.client.post("/webhooks/scalekit", content=body, headers=signed(body, SECRET)),
+        ):
+            problem(answer, 503, "database_unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+        assert (await api.client.get("/livez")).status_code == 200
+        assert "authwatch_database_up 0.0" in (await api.client.get("/metrics")).text
 
 
 LISTS = ("/v1/events", "/v1/accounts", "/v1/workflows", "/v1/alerts", "/v1/siem/events")

@@ -147,7 +147,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
         "orchestrator jobs",
         "front door scalekit",
     }
-    assert found["sources"].said == "scalekit (1 secrets)"
+    assert found["sources"].said == "scalekit (1 secret)"
     assert "takes the token" in found["sink siem"].said
     assert (ward.hec.envelopes, ward.slack.messages) == ([], [])
 
