@@ -1,0 +1,49 @@
+"""The story of an account is told by what happened and when, never by how it arrived."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.event import AccountKey
+from service.rules.story import Initial, tell
+from tests.unit.told import at, make_events, words
+
+
+@given(st.lists(st.tuples(words, st.integers(0, 60)), max_size=12), st.randoms())
+def test_order_and_duplicates_do_not_matter(story: list[tuple[str, int]], random_: random.Random) -> None:
+    events = make_events(story)
+    shuffled = [*events, *random_.choices(events, k=3)] if events else []
+    random_.shuffle(shuffled)
+    assert tell(Initial(), shuffled) == tell(Initial(), events)
+
+
+@given(st.lists(st.tuples(words, st.integers(0, 60)), min_size=1, max_size=12), st.integers(0, 60))
+def test_told_in_two_parts_it_ends_the_same(story: list[tuple[str, int]], cut: int) -> None:
+    events = make_events(story)
+    first = [event for event in events if event.occurred_at <= at(cut)]
+    second = [event for event in events if event.occurred_at > at(cut)]
+    assert tell(tell(Initial(), first).final, second).final == tell(Initial(), events).final
+
+
+def test_in_a_tie_a_break_comes_after_a_recovery() -> None:
+    for story in ([("ACTIVE", 5), ("DISCONNECTED", 5)], [("DISCONNECTED", 5), ("ACTIVE", 5)]):
+        assert tell(Initial(), make_events(story)).final.status == "DISCONNECTED"
+
+
+def test_only_active_ends_what_is_wrong() -> None:
+    told = tell(Initial(), make_events([("EXPIRED", 1), ("PENDING_AUTH", 2), ("HIBERNATING", 3), ("EXPIRED", 4)]))
+    assert dict(told.final.not_well) == {"EXPIRED": at(1), "PENDING_AUTH": at(2), "HIBERNATING": at(3)}
+    assert told.final.status_since == at(4)
+    assert tell(told.final, make_events([("ACTIVE", 5)])).final == Initial(status="ACTIVE", status_since=at(5))
+
+
+def test_a_failed_refresh_moves_nothing() -> None:
+    told = tell(Initial(), make_events([("ACTIVE", 1), ("failed", 2)]))
+    assert [(step.became, step.status) for step in told.steps] == [("ACTIVE", "ACTIVE"), (None, "ACTIVE")]
+
+
+def test_an_account_is_written_in_full() -> None:
+    assert str(AccountKey("scalekit", "env_1", "ca_1")) == "scalekit:env_1:ca_1"
