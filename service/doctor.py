@@ -153,14 +153,7 @@ async def of_clock_and_health(runtime: Runtime) -> list[Finding]:
         theirs = await readers.clock(conn)
         ours = began + (datetime.now(UTC) - began) / 2
         report = await health.report(conn, list(runtime.sinks))
-    difference = abs((theirs - ours).total_seconds())
-    clock = Finding(
-        difference <= CLOCK_DIFFERENCE_SECONDS_MAX,
-        "clock",
-        f"{difference:.1f} s between the database's and ours"
-        + ("" if difference <= CLOCK_DIFFERENCE_SECONDS_MAX else "; run NTP on both, signatures depend on it"),
-    )
-    found = [clock]
+    found = [of_clocks(theirs, ours)]
     for part in ("evaluator", "actions", "sweep"):
         value = report[part]
         if not value["alive"]:
@@ -181,6 +174,8 @@ async def of_clock_and_health(runtime: Runtime) -> list[Finding]:
     for name, value in report["sinks"].items():
         behind = value["lag_seconds"] > LAG_SECONDS_MAX or value["poison"]
         said = f"{value['lag_items']} waiting, {value['poison']} put aside"
+        if behind and not value["last_error"]:
+            said += "; is `authwatch worker` running?" if not value["poison"] else "; why stands in the table poison"
         found.append(
             Finding(
                 not behind,
@@ -189,6 +184,14 @@ async def of_clock_and_health(runtime: Runtime) -> list[Finding]:
             )
         )
     return found
+
+
+def of_clocks(theirs: datetime, ours: datetime) -> Finding:
+    difference = abs((theirs - ours).total_seconds())
+    said = f"{difference:.1f} s between the database's and ours"
+    if difference > CLOCK_DIFFERENCE_SECONDS_MAX:
+        return Finding(False, "clock", f"{said}; run NTP on both, signatures depend on it")
+    return Finding(True, "clock", said)
 
 
 async def of_redis(runtime: Runtime) -> Finding:

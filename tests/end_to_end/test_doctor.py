@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from starlette.routing import Route
 
 from service.app import create_app
 from service.children import choose_port
-from service.doctor import Finding, findings, of_public_url
+from service.doctor import Finding, findings, of_clocks, of_public_url
 from service.runtime import PROBE_PREFIX, Runtime
 from service.settings import load_settings
 from service.signatures import make_secret
@@ -239,6 +240,29 @@ async def test_a_worker_that_is_silent_and_an_action_that_failed_are_named(ward:
     assert set(bad) == {"evaluator", "failed actions"}
     assert bad["evaluator"].endswith("start `authwatch worker`")
     assert bad["failed actions"].startswith("1 failed for good")
+
+
+async def test_what_has_waited_too_long_is_named(ward: Ward) -> None:
+    body = event_body()
+    async with httpx.AsyncClient(base_url=ward.url, trust_env=False) as client:
+        await client.post("/webhooks/scalekit", content=body, headers=signed(body, SECRET))
+    async with begin(ward.runtime.engine) as conn:
+        await conn.execute(text("UPDATE events SET received_at = received_at - interval '2 minutes'"))
+    bad = await ward.bad()
+    assert set(bad) == {"evaluator", "sink siem lag"}
+    assert bad["evaluator"].startswith("1 wait, the oldest for 12")
+    assert bad["sink siem lag"].startswith("1 waiting, 0 put aside; is `authwatch worker` running?")
+    ward.hec.always = hec.Scripted(503, b'{"text":"Server is busy","code":9}')
+    await ship(ward.runtime)
+    assert "last error: " in (await ward.bad())["sink siem lag"]
+
+
+@pytest.mark.parametrize("seconds", [-2.1, 2.1, 3600])
+def test_clocks_that_differ_are_named_with_the_mend(seconds: float) -> None:
+    now = datetime.now(UTC)
+    assert of_clocks(now + timedelta(seconds=seconds), now).ok is False
+    assert "run NTP" in of_clocks(now + timedelta(seconds=seconds), now).said
+    assert of_clocks(now + timedelta(seconds=1.9), now).ok is True
 
 
 async def test_a_rule_file_with_a_mistake_is_named_with_its_line(ward: Ward) -> None:
