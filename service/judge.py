@@ -16,29 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences
 from service.consequences import Consequences
-from service.event import WELL, AccountKey, Event, new_id
+from service.event import AccountKey, Event, new_id
+from service.own_alerts import own_alerts
 from service.rules import Rule, RuleBook
-from service.rules.story import Initial, Step, Story, tell
+from service.rules.story import Step
 from service.rules.triggers import Episode, judge_rule
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import workflows as workflow_store
-from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
 from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
-
-KNOWN_STATUSES = frozenset({"ACTIVE", "EXPIRED", "PENDING_AUTH", "PENDING_VERIFICATION", "DISCONNECTED", "DELETED"})
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One account under judgement: its row before and after, its story, and from when on it is judged."""
-
-    before: Account | None
-    after: Account
-    story: Story
-    initial: Initial
-    new: Sequence[Event]
-    judge_from: datetime
+from service.subjects import Subject, gather
 
 
 @dataclass(slots=True)
@@ -123,117 +110,6 @@ async def judge(
     await account_store.set_deadlines(conn, due)
     out.too_late = verdict.too_late
     return out
-
-
-async def gather(
-    conn: AsyncConnection,
-    new_events: Mapping[AccountKey, Sequence[Event]],
-    within_max: timedelta,
-    upto: int,
-    now: datetime,
-) -> dict[AccountKey, Subject]:
-    """Reads each account's row and as much of its history as its verdict can depend on."""
-    rows = await account_store.load(conn, list(new_events))
-    judge_from = {
-        key: min((event.occurred_at for event in new), default=now)
-        for key, new in new_events.items()
-        if new or key in rows
-    }
-    since: dict[AccountKey, datetime] = {}
-    known: dict[AccountKey, Initial] = {}
-    unknown: dict[AccountKey, datetime] = {}
-    for key, start in judge_from.items():
-        row, begin = rows.get(key), max(start - within_max, BEGINNING)
-        if row is not None and (row.last_status_at is None or row.last_status_at < begin):
-            # Nothing in the slice precedes what the row already knows: the row is where the story starts.
-            since[key] = begin
-            known[key] = Initial(status=row.status, status_since=row.status_since, not_well=row.not_well)
-        else:
-            unknown[key] = begin
-    wells = await account_store.last_well(conn, unknown, upto)
-    for key in unknown:
-        # Told again from the last time it was well, so that the whole of a break is in sight.
-        well, row = wells.get(key), rows.get(key)
-        since[key] = well or BEGINNING
-        known[key] = Initial()
-        if well is not None:
-            # It may have been well for longer than this slice shows.
-            before = row.status_since if row is not None and row.status == WELL else None
-            known[key] = Initial(status=WELL, status_since=min(well, before or well))
-    events = await account_store.history(conn, since, upto)
-    subjects: dict[AccountKey, Subject] = {}
-    for key in judge_from:
-        if len(events[key]) >= EVENTS_PER_ACCOUNT_MAX:
-            # Only the newest were read: what lies before them was judged when it was new and stays as it is.
-            judge_from[key] = max(judge_from[key], min(event.occurred_at for event in events[key]))
-        story = tell(known[key], events[key])
-        new = new_events[key]
-        subjects[key] = Subject(
-            before=rows.get(key),
-            after=project(rows.get(key), key, story, new, now),
-            story=story,
-            initial=known[key],
-            new=new,
-            judge_from=judge_from[key],
-        )
-    return subjects
-
-
-def project(row: Account | None, key: AccountKey, story: Story, new: Sequence[Event], now: datetime) -> Account:
-    """The account's row after its events: state by the story, names by whoever spoke last."""
-    account = row or Account(key=key, first_seen_at=now)
-    if not new:
-        return account
-    steps = [step.event for step in story.steps]
-    latest = max(new, key=lambda event: event.occurred_at)
-    newer = account.last_event_at is None or latest.occurred_at >= account.last_event_at
-    refreshes = [event for event in steps if event.kind in ("token.refresh_succeeded", "token.refresh_failed")]
-    said = [event.occurred_at for event in steps if event.account_status is not None]
-    account = replace(
-        account,
-        status=story.final.status,
-        status_since=story.final.status_since,
-        not_well=dict(story.final.not_well),
-        last_status_at=max([*said, *([account.last_status_at] if account.last_status_at else [])], default=None),
-        last_event_at=latest.occurred_at if newer else account.last_event_at,
-        failures_in_a_row=failures_in_a_row(account, refreshes, new),
-    )
-    if refreshes:
-        account = replace(
-            account,
-            last_refresh_at=refreshes[-1].occurred_at,
-            last_refresh_outcome="success" if refreshes[-1].kind == "token.refresh_succeeded" else "failure",
-        )
-    for event in sorted(new, key=lambda event: event.occurred_at):
-        if newer or account.connection_id is None:
-            account = replace(
-                account,
-                connection_id=connection_of(account, event),
-                provider=event.provider or account.provider,
-                identifier=event.identifier or account.identifier,
-                organization_id=event.organization_id or account.organization_id,
-                token_expires_at=(event.details or {}).get("token_expires_at") or account.token_expires_at,
-            )
-    return account
-
-
-def connection_of(account: Account, event: Event) -> str | None:
-    """An event that names only the account holds its id in both columns: that never takes its connection away."""
-    if event.connection_id is None or (event.connection_id == event.account_id and account.connection_id is not None):
-        return account.connection_id
-    return event.connection_id
-
-
-def failures_in_a_row(account: Account, refreshes: Sequence[Event], new: Sequence[Event]) -> int:
-    """Refresh failures since the last success. Counted on from the row when everything new is newer than it."""
-    fresh = {event.id for event in new}
-    tail = 0
-    for event in reversed(refreshes):
-        if event.kind == "token.refresh_succeeded":
-            return tail
-        tail += 1
-    added = sum(1 for event in refreshes if event.id in fresh)
-    return max(tail, account.failures_in_a_row + added)
 
 
 def judge_one(
@@ -384,67 +260,3 @@ def make_alert(rule: Rule, subject: Subject, episode: Episode, number: int, now:
 
 async def bind_new(conn: AsyncConnection, subjects: Mapping[AccountKey, Subject]) -> None:
     await workflow_store.bind(conn, [key for key, subject in subjects.items() if subject.before is None])
-
-
-async def own_alerts(conn: AsyncConnection, subjects: Mapping[AccountKey, Subject], now: datetime) -> list[Alert]:
-    """What we must say about ourselves: a status nobody taught us, a short id that came to mean two accounts."""
-    made: list[Alert] = []
-    said: set[str] = set()
-    for key, subject in subjects.items():
-        status = subject.after.status
-        about = f"{key.source}:{status}"
-        # Only where an event is new: then the one evaluator speaks, and two transactions never say the same at once.
-        if subject.new and status is not None and status not in KNOWN_STATUSES and about not in said:
-            said.add(about)
-            alert = await own_alert(
-                conn,
-                "unknown-account-status",
-                about,
-                f'{key.source} reports the account status "{status}", which is unknown here; the gate treats it as not well',
-                "Check the provider's release notes; the account keeps that status until the next event.",
-                now,
-            )
-            made.extend(alert)
-        if subject.before is None and subject.new and key.account_id not in said:
-            others = [other for other in await account_store.namesakes(conn, key.account_id) if other.key != key]
-            if others and (waiting := await workflow_store.written_short(conn, key.account_id)):
-                said.add(key.account_id)
-                made.extend(
-                    await own_alert(
-                        conn,
-                        "ambiguous-account-id",
-                        key.account_id,
-                        f"{key.account_id} now names {len(others) + 1} accounts, and workflow {waiting[0]} names it by that short id",
-                        f"Put the workflow again with the full form, such as {others[0].key} or {key}.",
-                        now,
-                    )
-                )
-    return made
-
-
-async def own_alert(
-    conn: AsyncConnection, rule_id: str, group_key: str, summary: str, what_to_do: str, now: datetime
-) -> list[Alert]:
-    if await alert_store.open_of_group(conn, rule_id, group_key) is not None:
-        return []
-    number = (await alert_store.last_episodes(conn, {(rule_id, group_key)})).get((rule_id, group_key), 0) + 1
-    return [
-        Alert(
-            id=new_id(),
-            rule_id=rule_id,
-            rule_version=None,
-            severity="P3",
-            account=None,
-            connection_id=None,
-            group={"about": group_key},
-            group_key=group_key,
-            episode=number,
-            dedup_key=dedup_key(rule_id, group_key, number),
-            state="firing",
-            summary=summary,
-            what_to_do=what_to_do,
-            opened_at=now,
-            fired_at=now,
-            pauses=False,
-        )
-    ]

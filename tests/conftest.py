@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from service.store.session import open_engine
 
 SECRET = "whsec_" + "QXV0aHdhdGNoIHRlc3Qgc2VjcmV0IDAwMDAwMDAwMDE="
 ADMIN_TOKEN = "admin-token-of-the-tests"
+DROPS_MAX = 25
 numbers = itertools.count(1)
 
 
@@ -104,7 +106,19 @@ def template(servers: Servers) -> Iterator[str]:
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         migrate.upgrade(with_database(servers.database_url, name))
         yield name
-        conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        drop_database(conn, name)
+
+
+def drop_database(conn: psycopg.Connection[tuple[object, ...]], name: str) -> None:
+    """Autovacuum may be in it, which only a superuser may end: it leaves by itself."""
+    for attempt in range(DROPS_MAX):
+        try:
+            conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            return
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
+            if attempt + 1 == DROPS_MAX:
+                raise
+            time.sleep(0.2)
 
 
 @pytest.fixture
@@ -123,7 +137,7 @@ def make_database(servers: Servers, template: str) -> Iterator[Callable[[], str]
     yield make
     with psycopg.connect(servers.database_url, autocommit=True) as conn:
         for name in made:
-            conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            drop_database(conn, name)
 
 
 @pytest.fixture

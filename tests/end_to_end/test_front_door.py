@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.signatures import make_secret
 from service.store.session import begin, open_engine
-from tests.conftest import ADMIN_TOKEN, SECRET, Servers, with_database
+from tests.conftest import ADMIN_TOKEN, SECRET, Servers, drop_database, with_database
 from tests.end_to_end.running import RULES, Running, post
 from tests.make_requests import event_body, signed
 
@@ -34,7 +34,7 @@ def door_database(servers: Servers, template: str) -> Iterator[str]:
     with psycopg.connect(servers.database_url, autocommit=True) as conn:
         conn.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
         yield with_database(servers.database_url, name)
-        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+        drop_database(conn, name)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,140 @@
+"""An account under judgement: its row, and as much of its history as the verdict can depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import WELL, AccountKey, Event
+from service.rules.story import Initial, Story, tell
+from service.store import accounts as account_store
+from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One account under judgement: its row before and after, its story, and from when on it is judged."""
+
+    before: Account | None
+    after: Account
+    story: Story
+    initial: Initial
+    new: Sequence[Event]
+    judge_from: datetime
+
+
+async def gather(
+    conn: AsyncConnection,
+    new_events: Mapping[AccountKey, Sequence[Event]],
+    within_max: timedelta,
+    upto: int,
+    now: datetime,
+) -> dict[AccountKey, Subject]:
+    """Reads each account's row and as much of its history as its verdict can depend on."""
+    rows = await account_store.load(conn, list(new_events))
+    judge_from = {
+        key: min((event.occurred_at for event in new), default=now)
+        for key, new in new_events.items()
+        if new or key in rows
+    }
+    since: dict[AccountKey, datetime] = {}
+    known: dict[AccountKey, Initial] = {}
+    unknown: dict[AccountKey, datetime] = {}
+    for key, start in judge_from.items():
+        row, begin = rows.get(key), max(start - within_max, BEGINNING)
+        known_before = row is not None and (row.last_status_at is None or row.last_status_at < begin)
+        if row is not None and known_before and (new_events[key] or not row.not_well):
+            # Nothing in the slice precedes what the row already knows: the row is where the story starts.
+            since[key] = begin
+            known[key] = Initial(status=row.status, status_since=row.status_since, not_well=row.not_well)
+        else:
+            unknown[key] = begin
+    wells = await account_store.last_well(conn, unknown, upto)
+    for key in unknown:
+        # Told again from the last time it was well, so that the whole of a break is in sight.
+        well, row = wells.get(key), rows.get(key)
+        since[key] = well or BEGINNING
+        known[key] = Initial()
+        if well is not None:
+            # It may have been well for longer than this slice shows.
+            before = row.status_since if row is not None and row.status == WELL else None
+            known[key] = Initial(status=WELL, status_since=min(well, before or well))
+    events = await account_store.history(conn, since, upto)
+    subjects: dict[AccountKey, Subject] = {}
+    for key in judge_from:
+        if len(events[key]) >= EVENTS_PER_ACCOUNT_MAX:
+            # Only the newest were read: what lies before them was judged when it was new and stays as it is.
+            judge_from[key] = max(judge_from[key], min(event.occurred_at for event in events[key]))
+        story, new, row = tell(known[key], events[key]), new_events[key], rows.get(key)
+        if row is not None and not new and story.final.not_well != row.not_well:
+            # The log no longer reaches back to where this began: the row alone tells it.
+            story = tell(Initial(status=row.status, status_since=row.status_since, not_well=row.not_well), ())
+        subjects[key] = Subject(
+            before=row,
+            after=project(row, key, story, new, now),
+            story=story,
+            initial=known[key],
+            new=new,
+            judge_from=judge_from[key],
+        )
+    return subjects
+
+
+def project(row: Account | None, key: AccountKey, story: Story, new: Sequence[Event], now: datetime) -> Account:
+    """The account's row after its events: state by the story, names by whoever spoke last."""
+    account = row or Account(key=key, first_seen_at=now)
+    if not new:
+        return account
+    steps = [step.event for step in story.steps]
+    latest = max(new, key=lambda event: event.occurred_at)
+    newer = account.last_event_at is None or latest.occurred_at >= account.last_event_at
+    refreshes = [event for event in steps if event.kind in ("token.refresh_succeeded", "token.refresh_failed")]
+    said = [event.occurred_at for event in steps if event.account_status is not None]
+    account = replace(
+        account,
+        status=story.final.status,
+        status_since=story.final.status_since,
+        not_well=dict(story.final.not_well),
+        last_status_at=max([*said, *([account.last_status_at] if account.last_status_at else [])], default=None),
+        last_event_at=latest.occurred_at if newer else account.last_event_at,
+        failures_in_a_row=failures_in_a_row(account, refreshes, new),
+    )
+    if refreshes:
+        account = replace(
+            account,
+            last_refresh_at=refreshes[-1].occurred_at,
+            last_refresh_outcome="success" if refreshes[-1].kind == "token.refresh_succeeded" else "failure",
+        )
+    for event in sorted(new, key=lambda event: event.occurred_at):
+        if newer or account.connection_id is None:
+            account = replace(
+                account,
+                connection_id=connection_of(account, event),
+                provider=event.provider or account.provider,
+                identifier=event.identifier or account.identifier,
+                organization_id=event.organization_id or account.organization_id,
+                token_expires_at=(event.details or {}).get("token_expires_at") or account.token_expires_at,
+            )
+    return account
+
+
+def connection_of(account: Account, event: Event) -> str | None:
+    """An event that names only the account holds its id in both columns: that never takes its connection away."""
+    if event.connection_id is None or (event.connection_id == event.account_id and account.connection_id is not None):
+        return account.connection_id
+    return event.connection_id
+
+
+def failures_in_a_row(account: Account, refreshes: Sequence[Event], new: Sequence[Event]) -> int:
+    """Refresh failures since the last success. Counted on from the row when everything new is newer than it."""
+    fresh = {event.id for event in new}
+    tail = 0
+    for event in reversed(refreshes):
+        if event.kind == "token.refresh_succeeded":
+            return tail
+        tail += 1
+    added = sum(1 for event in refreshes if event.id in fresh)
+    return max(tail, account.failures_in_a_row + added)
