@@ -70,8 +70,9 @@ async def gather(
             judge_from[key] = max(judge_from[key], min(event.occurred_at for event in events[key]))
         story, new, row = tell(known[key], events[key]), new_events[key], rows.get(key)
         if row is not None and not new and story.final.not_well != row.not_well:
-            # The log no longer reaches back to where this began: the row alone tells it.
-            story = tell(Initial(status=row.status, status_since=row.status_since, not_well=row.not_well), ())
+            # The log no longer reaches back to where this began: of the account's state the row alone tells.
+            known[key] = Initial(status=row.status, status_since=row.status_since, not_well=row.not_well)
+            story = Story(tuple(replace(step, became=None) for step in story.steps), known[key])
         subjects[key] = Subject(
             before=row,
             after=project(row, key, story, new, now),
