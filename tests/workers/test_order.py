@@ -15,7 +15,7 @@ from service.event import new_id
 from tests.workers.house import EVENTS, House, make_event, open_house
 from workers.evaluate import evaluate
 
-ORDERS = 10
+ORDERS = 8
 WORDS = (
     ("failed",) * 6 + ("succeeded",) * 2 + ("ACTIVE", "EXPIRED", "EXPIRED", "PENDING_AUTH", "DISCONNECTED", "DELETED")
 )
