@@ -21,10 +21,10 @@ from tests.end_to_end.running import RULES, Running, post
 from tests.fakes import serve, slack
 from tests.make_requests import event_body
 
-EVENTS = int(os.environ.get("AUTHWATCH_CRASH_EVENTS", "600"))  # `make crash` posts more
+EVENTS = int(os.environ.get("AUTHWATCH_CRASH_EVENTS", "400"))  # `make crash` posts more
 ACCOUNTS = 60
 SENDERS = 16
-KILLS = int(os.environ.get("AUTHWATCH_CRASH_KILLS", "4"))
+KILLS = int(os.environ.get("AUTHWATCH_CRASH_KILLS", "3"))
 SEED = int(os.environ.get("AUTHWATCH_CRASH_SEED") or random.randrange(10**6))
 RETRIES_MAX = 400
 
