@@ -244,8 +244,8 @@ async def of_front_door(runtime: Runtime, name: str, base: str | None) -> Findin
     import httpx
 
     from service.event import new_id
-    from service.runtime import PROBE_PREFIX
     from service.signatures import sign
+    from service.sources import PROBE_PREFIX
     from service.store import events
     from service.store.session import begin
 

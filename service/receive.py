@@ -19,8 +19,9 @@ from service.errors import AuthwatchError, BadRequest, NotFound, PayloadUnreadab
 from service.event import ProviderEvent, judge_clock
 from service.observe import log
 from service.problem import status_of
-from service.runtime import Runtime, Source
+from service.runtime import Runtime
 from service.signatures import Verified
+from service.sources import Source
 from service.store.log import Receipt
 
 BODY_BYTES_MAX = 1024 * 1024

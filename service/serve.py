@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from service.children import end_with_parent
 from service.errors import ConfigError
+from service.settings import load_settings
+from service.sources import open_sources
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -33,6 +35,8 @@ def serve(host: str, port: int, workers: int) -> None:
     import uvicorn
 
     _raise_open_files()
+    # Before any process is started: what can be judged without opening anything.
+    open_sources(load_settings(os.environ))
     with tempfile.TemporaryDirectory(prefix="authwatch-serve-") as folder:
         mistake = Path(folder) / "mistake"
         os.environ[MISTAKE_FILE] = str(mistake)

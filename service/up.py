@@ -21,6 +21,7 @@ from service.embedded import Postgres, Redis
 from service.errors import AuthwatchError, ConfigError
 from service.parts import LEFTOVER_STOP, Commands, migrate, receiver, worker
 from service.settings import Environment, load_settings
+from service.sources import open_sources
 from service.supervise import Part, Stopped, Supervisor
 
 PORT_WAIT_SECONDS = 3.0  # a killed predecessor's receiver may still be going
@@ -166,7 +167,7 @@ def _settings(options: Options, data: DataDir) -> tuple[dict[str, str], list[str
             if name not in kept:
                 made.append(name)
             settings[name] = kept.get(name) or make()
-    load_settings({**os.environ, "DATABASE_URL": PLACEHOLDER_DATABASE, **settings})
+    open_sources(load_settings({**os.environ, "DATABASE_URL": PLACEHOLDER_DATABASE, **settings}))
     return settings, made
 
 

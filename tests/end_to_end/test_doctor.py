@@ -23,9 +23,10 @@ from starlette.routing import Route
 from service.app import create_app
 from service.children import choose_port
 from service.doctor import Finding, findings, of_clocks, of_public_url
-from service.runtime import PROBE_PREFIX, Runtime
+from service.runtime import Runtime
 from service.settings import load_settings
 from service.signatures import make_secret
+from service.sources import PROBE_PREFIX
 from service.store import readers
 from service.store.session import begin
 from tests.conftest import ADMIN_TOKEN, SECRET, Servers

@@ -22,7 +22,11 @@ SUCCEEDED = "connected_account.token_refresh_succeeded"
 @pytest.fixture
 async def outside() -> AsyncIterator[dict[str, Any]]:
     """Everybody else's servers."""
-    fakes: dict[str, Any] = {"slack": slack.FakeSlack(), "hec": hec.FakeHec(HEC_TOKEN), "jobs": orchestrator.FakeOrchestrator()}
+    fakes: dict[str, Any] = {
+        "slack": slack.FakeSlack(),
+        "hec": hec.FakeHec(HEC_TOKEN),
+        "jobs": orchestrator.FakeOrchestrator(),
+    }
     async with (
         serve(fakes["slack"].app) as slack_url,
         serve(fakes["hec"].app) as hec_url,

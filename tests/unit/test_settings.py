@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from service.errors import ConfigError
-from service.runtime import open_plug_in, open_source
+from service.runtime import open_plug_in
 from service.settings import CONFIG_BYTES_MAX, Settings, load_settings
 from service.sinks import SINKS
+from service.sources import open_source
 from tests.conftest import SECRET
 
 HIDDEN = "hidden-value-0123456789"
