@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import click
@@ -46,24 +46,22 @@ def send(
     variables = os.environ  # with what DATA_DIR/env adds, by `service/cli.py`
     base = url or variables.get("AUTHWATCH_URL") or variables.get("AUTHWATCH_PUBLIC_URL") or "http://127.0.0.1:8080"
     target = f"{base.rstrip('/')}/webhooks/{source}"
+    bad = 0
     try:
-        posts = list(prepare(kind, account_id, connection_id, status, count, variables))
+        # trust_env off: a proxy of the environment has no business between us and our own service.
+        with httpx.Client(trust_env=False, timeout=ANSWER_SECONDS_MAX) as client:
+            for headers, body in prepare(kind, account_id, connection_id, status, count, variables):
+                answer = client.post(target, content=body, headers=headers)
+                click.echo(line_of(answer))
+                if not answer.is_success:
+                    bad += 1
+                    click.echo(MENDS.get(answer.status_code, "not taken"), err=True)
     except (BadRequest, ConfigError) as exc:
         click.echo(f"authwatch: {exc}", err=True)
         sys.exit(2)
-    bad = 0
-    # trust_env off: a proxy of the environment has no business between us and our own service.
-    with httpx.Client(trust_env=False, timeout=ANSWER_SECONDS_MAX) as client:
-        for headers, body in posts:
-            try:
-                answer = client.post(target, content=body, headers=headers)
-            except httpx.HTTPError as exc:
-                click.echo(f"no answer from {target} ({type(exc).__name__}): is the service running there?", err=True)
-                sys.exit(1)
-            click.echo(line_of(answer))
-            if answer.status_code >= 300:
-                bad += 1
-                click.echo(MENDS.get(answer.status_code, "not taken"), err=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        click.echo(f"no answer from {target} ({type(exc).__name__}): is the service running there?", err=True)
+        sys.exit(1)
     sys.exit(1 if bad else 0)
 
 
@@ -74,14 +72,16 @@ def prepare(
     status: str | None,
     count: int,
     variables: Mapping[str, str],
-) -> list[tuple[dict[str, str], bytes]]:
-    """Headers and body of each event, every one with an id and a time of its own."""
+) -> Iterator[tuple[dict[str, str], bytes]]:
+    """Headers and body of each event, every one with an id and a time of its own.
+
+    One at a time: signed all at once, the last of many would be stale before a slow service came to it.
+    """
     text = variables.get("SCALEKIT_WEBHOOK_SECRET", "").split(",")[0].strip()
     if not text:
         raise ConfigError("SCALEKIT_WEBHOOK_SECRET is missing: set it, or name the service's data dir with --data-dir")
     provider = PROVIDERS["scalekit"]
     secret = provider.parse_secret(text, name="SCALEKIT_WEBHOOK_SECRET")
-    made = []
     for _ in range(count):
         event_id = f"evt_{new_id().replace('-', '')[:28]}"
         body = provider.example(
@@ -99,14 +99,15 @@ def prepare(
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(secret, event_id, timestamp, body),
         }
-        made.append((headers, body))
-    return made
+        yield headers, body
 
 
 def line_of(answer: httpx.Response) -> str:
     try:
         said = answer.json()
     except ValueError:
+        said = None
+    if not isinstance(said, dict):  # another server's answer
         said = {}
-    word = said.get("status") if answer.status_code < 300 else said.get("code")
+    word = said.get("status") if answer.is_success else said.get("code")
     return f"{answer.status_code} {word or ''} {said.get('id') or ''}".rstrip()
