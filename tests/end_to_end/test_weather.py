@@ -223,6 +223,11 @@ async def test_a_mistake_in_a_rule_file_harms_nothing_and_its_mend_is_in_force_s
     running, fake = house
     running.start("serve", "worker")
     await running.ready()
+
+    async def rules_loaded() -> bool:  # readiness is the receiver's; rules that were never good have no last good ones
+        return '"rules": 2' in running.logs()
+
+    await until(rules_loaded, 10, running.logs)
     file = running.folder / "rules" / "all.yml"
     file.write_text(RULES.replace("within", "witin"))
     await asyncio.sleep(2)
