@@ -56,6 +56,8 @@ def compile_field(name: str, condition: Any) -> Predicate:
             raise ValueError(f"{name}: no operator given; known: {', '.join(OPERATORS)}")
         return lambda step: all(test(read(step)) for test in tests)
     if isinstance(condition, list):
+        if not all(isinstance(value, str | int | float | bool) for value in condition):
+            raise ValueError(f"{name}: a list holds plain values")
         allowed = frozenset(condition)
         return lambda step: read(step) in allowed
     if condition is None:

@@ -15,6 +15,7 @@ from service.rules.match import Predicate, compile_match, nearest
 from service.rules.story import Step
 
 DURATION = re.compile(r"(\d{1,6})([smhd])")
+DURATION_MAX = timedelta(days=30)
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 PLACEHOLDER = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
 # What a template may name; the values are the alert's.
@@ -34,7 +35,10 @@ RULE_ID = r"^[a-z0-9][a-z0-9-]{0,79}$"
 
 def duration(value: Any) -> Any:
     if isinstance(value, str) and (match := DURATION.fullmatch(value)):
-        return timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
+        length = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
+        if length > DURATION_MAX:
+            raise ValueError(f"{value} is longer than {DURATION_MAX.days}d, which nothing here can look back")
+        return length
     if isinstance(value, timedelta):
         return value
     raise ValueError("write a duration such as 30s, 10m, 2h or 1d")

@@ -226,3 +226,17 @@ def test_the_shipped_rules_load_and_each_says_what_why_and_what_to_do() -> None:
         assert rule.annotations.what_to_do
         assert rule.pauses
         assert rule.stable_for.total_seconds() == 30
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        ("{match: {provider: [[x]]}, within: 15m, gte: 3}", "a list holds plain values"),
+        ("{match: {provider: [{a: b}]}, within: 15m, gte: 3}", "a list holds plain values"),
+        ("{match: {kind: other}, within: 999999d, gte: 3}", "longer than 30d"),
+    ],
+)
+def test_what_would_stop_the_evaluator_is_a_problem_of_its_file(count: str, said: str) -> None:
+    text = f'version: 1\nrules:\n- {{id: x, severity: P3, count: {count}, annotations: {{summary: "s"}}}}\n'
+    [problem] = load_text(text.encode(), "x.yml").problems
+    assert said in problem.message
