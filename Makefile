@@ -9,7 +9,7 @@ ARGS =
 T =
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check lock test-containers compose-test
+.PHONY: help run test check crash lock test-containers compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -37,6 +37,10 @@ test-containers: ## The tests, on servers in containers
 compose-test: ## The image and docker-compose.yml, run for real on a Docker engine
 	@$(call installed,dev)
 	@$(BIN)/python tests/up/compose_run.py
+
+crash: ## The long form of the kill -9 test: 2,000 events, 12 kills
+	@$(call installed,dev)
+	@AUTHWATCH_CRASH_EVENTS=2000 AUTHWATCH_CRASH_KILLS=12 $(BIN)/python -m pytest -s tests/crash
 
 lock: ## Write the lock files anew from pyproject.toml
 	@$(call installed,dev)

@@ -131,7 +131,7 @@ async def all_told(running: Running, fake: slack.FakeSlack, sender: Sender) -> N
     assert set(posts.values()) == {1}
 
 
-async def test_postgres_restarted_and_frozen_under_load(
+async def test_postgres_stopped_started_and_killed_under_load(
     house: tuple[Running, slack.FakeSlack], own_servers: tuple[Postgres, Redis]
 ) -> None:
     running, fake = house
