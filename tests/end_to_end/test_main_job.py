@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -65,6 +66,12 @@ orchestrators:
     running.start("serve", "worker")
     try:
         await running.ready()
+
+        async def alive() -> bool:
+            return bool((await running.get("/v1/health"))["evaluator"]["alive"])
+
+        await until(alive, 30, running.logs)  # what is measured below is a running worker
+        await asyncio.sleep(1)
         yield running
     finally:
         running.stop()

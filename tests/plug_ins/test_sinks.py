@@ -69,7 +69,7 @@ class Harness:
 HARNESSES = {
     "splunk_hec": Harness(
         fake=lambda: FakeHec(TOKEN),
-        section=lambda url: {"kind": "splunk_hec", "url": url, "token": TOKEN, "timeout_seconds": 0.4},
+        section=lambda url: {"kind": "splunk_hec", "url": url, "token": TOKEN, "timeout_seconds": 2.0},
         secret=TOKEN,
     )
 }
