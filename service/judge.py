@@ -14,10 +14,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import consequences
+from service import consequences, own_alerts
 from service.consequences import Consequences
 from service.event import AccountKey, Event, new_id
-from service.own_alerts import own_alerts
 from service.rules import Rule, RuleBook
 from service.rules.story import Step
 from service.rules.triggers import Episode, judge_rule
@@ -84,7 +83,7 @@ async def judge(
         if alert.state == "resolved":
             verdict.resolved.append(alert)
     await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
-    own = await own_alerts(conn, subjects, now)
+    own = await own_alerts.about_accounts(conn, subjects, now)
     verdict.fired.extend(own)
     await alert_store.save(conn, [*verdict.changed.values(), *own])
 

@@ -137,6 +137,17 @@ async def open_of_group(conn: AsyncConnection, rule_id: str, group_key: str) -> 
     return to_alert(row) if row else None
 
 
+async def open_of_rule(conn: AsyncConnection, rule_id: str) -> list[Alert]:
+    """The alerts of that rule whose condition lasts, whatever a person made of them; oldest first, bounded."""
+    rows = await conn.execute(
+        select(alerts)
+        .where(alerts.c.rule_id == rule_id, alerts.c.condition_ended_at.is_(None))
+        .order_by(alerts.c.fired_at, alerts.c.id)
+        .limit(EPISODES_READ_MAX)
+    )
+    return [to_alert(row) for row in rows]
+
+
 async def set_state(conn: AsyncConnection, alert_id: str, **values: Any) -> None:
     await conn.execute(update(alerts).where(alerts.c.id == alert_id).values(**values))
 

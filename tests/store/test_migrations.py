@@ -25,7 +25,7 @@ def test_down_and_up_again(database_url: str) -> None:
         ).fetchall()
         functions = conn.execute("SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace").fetchall()
     assert (left, functions) == ([], [])
-    assert migrate.pending(database_url)[0] == "0001_first"
+    assert migrate.pending(database_url)[-1] == "0001_first"
     migrate.upgrade(database_url)
     command.check(migrate.config(database_url))
 
