@@ -38,9 +38,10 @@ compose-test: ## The image and docker-compose.yml, run for real on a Docker engi
 	@$(call installed,dev)
 	@$(BIN)/python tests/up/compose_run.py
 
-crash: ## The long form of the kill -9 test: 2,000 events, 12 kills
+crash: ## The crash suite in full: 500 kills under load; AUTHWATCH_CRASH_SEED, _KILLS and _EVENTS choose
 	@$(call installed,dev)
-	@AUTHWATCH_CRASH_EVENTS=2000 AUTHWATCH_CRASH_KILLS=12 $(BIN)/python -m pytest -s tests/crash
+	@AUTHWATCH_CRASH_KILLS=$${AUTHWATCH_CRASH_KILLS:-500} AUTHWATCH_CRASH_EVENTS=$${AUTHWATCH_CRASH_EVENTS:-20000} \
+	  AUTHWATCH_CRASH_RESULT=$${AUTHWATCH_CRASH_RESULT:-bench/crash.md} $(BIN)/python -m pytest -s tests/crash/test_crash.py
 
 lock: ## Write the lock files anew from pyproject.toml
 	@$(call installed,dev)

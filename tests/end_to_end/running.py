@@ -58,6 +58,7 @@ class Running:
     environment: dict[str, str]
     port: int = field(default_factory=lambda: choose_port("127.0.0.1"))
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    serve_words: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -65,7 +66,7 @@ class Running:
 
     def start(self, *parts: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        words = {"serve": ["serve", "--port", str(self.port)], "worker": ["worker"]}
+        words = {"serve": ["serve", "--port", str(self.port), *self.serve_words], "worker": ["worker"]}
         for part in parts:
             with (self.folder / f"{part}.log").open("ab") as log:
                 self.processes[part] = subprocess.Popen(
