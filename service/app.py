@@ -23,6 +23,7 @@ from service.api.routes import CALLS
 from service.errors import AuthwatchError
 from service.observe import configure_logging, log
 from service.receive import receive
+from service.reload import kept_current
 from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime
 from service.settings import Settings, load_settings
 
@@ -52,7 +53,8 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
         async with open_runtime(known, connections_max=RECEIVER_CONNECTIONS_MAX) as runtime:
             app.state.runtime = runtime
             log.info("receiver.started", sources=list(runtime.sources))
-            yield
+            async with kept_current(runtime, None if settings else variables):
+                yield
 
     async def openapi(_request: Request) -> Response:
         return JSONResponse(document(CALLS, server=known.public_url or ""))

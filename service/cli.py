@@ -21,6 +21,7 @@ EXIT_FAILED, EXIT_CONFIG = 1, 2
 ELSEWHERE = {
     "send": "service.send:send",
     "tokens": "service.tokens:tokens",
+    "secrets": "service.secrets:secrets",
     "rules": "service.rules.cli:rules",
     "doctor": "service.doctor:doctor",
 }

@@ -23,6 +23,7 @@ from service.runtime import Runtime
 from service.signatures import Verified
 from service.sources import Source
 from service.store.log import Receipt
+from service.store.secrets import SecretUses
 
 BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 10  # a sender slower than the provider's own time-out is not the provider
@@ -45,7 +46,9 @@ async def receive(request: Request) -> Response:
         if source is None:
             raise NotFound("no such source, or it is switched off", code="unknown_source")
         body = await read_body(request)
-        answer, status = await accept(source, request.scope["headers"], body, runtime.committer, datetime.now(UTC))
+        answer, status = await accept(
+            source, request.scope["headers"], body, runtime.committer, runtime.uses, datetime.now(UTC)
+        )
         return JSONResponse(answer, status_code=status)
     except AuthwatchError as exc:
         status = status_of(exc)
@@ -79,11 +82,18 @@ async def read_body(request: Request) -> bytes:
 
 
 async def accept(
-    source: Source, headers: Sequence[tuple[bytes, bytes]], body: bytes, committer: Committer, now: datetime
+    source: Source,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+    committer: Committer,
+    uses: SecretUses,
+    now: datetime,
 ) -> tuple[dict[str, str], int]:
     """Verified, read, committed: the answer and its status. Never answers before the commit."""
     verified = source.verify(headers, body, now)
     receipt = read(source, verified, headers, body, now)
+    if receipt.origin == "webhook":  # our own probe is no sign that the provider uses this secret
+        uses.note(source.name, verified.secret_name, now)
     kept = await committer.commit(receipt)
     quarantined = receipt.event.kind == "quarantine"
     if not kept.accepted:

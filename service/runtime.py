@@ -22,7 +22,8 @@ from service.queue import Nudger
 from service.rules import RuleBook
 from service.settings import Settings, explain
 from service.sinks.base import Sink
-from service.sources import Source, open_sources
+from service.sources import Sources, open_sources
+from service.store.secrets import SecretUses
 from service.store.session import open_engine
 
 RECEIVER_CONNECTIONS_MAX = 12
@@ -36,7 +37,8 @@ class Runtime:
     committer: Committer
     nudger: Nudger
     rules: RuleBook
-    sources: dict[str, Source]
+    sources: Sources
+    uses: SecretUses
     notifiers: dict[str, Notifier]
     sinks: dict[str, Sink]
     orchestrators: dict[str, Orchestrator]
@@ -65,7 +67,8 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             committer=committer,
             nudger=nudger,
             rules=rules,
-            sources=open_sources(settings),
+            sources=Sources(open_sources(settings.sources)),
+            uses=SecretUses(),
             notifiers={
                 name: open_plug_in("notifiers", notify.NOTIFIERS, name, section, http)
                 for name, section in settings.notifiers.items()

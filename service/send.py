@@ -14,6 +14,7 @@ import httpx
 from service.errors import BadRequest, ConfigError
 from service.event import new_id
 from service.providers import PROVIDERS
+from service.settings import Environment
 from service.signatures import sign
 
 COUNT_MAX = 1000
@@ -77,7 +78,7 @@ def prepare(
 
     One at a time: signed all at once, the last of many would be stale before a slow service came to it.
     """
-    text = variables.get("SCALEKIT_WEBHOOK_SECRET", "").split(",")[0].strip()
+    text = (Environment(variables).get("SCALEKIT_WEBHOOK_SECRET") or "").split(",")[0].strip()
     if not text:
         raise ConfigError("SCALEKIT_WEBHOOK_SECRET is missing: set it, or name the service's data dir with --data-dir")
     provider = PROVIDERS["scalekit"]

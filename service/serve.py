@@ -36,7 +36,7 @@ def serve(host: str, port: int, workers: int) -> None:
 
     _raise_open_files()
     # Before any process is started: what can be judged without opening anything.
-    open_sources(load_settings(os.environ))
+    open_sources(load_settings(os.environ).sources)
     with tempfile.TemporaryDirectory(prefix="authwatch-serve-") as folder:
         mistake = Path(folder) / "mistake"
         os.environ[MISTAKE_FILE] = str(mistake)

@@ -1,19 +1,21 @@
 """Frozen settings, read once from the environment and the optional config file; what cannot be right stops the start.
 
 `NAME_FILE` may stand for `NAME` everywhere: the value is then the file's content. `${NAME}` in the config file takes
-a value the same way. A plug-in's own section is validated by the plug-in when `runtime.py` opens it.
+a value the same way. A source's secrets may change while we run (`load_sources`); nothing else does. A plug-in's own section is validated by the plug-in when `runtime.py` opens it.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
@@ -26,6 +28,8 @@ CONFIG_BYTES_MAX = 256 * 1024
 TOKEN_CHARS_MIN = 8
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SECRET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SECRETS_MAX = 16  # of one source: every request is checked against each
 # ruamel's own words for these quote the value, which may be a secret.
 YAML_MISTAKES: tuple[tuple[type[Exception], str], ...] = (
     (DuplicateKeyError, "a key is given twice"),
@@ -43,11 +47,42 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class SecretSettings(Strict):
+    """A signing secret: its text, or {name, value} or {name, file}. Without a name it goes by its fingerprint."""
+
+    name: str | None = None
+    value: SecretStr | None = None
+    file: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_alone(cls, given: Any) -> Any:
+        return {"value": given} if isinstance(given, str) else given
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name_can_be_shown(cls, given: Any) -> Any:
+        name = str(given) if isinstance(given, int | date) else given  # what YAML makes of 2026 and of 2026-11-24
+        if isinstance(name, str) and SECRET_NAME.fullmatch(name) is None:
+            raise ValueError("a secret's name is letters, digits, dots, - and _, at most 64")
+        return name
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SecretSettings:
+        if (self.value is None) == (self.file is None):
+            raise ValueError("give either value or file")
+        return self
+
+    def get_secret_value(self) -> str:
+        assert self.value is not None, "read_config puts a file's content in its place"
+        return self.value.get_secret_value()
+
+
 class SourceSettings(Strict):
     """A configured endpoint: `POST /webhooks/{name}`. `secrets` is newest first; all of them are accepted."""
 
     provider: str = "scalekit"
-    secrets: tuple[SecretStr, ...] = Field(min_length=1)
+    secrets: tuple[SecretSettings, ...] = Field(min_length=1, max_length=SECRETS_MAX)
     verify_with: Literal["own", "sdk"] = "own"
 
 
@@ -80,10 +115,21 @@ class Settings(Strict):
 
 
 class Environment:
-    """The process environment with `*_FILE` resolved; a variable that is set and empty is a mistake, not a default."""
+    """The process environment with `*_FILE` resolved; a variable that is set and empty is a mistake, not a default.
+
+    `files` is every file that was asked for, with the SHA-256 of what was read there, None when it could not be read.
+    """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
+        self.files: dict[Path, bytes | None] = {}
+
+    def read_file(self, path: Path) -> bytes:
+        """Raises OSError."""
+        self.files[path] = None
+        content = path.read_bytes()
+        self.files[path] = hashlib.sha256(content).digest()
+        return content
 
     def get(self, name: str) -> str | None:
         if name in self._variables:
@@ -95,7 +141,7 @@ class Environment:
         if path is None:
             return None
         try:
-            value = Path(path).read_text(encoding="utf-8").strip()
+            value = self.read_file(Path(path)).decode("utf-8").strip()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{name}_FILE cannot be read: {type(exc).__name__}") from exc
         if not value:
@@ -136,8 +182,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
     heartbeat_url = env.url("AUTHWATCH_HEARTBEAT_URL", "https", "http")
     rules = env.get("AUTHWATCH_RULES")
     data_dir = env.get("AUTHWATCH_DATA_DIR")
-    config_path = env.get("AUTHWATCH_CONFIG")
-    file = read_config(Path(config_path), env) if config_path else ConfigFile()
+    file = config_file(env)
     return Settings(
         database_url=SecretStr(database_url),
         redis_url=SecretStr(redis_url) if redis_url else None,
@@ -146,12 +191,26 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
         heartbeat_url=SecretStr(heartbeat_url) if heartbeat_url else None,
         rules_folder=Path(rules) if rules else default_rules_folder(),
         data_dir=Path(data_dir) if data_dir else None,
-        sources=file.sources if file.sources is not None else built_in_sources(env),
+        sources=sources_of(file, env),
         notifiers=file.notifiers or built_in_notifiers(env),
         sinks=file.sinks or built_in_sinks(env),
         orchestrators=file.orchestrators,
         provider_api=provider_api(env),
     )
+
+
+def load_sources(env: Environment) -> dict[str, SourceSettings]:
+    """The sources alone, read anew; `env.files` then tells from where. Raises ConfigError like `load_settings`."""
+    return sources_of(config_file(env), env)
+
+
+def config_file(env: Environment) -> ConfigFile:
+    path = env.get("AUTHWATCH_CONFIG")
+    return read_config(Path(path), env) if path else ConfigFile()
+
+
+def sources_of(file: ConfigFile, env: Environment) -> dict[str, SourceSettings]:
+    return file.sources if file.sources is not None else built_in_sources(env)
 
 
 def default_rules_folder() -> Path:
@@ -168,7 +227,11 @@ def built_in_sources(env: Environment) -> dict[str, SourceSettings]:
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
         raise ConfigError("SCALEKIT_WEBHOOK_SECRET has an empty secret between its commas")
-    return {"scalekit": SourceSettings(secrets=tuple(SecretStr(part) for part in parts))}
+    if len(parts) > SECRETS_MAX:
+        raise ConfigError(
+            f"SCALEKIT_WEBHOOK_SECRET has {len(parts)} secrets; at most {SECRETS_MAX} may be live at a time"
+        )
+    return {"scalekit": SourceSettings(secrets=tuple(SecretSettings(value=SecretStr(part)) for part in parts))}
 
 
 def built_in_notifiers(env: Environment) -> dict[str, dict[str, Any]]:
@@ -212,7 +275,7 @@ def provider_api(env: Environment) -> ProviderApi | None:
 
 def read_config(path: Path, env: Environment) -> ConfigFile:
     try:
-        raw = path.read_bytes()
+        raw = env.read_file(path)
     except OSError as exc:
         raise ConfigError(f"AUTHWATCH_CONFIG cannot be read: {type(exc).__name__}") from exc
     if len(raw) > CONFIG_BYTES_MAX:
@@ -230,7 +293,28 @@ def read_config(path: Path, env: Environment) -> ConfigFile:
     for name in file.sources or {}:
         if not SOURCE_NAME.fullmatch(name):  # it stands in a path, and before the colon of a full account id
             raise ConfigError(f"{path.name}: sources.{name}: a source's name is letters, digits, - and _, at most 64")
-    return file
+    if file.sources is None:
+        return file
+    return file.model_copy(
+        update={"sources": {name: with_files_read(name, section, env) for name, section in file.sources.items()}}
+    )
+
+
+def with_files_read(name: str, section: SourceSettings, env: Environment) -> SourceSettings:
+    """Each `file` of a secret replaced by what it holds."""
+    secrets = []
+    for number, secret in enumerate(section.secrets, 1):
+        if secret.file is not None:
+            where = f"sources.{name}.secrets: the file of {secret.name or f'secret {number}'}"
+            try:
+                text = env.read_file(secret.file).decode("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as exc:
+                raise ConfigError(f"{where} cannot be read: {type(exc).__name__}") from None
+            if not text:
+                raise ConfigError(f"{where} is empty")
+            secret = SecretSettings(name=secret.name, value=SecretStr(text))
+        secrets.append(secret)
+    return section.model_copy(update={"secrets": tuple(secrets)})
 
 
 def explain_yaml(exc: Exception) -> str:
@@ -264,8 +348,9 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
     error = exc.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        nested = model is ConfigFile and len(error["loc"]) > 1
-        known = list(SourceSettings.model_fields if nested else model.model_fields)
+        depth = len(error["loc"]) if model is ConfigFile else 0
+        at = SecretSettings if depth > 3 else SourceSettings if depth > 1 else model
+        known = list(at.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f'unknown key "{where}"' + (f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}")
     return f"{where}: {error['msg']}"

@@ -167,7 +167,7 @@ def _settings(options: Options, data: DataDir) -> tuple[dict[str, str], list[str
             if name not in kept:
                 made.append(name)
             settings[name] = kept.get(name) or make()
-    open_sources(load_settings({**os.environ, "DATABASE_URL": PLACEHOLDER_DATABASE, **settings}))
+    open_sources(load_settings({**os.environ, "DATABASE_URL": PLACEHOLDER_DATABASE, **settings}).sources)
     return settings, made
 
 

@@ -1,12 +1,23 @@
 """When each secret was last used."""
 
+from alembic import op
+
 revision = "0006_secrets"
 down_revision = "0005_recovery"
 
 
 def upgrade() -> None:
-    pass
+    op.execute("""
+        CREATE TABLE secret_uses (
+            source TEXT NOT NULL,
+            secret_name TEXT NOT NULL,
+            first_used_at TIMESTAMP WITH TIME ZONE NOT NULL,
+            last_used_at TIMESTAMP WITH TIME ZONE NOT NULL,
+            uses BIGINT NOT NULL,
+            CONSTRAINT pk_secret_uses PRIMARY KEY (source, secret_name)
+        )
+    """)
 
 
 def downgrade() -> None:
-    pass
+    op.execute("DROP TABLE secret_uses")

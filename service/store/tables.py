@@ -326,6 +326,18 @@ tokens = Table(
     Column("last_used_at", Instant),
 )
 
+# When a signing secret was used, so that `authwatch secrets list` can say which is safe to remove. Names, never keys.
+secret_uses = Table(
+    "secret_uses",
+    metadata,
+    Column("source", Text, nullable=False),
+    Column("secret_name", Text, nullable=False),
+    Column("first_used_at", Instant, nullable=False),
+    Column("last_used_at", Instant, nullable=False),
+    Column("uses", BigInteger, nullable=False),
+    PrimaryKeyConstraint("source", "secret_name"),
+)
+
 heartbeats = Table(
     "heartbeats",
     metadata,
