@@ -134,7 +134,7 @@ async def test_several_receivers_take_a_change_of_the_secrets_file_each_for_itse
     file = place.folder / "secrets"
     write(file, old)
     place.environment["SCALEKIT_WEBHOOK_SECRET_FILE"] = str(file)
-    place.serve_words = ["--workers", "2"]
+    place.serve_words = ("--workers", "2")
     place.start("serve")
     await place.ready()
     assert await answer_of(place, old) == 202
