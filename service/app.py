@@ -6,6 +6,7 @@ The front door is `service/receive.py`; the API is `service/api/`, a file per no
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,9 +23,9 @@ from service.api.openapi import document
 from service.api.routes import CALLS
 from service.errors import AuthwatchError
 from service.observe import configure_logging, log
-from service.receive import receive
+from service.receive import FrontDoor
 from service.reload import kept_current
-from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime
+from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime, stop
 from service.settings import Settings, load_settings
 
 
@@ -47,21 +48,26 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
     """What uvicorn serves. Settings that cannot be right raise ConfigError here, before a port is open."""
     configure_logging(variables)
     known = settings or load_settings(variables)
+    front_door = FrontDoor()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with open_runtime(known, connections_max=RECEIVER_CONNECTIONS_MAX) as runtime:
             app.state.runtime = runtime
             log.info("receiver.started", sources=list(runtime.sources))
-            async with kept_current(runtime, None if settings else variables):
-                yield
+            watching = asyncio.create_task(front_door.watch(), name="front_door")
+            try:
+                async with kept_current(runtime, None if settings else variables):
+                    yield
+            finally:
+                await stop(watching)
 
     async def openapi(_request: Request) -> Response:
         return JSONResponse(document(CALLS, server=known.public_url or ""))
 
     return Starlette(
         routes=[
-            Route("/webhooks/{source}", receive, methods=["POST"]),
+            Route("/webhooks/{source}", front_door, methods=["POST"]),
             *routes_of(CALLS),
             Route("/openapi.json", openapi, methods=["GET"]),
         ],

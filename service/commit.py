@@ -1,120 +1,223 @@
 """Group commit: concurrent receipts share one statement and one commit; each caller waits for its own outcome.
 
 Nothing is answered before the commit that holds it. The queue is bounded; past its bound callers are shed at once.
+When to send: at once when nothing is under way, so that a lone request waits for nobody; else as soon as a handful
+waits, up to a few batches ahead, so that Postgres never idles between two. Many tiny commits would only take the
+processor from the receiver.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
+import psycopg
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.errors import AuthwatchError, Unavailable
+from service.errors import Unavailable
 from service.observe import log as logger
-from service.store import log
 from service.store.log import Kept, Receipt
-from service.store.session import begin
+from service.store.pipeline import Outcome, Pipeline
+from service.store.wire import encode_row
 
 QUEUE_RECEIPTS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BATCH_RECEIPTS_MAX = 500
 BATCH_BYTES_MAX = 8 * 1024 * 1024
+BATCHES_FLYING_MAX = 3
+WORTH_SENDING = 8  # receipts that make another batch worth its commit while one is under way
 # Shorter than the provider's patience (10 s by its documentation), so that it hears 503 and not silence.
 COMMIT_WAIT_SECONDS = 8
+WATCH_SECONDS = 0.25
+MEND_PAUSE_SECONDS = 0.1
 ATTEMPTS_MAX = 2
+# SQLSTATE classes and codes that say "not now" about the server, not about the rows: no resources, lock or statement
+# timed out, rolled back by a deadlock, shutting down, read-only, an operator's intervention.
+NOT_NOW = ("08", "25006", "40", "53", "55", "57", "58", "F0", "XX")
+
+
+class Waiting:
+    __slots__ = ("attempts", "future", "row", "row_id", "since")
+
+    def __init__(self, row_id: str, row: bytes, future: asyncio.Future[Kept]) -> None:
+        self.row_id = row_id
+        self.row = row
+        self.future = future
+        self.since = time.monotonic()
+        self.attempts = 0
 
 
 class Committer:
-    """`commit` from any request; `run` is the one task that talks to the database."""
+    """`commit` from any request; `run` is the task that watches over the waits."""
 
-    def __init__(self, engine: AsyncEngine, on_commit: Callable[[], None]) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Pipeline]],
+        make_partitions: Callable[[], Awaitable[None]],
+        on_commit: Callable[[], None],
+    ) -> None:
+        self._connect = connect
+        self._make_partitions = make_partitions
         self._on_commit = on_commit
-        self._waiting: deque[tuple[Receipt, asyncio.Future[Kept]]] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
-        self._wanted = asyncio.Event()
+        self._flying: deque[list[Waiting]] = deque()
+        self._alone: deque[Waiting] = deque()
+        self._pipeline: Pipeline | None = None
+        self._mending: asyncio.Task[None] | None = None
+        self._scheduled = False
 
-    async def commit(self, receipt: Receipt) -> Kept:
-        """Raises `Unavailable` when nothing was kept as far as we know; a later duplicate is then harmless."""
-        if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + len(receipt.body) > QUEUE_BYTES_MAX:
+    def commit(self, receipt: Receipt) -> asyncio.Future[Kept]:
+        """Await the answer. `Unavailable`, now or then: nothing was kept as far as we know; a later duplicate is harmless."""
+        row = encode_row(receipt)
+        if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + len(row) > QUEUE_BYTES_MAX:
             raise Unavailable("too many receipts are waiting for the database; send it again", code="queue_full")
-        future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
-        self._waiting.append((receipt, future))
-        self._waiting_bytes += len(receipt.body)
-        self._wanted.set()
-        try:
-            async with asyncio.timeout(COMMIT_WAIT_SECONDS):
-                return await future
-        except TimeoutError as exc:
-            raise Unavailable("the database did not answer in time; send it again", code="commit_timeout") from exc
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Kept] = loop.create_future()
+        self._waiting.append(Waiting(receipt.id, row, future))
+        self._waiting_bytes += len(row)
+        if not self._scheduled:  # after the requests that are already being read, so that they share this batch
+            self._scheduled = True
+            loop.call_soon(self._send)
+        return future
 
     async def run(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            while self._waiting:
-                await self._flush(self._take())
+        """Connects ahead of the first request, and cuts off who waited too long; a hung connection is given up."""
+        self._mend(self._open)
+        try:
+            while True:
+                await asyncio.sleep(WATCH_SECONDS)
+                self._cut_off(time.monotonic() - COMMIT_WAIT_SECONDS)
+        finally:
+            if self._mending is not None:
+                self._mending.cancel()
+            if self._pipeline is not None:
+                self._pipeline.fail("closing")
 
-    def _take(self) -> list[tuple[Receipt, asyncio.Future[Kept]]]:
-        batch: list[tuple[Receipt, asyncio.Future[Kept]]] = []
+    def _send(self) -> None:
+        self._scheduled = False
+        if self._mending is not None:
+            return
+        if self._pipeline is None or self._pipeline.broken:
+            if self._waiting or self._alone:
+                self._mend(self._open)
+            return
+        while self._alone and not self._flying:
+            self._fly(self._pipeline, [self._alone.popleft()])
+        while self._waiting and not self._alone and self._worth_sending():
+            batch = self._take()
+            if batch:
+                self._fly(self._pipeline, batch)
+
+    def _worth_sending(self) -> bool:
+        return not self._flying or (len(self._waiting) >= WORTH_SENDING and len(self._flying) < BATCHES_FLYING_MAX)
+
+    def _take(self) -> list[Waiting]:
+        batch: list[Waiting] = []
         size = 0
         while self._waiting and len(batch) < BATCH_RECEIPTS_MAX and size < BATCH_BYTES_MAX:
-            receipt, future = self._waiting.popleft()
-            self._waiting_bytes -= len(receipt.body)
-            if not future.done():  # the caller gave up: it has had its 503 and nothing is kept for it
-                batch.append((receipt, future))
-                size += len(receipt.body)
+            one = self._waiting.popleft()
+            self._waiting_bytes -= len(one.row)
+            if not one.future.done():  # the caller gave up: it has had its 503 and nothing is kept for it
+                batch.append(one)
+                size += len(one.row)
         return batch
 
-    async def _flush(self, batch: Sequence[tuple[Receipt, asyncio.Future[Kept]]]) -> None:
-        if not batch:
-            return
-        try:
-            kept = await self._store([receipt for receipt, _ in batch])
-        except Unavailable as exc:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(exc)
-            return
-        except (DBAPIError, AuthwatchError, ValueError) as exc:
-            # One bad row never fails its neighbours: each is tried alone, and only the bad one is refused.
-            if len(batch) > 1:
-                for one in batch:
-                    await self._flush([one])
-                return
-            logger.error(
-                "receipt.refused_by_database",
-                error=type(exc).__name__,
-                sqlstate=getattr(getattr(exc, "orig", None), "sqlstate", None),
+    def _fly(self, pipeline: Pipeline, batch: list[Waiting]) -> None:
+        self._flying.append(batch)
+        pipeline.send([one.row for one in batch], self._landed)
+
+    def _landed(self, outcome: Outcome) -> None:
+        batch = self._flying.popleft()
+        if outcome.error is None:
+            others = outcome.others
+            for number, one in enumerate(batch):
+                if not one.future.done():
+                    one.future.set_result(
+                        kept(one.row_id, others.get(number)) if others else Kept(one.row_id, True, True)
+                    )
+            self._on_commit()
+        else:
+            self._refused(batch, outcome)
+        self._send()
+
+    def _refused(self, batch: list[Waiting], outcome: Outcome) -> None:
+        if outcome.sqlstate is None or outcome.missing_partition:
+            self._once_more(batch)
+            if outcome.missing_partition:
+                self._mend(self._make_partitions)
+        elif outcome.sqlstate.startswith(NOT_NOW):
+            refuse(batch, database_unavailable())
+        elif len(batch) > 1:  # one bad row never fails its neighbours: each is tried alone
+            self._alone.extend(batch)
+        else:
+            logger.error("receipt.refused_by_database", sqlstate=outcome.sqlstate)
+            refuse(
+                batch, Unavailable("the database refused this receipt", code="store_refused", retry_after_seconds=60)
             )
-            if not batch[0][1].done():
-                batch[0][1].set_exception(
-                    Unavailable("the database refused this receipt", code="store_refused", retry_after_seconds=60)
-                )
-            return
-        for (_, future), outcome in zip(batch, kept, strict=True):
-            if not future.done():
-                future.set_result(outcome)
-        self._on_commit()
 
-    async def _store(self, receipts: Sequence[Receipt]) -> list[Kept]:
-        """Tried twice: a connection that broke since its last use, or a day without its partition, is mended at once.
+    def _once_more(self, batch: list[Waiting]) -> None:
+        """Safe after a lost answer: rows of a first try that did commit are found by their own ids."""
+        for one in batch:
+            one.attempts += 1
+        refuse([one for one in batch if one.attempts >= ATTEMPTS_MAX], database_unavailable())
+        self._put_back([one for one in batch if one.attempts < ATTEMPTS_MAX])
 
-        The second try after a lost answer is safe: rows of the first that did commit are found by their own ids.
-        """
-        for attempt in range(1, ATTEMPTS_MAX + 1):
-            try:
-                async with begin(self._engine) as conn:
-                    return await log.accept(conn, receipts)
-            except Unavailable:
-                if attempt == ATTEMPTS_MAX:
-                    raise
-            except DBAPIError as exc:
-                if attempt == ATTEMPTS_MAX or not log.partition_is_missing(exc):
-                    raise
-                async with begin(self._engine) as conn:
-                    await log.ensure_partitions(conn)
-        raise AssertionError("unreachable")
+    def _put_back(self, batch: Sequence[Waiting]) -> None:
+        self._waiting.extendleft(reversed(batch))
+        self._waiting_bytes += sum(len(one.row) for one in batch)
+
+    def _mend(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Connecting or making partitions: one at a time, and nothing is sent meanwhile."""
+        if self._mending is None:
+            self._mending = asyncio.get_running_loop().create_task(self._work(work), name="commit.mend")
+
+    async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (psycopg.Error, DBAPIError, OSError, TimeoutError, Unavailable) as exc:
+            logger.warning("commit.unavailable", error=type(exc).__name__)
+            refuse(self._take_all(), database_unavailable())
+            await asyncio.sleep(MEND_PAUSE_SECONDS)
+        finally:
+            self._mending = None
+        self._send()
+
+    async def _open(self) -> None:
+        self._pipeline = await self._connect()
+
+    def _take_all(self) -> list[Waiting]:
+        everything = [*self._alone, *self._waiting]
+        self._alone.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        return everything
+
+    def _cut_off(self, before: float) -> None:
+        late = Unavailable("the database did not answer in time; send it again", code="commit_timeout")
+        if self._flying and self._flying[0][0].since < before:
+            refuse([one for batch in self._flying for one in batch], late)
+            if self._pipeline is not None:
+                self._pipeline.fail("timeout")
+        while self._waiting and self._waiting[0].since < before:
+            one = self._waiting.popleft()
+            self._waiting_bytes -= len(one.row)
+            refuse([one], late)
+
+
+def kept(row_id: str, other: tuple[str, bool] | None) -> Kept:
+    if other is None or other[0] == row_id:
+        return Kept(row_id, True, True)
+    return Kept(other[0], False, other[1])
+
+
+def refuse(batch: Sequence[Waiting], error: Unavailable) -> None:
+    for one in batch:
+        if not one.future.done():
+            one.future.set_exception(error)
+
+
+def database_unavailable() -> Unavailable:
+    return Unavailable("the database cannot take this now; send it again", code="database_unavailable")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -23,8 +24,10 @@ from service.rules import RuleBook
 from service.settings import Settings, explain
 from service.sinks.base import Sink
 from service.sources import Sources, open_sources
+from service.store import log as log_store
+from service.store.pipeline import open_pipeline
 from service.store.secrets import SecretUses
-from service.store.session import open_engine
+from service.store.session import begin, open_engine
 
 RECEIVER_CONNECTIONS_MAX = 12
 WORKER_CONNECTIONS_MAX = 10
@@ -57,7 +60,11 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
         stack.push_async_callback(engine.dispose)
         http = await stack.enter_async_context(outbound.open_client())
         nudger = Nudger(settings.redis_url.get_secret_value() if settings.redis_url else None)
-        committer = Committer(engine, on_commit=lambda: nudger.nudge(queue.EVALUATE))
+        committer = Committer(
+            connect=partial(open_pipeline, settings.database_url.get_secret_value()),
+            make_partitions=partial(make_partitions, engine),
+            on_commit=partial(nudger.nudge, queue.EVALUATE),
+        )
         rules = RuleBook(settings.rules_folder)
         for mistake in rules.reload():
             log.error("rules.mistake", problem=str(mistake))
@@ -103,6 +110,11 @@ def open_plug_in(
     except ValidationError as exc:
         raise ConfigError(f"{where}.{name}: {explain(exc, kind.Config)}") from None
     return kind.open(config, http)
+
+
+async def make_partitions(engine: AsyncEngine) -> None:
+    async with begin(engine) as conn:
+        await log_store.ensure_partitions(conn)
 
 
 async def stop(task: asyncio.Task[None]) -> None:

@@ -29,6 +29,8 @@ TIMESTAMP = re.compile(rb"[0-9]{1,11}")
 MESSAGE_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 PREFIXES = (b"webhook-", b"svix-")
 PARTS = (b"id", b"timestamp", b"signature")
+TRIPLES = tuple(tuple(prefix + part for part in PARTS) for prefix in PREFIXES)
+NAMES = frozenset(name for triple in TRIPLES for name in triple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +108,13 @@ def read_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes, 
     seen: dict[bytes, bytes] = {}
     for raw_name, value in headers:
         name = raw_name.lower()
-        if name.startswith(PREFIXES):
+        if name in NAMES:
             if name in seen or len(value) > HEADER_BYTES_MAX:
                 raise SignatureInvalid("a signature header is doubled or too long", code="signature_malformed")
             seen[name] = value
-    for prefix in PREFIXES:
-        values = [seen.get(prefix + part) for part in PARTS]
-        if all(values):
-            message_id, timestamp, signature = (value or b"" for value in values)
+    for id_name, timestamp_name, signature_name in TRIPLES:
+        message_id, timestamp, signature = seen.get(id_name), seen.get(timestamp_name), seen.get(signature_name)
+        if message_id and timestamp and signature:
             if MESSAGE_ID.fullmatch(message_id) is None:
                 raise SignatureInvalid(
                     "the message id is not printable ASCII of at most 256 characters", code="id_malformed"
@@ -150,8 +151,8 @@ def read_signatures(header: bytes) -> list[bytes]:
         if version != b"v1" or not comma:
             continue
         try:
-            digest = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
+            digest = binascii.a2b_base64(value, strict_mode=True)
+        except ValueError:  # binascii.Error is one
             continue
         if len(digest) == hashlib.sha256().digest_size:
             offered.append(digest)

@@ -184,9 +184,18 @@ def text(source: Mapping[str, Any], name: str) -> str | None:
 def storable(value: str) -> str:
     if len(value) > TEXT_CHARS_MAX:
         raise PayloadUnreadable(f"a field is longer than {TEXT_CHARS_MAX} characters", code="text_too_long")
-    if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
+    if "\x00" in value or not (value.isascii() or encodable(value)):
         raise PayloadUnreadable("a field has a character that cannot be stored", code="text_unstorable")
     return value
+
+
+def encodable(value: str) -> bool:
+    """Whether it has no half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def instant(value: Any) -> datetime | None:
@@ -195,6 +204,8 @@ def instant(value: Any) -> datetime | None:
         return None
     try:
         parsed = datetime.fromisoformat(value)
+        if parsed.tzinfo is UTC:
+            return parsed
         return parsed.astimezone(UTC) if parsed.tzinfo is not None else None
     except (ValueError, OverflowError):
         return None

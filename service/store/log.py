@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, Boolean, LargeBinary, Row, Text, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import UUID as PGUUID
@@ -49,7 +49,7 @@ EVENT_COLUMNS = (
 SELECTED = tuple(events.c[name] for name in EVENT_COLUMNS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, for the speed of building one
 class Receipt:
     """One verified request, ready to be kept. `event.occurred_at` None means: use the database's `received_at`."""
 
@@ -65,8 +65,7 @@ class Receipt:
     id: str = field(default_factory=new_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """What became of a receipt: its own id when accepted, else the id of the first; `same_body` tells them apart."""
 
     id: str
@@ -104,10 +103,16 @@ def _arrays() -> dict[str, Any]:
 
 
 ARRAYS = _arrays()
+JSON_COLUMNS = ("details", "headers")
+# The front door sends the same rows in binary (service/store/pipeline.py); here the driver's own arrays will do.
 ACCEPT = text(
-    "SELECT row_number, event_row_id, accepted, same_body FROM accept_receipts("
-    + ", ".join(f"p_{name} => :{name}" for name in ARRAYS)
-    + ")"
+    "SELECT number, event_row_id, same_body FROM accept_rows(ARRAY(SELECT ROW("
+    + ", ".join(f"n.{name}::jsonb" if name in JSON_COLUMNS else f"n.{name}" for name in ARRAYS)
+    + ")::receipt_row FROM unnest("
+    + ", ".join(f":{name}" for name in ARRAYS)
+    + ") WITH ORDINALITY AS n ("
+    + ", ".join(ARRAYS)
+    + ", ordinality) ORDER BY n.ordinality))"
 ).bindparams(*(bindparam(name, type_=kind) for name, kind in ARRAYS.items()))
 
 
@@ -143,8 +148,13 @@ async def accept(conn: AsyncConnection, batch: Sequence[Receipt]) -> list[Kept]:
         )
         for name, value in zip(ARRAYS, values, strict=True):
             columns[name].append(value)
-    rows = (await conn.execute(ACCEPT, columns)).all()
-    return [Kept(id=str(row.event_row_id), accepted=row.accepted, same_body=row.same_body) for row in rows]
+    others = {row.number - 1: row for row in await conn.execute(ACCEPT, columns)}
+    kept: list[Kept] = []
+    for number, receipt in enumerate(batch):
+        other = others.get(number)
+        first = str(other.event_row_id) if other else receipt.id
+        kept.append(Kept(id=first, accepted=first == receipt.id, same_body=other.same_body if other else True))
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import text
@@ -41,17 +42,21 @@ def open_engine(database_url: str, *, connections_max: int) -> AsyncEngine:
         pool_timeout=POOL_WAIT_SECONDS,
         pool_recycle=1800,
         hide_parameters=True,  # an error text never carries a payload or a token
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "authwatch",
-            # A host that vanished without a word is noticed within seconds.
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 8000,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS}",
-        },
+        connect_args=connection_arguments(statement_timeout_ms=STATEMENT_TIMEOUT_MS),
     )
+
+
+def connection_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
+    return {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "application_name": "authwatch",
+        # A host that vanished without a word is noticed within seconds.
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 8000,
+        "options": f"-c timezone=UTC -c statement_timeout={statement_timeout_ms}",
+    }
 
 
 @asynccontextmanager

@@ -105,6 +105,21 @@ dedup = Table(
     Index(None, "received_at"),
 )
 
+# The same key again, with another body: whoever holds the secret signs two stories under one id. Kept once for a body.
+conflicts = Table(
+    "conflicts",
+    metadata,
+    Column("event_row_id", Uuid(as_uuid=False), nullable=False),
+    Column("body_sha256", LargeBinary, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("secret_name", Text),
+    Column("attempted_at", Instant),
+    PrimaryKeyConstraint("event_row_id", "body_sha256"),
+)
+
 accounts = Table(
     "accounts",
     metadata,

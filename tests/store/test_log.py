@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.commit import Committer
+from service.runtime import make_partitions
 from service.store import log
 from service.store.log import Decision, Receipt
+from service.store.pipeline import open_pipeline
 from service.store.session import begin, open_engine
 from tests.make import make_receipt
 
@@ -57,6 +60,15 @@ async def test_the_same_event_twice_in_one_batch_is_kept_once(engine: AsyncEngin
         assert len(await log.read_after(conn, 0, 10)) == 1
 
 
+def start_committer(database_url: str, engine: AsyncEngine) -> tuple[Committer, asyncio.Task[None]]:
+    committer = Committer(
+        connect=partial(open_pipeline, database_url),
+        make_partitions=partial(make_partitions, engine),
+        on_commit=lambda: None,
+    )
+    return committer, asyncio.create_task(committer.run())
+
+
 @pytest.mark.parametrize(
     "other", [{"environment_id": "env_2"}, {"type": "connected_account.created"}, {"environment_id": None}]
 )
@@ -74,7 +86,9 @@ async def test_a_batch_sent_again_after_a_lost_answer_adds_nothing_and_is_still_
         assert len(await log.read_after(conn, 0, 10)) == 3
 
 
-async def test_a_day_without_its_partition_is_made_and_the_insert_tried_again(engine: AsyncEngine) -> None:
+async def test_a_day_without_its_partition_is_made_and_the_insert_tried_again(
+    database_url: str, engine: AsyncEngine
+) -> None:
     today = datetime.now(UTC).strftime("%Y%m%d")
     async with begin(engine) as conn:
         await conn.execute(text(f"DROP TABLE events_{today}"))
@@ -83,8 +97,7 @@ async def test_a_day_without_its_partition_is_made_and_the_insert_tried_again(en
         await accept(engine, make_receipt())
     assert log.partition_is_missing(caught.value)
 
-    committer = Committer(engine, on_commit=lambda: None)
-    running = asyncio.create_task(committer.run())
+    committer, running = start_committer(database_url, engine)
     kept = await committer.commit(make_receipt())
     running.cancel()
     assert kept.accepted
@@ -111,9 +124,8 @@ async def test_lag_is_kept_whole_and_by_share(engine: AsyncEngine) -> None:
     assert row.lag_seconds == pytest.approx(row.provider_lag_seconds + row.network_lag_seconds, abs=0.001)
 
 
-async def test_one_bad_row_never_fails_its_neighbours(engine: AsyncEngine) -> None:
-    committer = Committer(engine, on_commit=lambda: None)
-    running = asyncio.create_task(committer.run())
+async def test_one_bad_row_never_fails_its_neighbours(database_url: str, engine: AsyncEngine) -> None:
+    committer, running = start_committer(database_url, engine)
     good = [make_receipt() for _ in range(5)]
     bad = make_receipt(identifier="a\x00b")
     outcomes = await asyncio.gather(
