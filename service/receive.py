@@ -20,8 +20,10 @@ from starlette.types import Message, Receive, Scope, Send
 from service import observe
 from service.errors import AuthwatchError, BadRequest, NotFound, PayloadUnreadable, RequestTimeout, TooLarge
 from service.event import ProviderEvent, judge_clock
+from service.evidence import SIGNATURE_HEADERS
 from service.observe import log
 from service.problem import status_of
+from service.redact import MASK
 from service.runtime import Runtime
 from service.signatures import Verified
 from service.sources import Source
@@ -29,11 +31,69 @@ from service.store.log import Kept, Receipt
 
 BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 10  # a sender slower than the provider's own time-out is not the provider
-HEADER_CHARS_MAX = 1024
+HEADER_CHARS_MAX = 4096  # as long as a signature may be
 HEADERS_MAX = 64
-# Kept as evidence: everything but what could be used to sign in somewhere.
+# Kept as evidence: everything but what could be used to sign in somewhere, at the provider's, at ours or at a proxy's.
 CREDENTIAL_HEADERS = frozenset(
-    {b"authorization", b"cookie", b"proxy-authorization", b"x-api-key", b"x-auth-token", b"forwarded-authorization"}
+    {
+        b"api-key",
+        b"apikey",
+        b"authentication",
+        b"authorization",
+        b"cf-access-client-secret",
+        b"cf-access-jwt-assertion",
+        b"cf-access-token",
+        b"cookie",
+        b"forwarded-authorization",
+        b"ocp-apim-subscription-key",
+        b"proxy-authorization",
+        b"set-cookie",
+        b"x-access-token",
+        b"x-amz-security-token",
+        b"x-amzn-oidc-accesstoken",
+        b"x-amzn-oidc-data",
+        b"x-amzn-oidc-identity",
+        b"x-api-key",
+        b"x-api-token",
+        b"x-apikey",
+        b"x-auth",
+        b"x-auth-key",
+        b"x-auth-request-access-token",
+        b"x-auth-token",
+        b"x-authorization",
+        b"x-client-secret",
+        b"x-csrf-token",
+        b"x-forwarded-access-token",
+        b"x-forwarded-authorization",
+        b"x-functions-key",
+        b"x-gitlab-token",
+        b"x-goog-iap-jwt-assertion",
+        b"x-id-token",
+        b"x-ms-token-aad-access-token",
+        b"x-ms-token-aad-id-token",
+        b"x-ms-token-aad-refresh-token",
+        b"x-original-authorization",
+        b"x-secret",
+        b"x-serverless-authorization",
+        b"x-session-id",
+        b"x-session-token",
+        b"x-token",
+        b"x-vault-token",
+        b"x-xsrf-token",
+    }
+)
+# A token under a name that nobody thought of; cheap, because it is asked for every header of every request.
+TOKEN_STARTS = (
+    b"Bearer ",
+    b"bearer ",
+    b"BEARER ",
+    b"Basic ",
+    b"basic ",
+    b"DPoP ",
+    b"Token ",
+    b"token ",
+    b"eyJ",
+    b"whsec_",
 )
 JSON_HEADER = (b"content-type", b"application/json")
 
@@ -180,8 +240,11 @@ def read(source: Source, verified: Verified, body: bytes, now: datetime) -> tupl
 
 
 def evidence(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Bounded; the signature's headers come first, so that whatever came with them the receipt can be verified again."""
+    if len(headers) > HEADERS_MAX:
+        headers = sorted(headers, key=lambda header: header[0] not in SIGNATURE_HEADERS)
     return {
-        name.decode("latin-1"): value[:HEADER_CHARS_MAX].decode("latin-1")
+        name.decode("latin-1"): MASK if value.startswith(TOKEN_STARTS) else value[:HEADER_CHARS_MAX].decode("latin-1")
         for name, value in headers[:HEADERS_MAX]
         if name not in CREDENTIAL_HEADERS
     }

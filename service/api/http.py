@@ -75,14 +75,14 @@ def guarded(call: Call) -> Handler:
 
     async def endpoint(request: Request) -> Response:
         if call.scope is not None:
-            request.state.actor = await authorize(request, call.scope)
+            request.state.actor, request.state.scopes = await authorize(request, call.scope)
         return await call.handler(request)
 
     return endpoint
 
 
-async def authorize(request: Request, scope: str) -> str:
-    """The name of who asks."""
+async def authorize(request: Request, scope: str) -> tuple[str, frozenset[str]]:
+    """The name of who asks, and every scope that they have."""
     runtime = runtime_of(request)
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     text = text.strip()
@@ -92,7 +92,7 @@ async def authorize(request: Request, scope: str) -> str:
     if admin is not None and hmac.compare_digest(
         text.encode("utf-8", "surrogatepass"), admin.get_secret_value().encode()
     ):
-        return "admin"
+        return "admin", frozenset(SCOPES)
     async with begin(runtime.engine) as conn:
         token = await tokens.find(conn, text)
         if token is not None:
@@ -104,7 +104,7 @@ async def authorize(request: Request, scope: str) -> str:
             f'this call needs the scope "{scope}"; the token has {", ".join(sorted(token.scopes)) or "none"}',
             code="scope_missing",
         )
-    return token.name
+    return token.name, token.scopes
 
 
 def read_query(request: Request, model: type[M]) -> M:

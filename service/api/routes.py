@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from service.api import accounts, alerts, events, gate, siem, status, workflows
+from service.api import accounts, alerts, events, gate, receipts, siem, status, workflows
 from service.api.http import Call
 
 CALLS: tuple[Call, ...] = (
     *events.CALLS,
+    *receipts.CALLS,
     *accounts.CALLS,
     *workflows.CALLS,
     *gate.CALLS,
