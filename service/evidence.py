@@ -38,8 +38,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`result` is `verified`, `hash_mismatch`, `source_gone`, `secret_gone`, `signature_wrong`, `outside_window`, or the
-    front door's own reason (`signature_missing`, ...) for headers that it would refuse."""
+    """`result` is `verified`, `hash_mismatch`, `not_signed`, `source_gone`, `secret_gone`, `signature_wrong`,
+    `outside_window`, or the front door's own reason (`signature_missing`, ...) for headers that it would refuse."""
 
     result: str
     detail: str
@@ -49,6 +49,8 @@ def verify_again(kept: Evidence, source: Source | None) -> Verdict:
     """With the secret that verified it then, if it is still configured."""
     if hashlib.sha256(kept.body).digest() != kept.body_sha256:
         return Verdict("hash_mismatch", "the stored body is not the one that was received: its SHA-256 differs")
+    if kept.secret_name is None:
+        return Verdict("not_signed", "read from the provider's API; no signed request told of it")
     if source is None:
         return Verdict("source_gone", f"the source {kept.source} is no longer configured, nor are its secrets")
     named = [secret for secret in source.secrets if secret.name == kept.secret_name]

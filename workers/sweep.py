@@ -14,6 +14,7 @@ from service.observe import log as logger
 from service.runtime import Runtime
 from service.store import log, readers
 from service.store.session import begin
+from workers.conflicts import Looked, tell_conflicts
 
 PARTITIONS_EVERY = timedelta(minutes=10)
 HEARTBEAT_EVERY = timedelta(minutes=1)
@@ -27,6 +28,7 @@ class Sweep:
     partitions_at: datetime | None = None
     heartbeat_at: datetime | None = None
     rule_problems: tuple[str, ...] = field(default_factory=tuple)
+    conflicts: Looked = field(default_factory=Looked)
 
 
 async def sweep(runtime: Runtime, last: Sweep) -> None:
@@ -35,6 +37,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         now = await readers.clock(conn)
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
+    await tell_conflicts(runtime, last.conflicts)
     if last.partitions_at is None or now - last.partitions_at >= PARTITIONS_EVERY:
         async with begin(runtime.engine) as conn:
             made = await log.ensure_partitions(conn)

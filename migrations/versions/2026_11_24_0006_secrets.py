@@ -1,4 +1,4 @@
-"""When each secret was last used."""
+"""When each secret was last used; conflicts found by their time, which the sweep asks for every second."""
 
 from alembic import op
 
@@ -17,7 +17,9 @@ def upgrade() -> None:
             CONSTRAINT pk_secret_uses PRIMARY KEY (source, secret_name)
         )
     """)
+    op.execute("CREATE INDEX ix_conflicts_received_at ON conflicts (received_at)")
 
 
 def downgrade() -> None:
+    op.execute("DROP INDEX ix_conflicts_received_at")
     op.execute("DROP TABLE secret_uses")

@@ -118,6 +118,7 @@ conflicts = Table(
     Column("secret_name", Text),
     Column("attempted_at", Instant),
     PrimaryKeyConstraint("event_row_id", "body_sha256"),
+    Index(None, "received_at"),
 )
 
 accounts = Table(

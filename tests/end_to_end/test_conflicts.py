@@ -1,0 +1,121 @@
+"""Other content under a used identity: answered as a duplicate, kept, shown, and told to the on-call."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from service.event import new_id
+from service.store import log
+from service.store.session import begin
+from tests.conftest import SECRET
+from tests.end_to_end.test_api import Api, opened
+from tests.make import make_receipt
+from tests.make_requests import event_body, signed
+from workers.conflicts import OPEN_OF_SOURCE_MAX, RULE_ID, Looked, tell_conflicts
+from workers.sweep import Sweep, sweep
+
+
+@pytest.fixture
+async def api(database_url: str) -> AsyncIterator[Api]:
+    async with opened(database_url) as made:
+        yield made
+
+
+async def send(api: Api, body: bytes) -> tuple[int, dict[str, Any]]:
+    answer = await api.client.post("/webhooks/scalekit", content=body, headers=signed(body, SECRET))
+    return answer.status_code, answer.json()
+
+
+async def told(api: Api, state: str | None = None) -> list[dict[str, Any]]:
+    return await api.items(f"/v1/alerts?rule={RULE_ID}" + (f"&state={state}" if state else ""))
+
+
+async def test_the_second_body_is_a_duplicate_and_is_evidence_and_an_alert(api: Api) -> None:
+    first = event_body()
+    other = event_body(id=json.loads(first)["id"], data={"status": "DISCONNECTED", "access_token": "tell-nobody-123"})
+    status, said = await send(api, first)
+    event_id = said["id"]
+    assert (status, await send(api, first)) == (202, (200, {"status": "duplicate", "id": event_id}))
+    assert (await api.get(f"/v1/events/{event_id}/receipt"))["conflicts"] == []
+    assert await send(api, other) == (200, {"status": "duplicate", "id": event_id})
+    assert await send(api, other) == (200, {"status": "duplicate", "id": event_id})
+
+    receipt = await api.get(f"/v1/events/{event_id}/receipt")
+    assert base64.b64decode(receipt["body_base64"]) == first
+    assert receipt["verification"]["result"] == "verified"
+    [conflict] = receipt["conflicts"]
+    assert receipt["conflicts_total"] == 1
+    assert (base64.b64decode(conflict["body_base64"]), conflict["verification"]["result"]) == (other, "verified")
+    assert conflict["body_sha256"] == hashlib.sha256(other).hexdigest()
+    assert conflict["secret_name"] == receipt["secret_name"]
+    assert conflict["headers"]["webhook-id"] != receipt["headers"]["webhook-id"]
+    answer = await api.client.get(f"/v1/events/{event_id}/receipt", headers=await api.token("read"))
+    assert b"tell-nobody" not in base64.b64decode(answer.json()["conflicts"][0]["body_base64"])
+
+    last = Sweep()
+    for _ in range(3):
+        await sweep(api.runtime, last)
+    [alert] = await told(api)
+    assert (alert["severity"], alert["state"]) == ("P2", "firing")
+    assert f"scalekit: other content came, signed, under the identity of event {event_id}" in alert["summary"]
+    assert receipt["secret_name"] in alert["what_to_do"]
+    assert "tell-nobody" not in json.dumps(alert)
+    assert (
+        'authwatch_events_duplicate_total{same_body="false",source="scalekit"}'
+        in (await api.client.get("/metrics")).text
+    )
+
+
+async def test_after_a_person_resolved_it_a_further_body_is_said_anew(api: Api) -> None:
+    first = event_body()
+    await send(api, first)
+    looked = Looked()
+    for number in range(2):
+        await send(api, event_body(id=json.loads(first)["id"], data={"id": f"ca_other_{number}"}))
+        await tell_conflicts(api.runtime, looked)
+        [alert] = await told(api, "firing")
+        await api.post(f"/v1/alerts/{alert['id']}/resolve")
+        await tell_conflicts(api.runtime, looked)
+        await tell_conflicts(api.runtime, Looked())
+        assert await told(api, "firing") == []
+    assert len(await told(api)) == 2
+
+
+async def test_who_holds_the_secret_cannot_flood_the_on_call(api: Api) -> None:
+    looked = Looked()
+    for _ in range(OPEN_OF_SOURCE_MAX + 3):
+        first = event_body()
+        await send(api, first)
+        await send(api, event_body(id=json.loads(first)["id"], data={"id": "ca_other"}))
+    for _ in range(2):
+        await tell_conflicts(api.runtime, looked)
+        assert len(await told(api, "firing")) == OPEN_OF_SOURCE_MAX
+    assert looked.since is not None
+
+
+@pytest.mark.parametrize(("first", "second"), [("webhook", "recovery"), ("recovery", "webhook")])
+async def test_the_providers_api_may_write_an_event_in_other_words(api: Api, first: str, second: str) -> None:
+    event_id = f"evt_{new_id()}"
+    for origin, body in ((first, b'{"one": 1}'), (second, b'{"other": 1}')):
+        made = make_receipt(origin=origin, body=body, event_id=event_id)
+        unsigned: dict[str, Any] = (
+            {} if origin == "webhook" else {"secret_name": None, "headers": {}, "attempted_at": None}
+        )
+        values = {name: getattr(made, name) for name in log.Receipt.__slots__} | unsigned
+        async with begin(api.runtime.engine) as conn:
+            await log.accept(conn, [log.Receipt(**values)])
+    async with begin(api.runtime.engine) as conn:
+        assert (await conn.execute(text("SELECT count(*) FROM conflicts"))).scalar_one() == 1
+        kept = (await conn.execute(text("SELECT event_row_id FROM conflicts"))).scalar_one()
+    await tell_conflicts(api.runtime, Looked())
+    assert await told(api) == []
+    if first == "webhook":
+        [conflict] = (await api.get(f"/v1/events/{kept}/receipt"))["conflicts"]
+        assert conflict["verification"]["result"] == "not_signed"
