@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.end_to_end.running import COMMAND, OURS, RULES, Running, until
 from tests.make_requests import event_body, signed
 from tests.unit.test_secrets import forms
 
+ROOT = Path(__file__).resolve().parents[2]
 DOOR = "/webhooks/scalekit"
 TAKEN_SECONDS_MAX = 20  # a second or two on a machine of one's own
 
@@ -156,3 +158,41 @@ async def test_a_hangup_means_look_now_and_the_uses_are_written_at_the_end(place
     assert "sources.asked_to_look" in place.logs()
     [item] = listed(place).values()
     assert (item["uses"], item["position"]) == (1, 1)
+
+
+def blocks_of_readme() -> list[str]:
+    section = (ROOT / "README.md").read_text().split("## Change the signing secret")[1].split("\n## ")[0]
+    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+
+
+def run(place: Running, lines: str, **variables: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    done = subprocess.run(
+        ["/bin/sh", "-ec", lines.replace(".venv/bin/authwatch", COMMAND)],
+        cwd=place.folder,
+        env={**clean, **place.environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+async def test_the_readmes_way_of_changing_it(place: Running) -> None:
+    old, new = make_secret(), make_secret()
+    file = place.folder / "webhook-secrets"
+    write(file, f"{old}\n")
+    place.environment["SCALEKIT_WEBHOOK_SECRET_FILE"] = "webhook-secrets"
+    place.start("serve")
+    await place.ready()
+    assert await answer_of(place, old) == 202
+    add, remove = blocks_of_readme()
+    shown = run(place, add, NEW_SECRET=new)
+    assert "never used" in shown
+    assert file.stat().st_mode & 0o777 == 0o600
+    await until(answered(place, new, 202), TAKEN_SECONDS_MAX, place.logs)
+    assert await answer_of(place, old) == 202
+    run(place, remove)
+    await until(answered(place, old, 401), TAKEN_SECONDS_MAX, place.logs)
+    assert await answer_of(place, new) == 202
