@@ -20,8 +20,8 @@ LOCK_TIMEOUT = "4s"
 
 
 def include_name(name: str | None, type_: str, _parents: Any) -> bool:
-    """Day partitions are made by `ensure_partitions`, not by migrations."""
-    return not (type_ == "table" and name is not None and name[-8:].isdigit())
+    """Day partitions are made by `ensure_partitions`, `events_kept` by retention, not by migrations."""
+    return not (type_ == "table" and name is not None and (name[-8:].isdigit() or name == "events_kept"))
 
 
 def run() -> None:

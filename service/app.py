@@ -27,6 +27,7 @@ from service.receive import FrontDoor
 from service.reload import kept_current
 from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime, stop
 from service.settings import Settings, load_settings
+from service.store import retention
 
 
 def routes_of(calls: Sequence[Call]) -> list[Route]:
@@ -54,6 +55,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with open_runtime(known, connections_max=RECEIVER_CONNECTIONS_MAX) as runtime:
             app.state.runtime = runtime
+            starting = asyncio.create_task(retention.ensure_at_start(runtime.engine), name="partitions")
             log.info("receiver.started", sources=list(runtime.sources))
             watching = asyncio.create_task(front_door.watch(), name="front_door")
             try:
@@ -61,6 +63,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                     yield
             finally:
                 await stop(watching)
+                await stop(starting)
 
     async def openapi(_request: Request) -> Response:
         return JSONResponse(document(CALLS, server=known.public_url or ""))

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "secrets": "service.secrets:secrets",
     "rules": "service.rules.cli:rules",
     "doctor": "service.doctor:doctor",
+    "retention": "service.retention_cli:retention",
 }
 WORKER_MAIN = "workers.main:main"
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.store import accounts, actions, log, readers
+from service.store import accounts, actions, log, readers, retention
 
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
@@ -45,7 +45,8 @@ async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
             now, beats.get("actions"), open_actions, (now - oldest_action).total_seconds() if oldest_action else 0.0
         )
         | {"failed": failed_actions},
-        "sweep": part(now, beats.get("sweep"), 0, 0.0),
+        "sweep": part(now, beats.get("sweep"), 0, 0.0)
+        | {"partitions_ahead_days": await retention.days_ahead(conn, now)},
     }
     sink_parts: dict[str, Any] = {}
     for name in sinks:

@@ -10,12 +10,21 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
@@ -86,11 +95,41 @@ class SourceSettings(Strict):
     verify_with: Literal["own", "sdk"] = "own"
 
 
+RETENTION_DAYS_MIN, RETENTION_DAYS_MAX = 1, 3650
+DURATION = re.compile(r"(\d{1,6})([smhd])")
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def retention(value: Any) -> Any:
+    """As durations are written in rule files, and long enough that a slip of the unit does not empty the log."""
+    if isinstance(value, str) and (match := DURATION.fullmatch(value)):
+        value = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
+    if not isinstance(value, timedelta):
+        raise ValueError("write a duration such as 36h or 90d")
+    if not timedelta(days=RETENTION_DAYS_MIN) <= value <= timedelta(days=RETENTION_DAYS_MAX):
+        raise ValueError(f"must be between {RETENTION_DAYS_MIN}d and {RETENTION_DAYS_MAX}d")
+    return value
+
+
+Retention = Annotated[timedelta, BeforeValidator(retention)]
+
+
+class RetentionSettings(Strict):
+    """How long what is kept. `sink_backlog_max`: how much longer the log waits for a sink that lags."""
+
+    receipts: Retention = timedelta(days=30)
+    events: Retention = timedelta(days=90)
+    alerts: Retention = timedelta(days=400)
+    audit: Retention = timedelta(days=400)
+    sink_backlog_max: Retention = timedelta(days=7)
+
+
 class ConfigFile(Strict):
     sources: dict[str, SourceSettings] | None = None
     notifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     orchestrators: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
 
 
 class ProviderApi(Strict):
@@ -112,6 +151,7 @@ class Settings(Strict):
     sinks: dict[str, dict[str, Any]]
     orchestrators: dict[str, dict[str, Any]]
     provider_api: ProviderApi | None
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
 
 
 class Environment:
@@ -196,6 +236,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
         sinks=file.sinks or built_in_sinks(env),
         orchestrators=file.orchestrators,
         provider_api=provider_api(env),
+        retention=file.retention,
     )
 
 
@@ -349,7 +390,8 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         depth = len(error["loc"]) if model is ConfigFile else 0
-        at = SecretSettings if depth > 3 else SourceSettings if depth > 1 else model
+        inner = RetentionSettings if error["loc"][0] == "retention" else SourceSettings
+        at = SecretSettings if depth > 3 else inner if depth > 1 else model
         known = list(at.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f'unknown key "{where}"' + (f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}")

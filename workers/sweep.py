@@ -41,6 +41,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
     if last.partitions_at is None or now - last.partitions_at >= PARTITIONS_EVERY:
         async with begin(runtime.engine) as conn:
             made = await log.ensure_partitions(conn)
+            await log.mark(conn)
         last.partitions_at = now
         if made:
             logger.info("partitions.made", count=made)

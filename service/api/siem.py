@@ -21,8 +21,9 @@ from service.api.http import (
     safe_json,
     write_cursor,
 )
+from service.errors import Gone
 from service.sinks.formats import FORMATS
-from service.store import events, log
+from service.store import events, log, readers
 from service.store.session import begin
 
 
@@ -42,8 +43,15 @@ async def feed(request: Request) -> Response:
         if query.cursor is not None:
             position = read_cursor("siem", query.cursor, cursor_position)[0]
         else:
-            position = await events.position_since(conn, query.since) if query.since else 0
+            since = await events.position_since(conn, query.since) if query.since else 0
+            position = max(since, await readers.position(conn, readers.RETENTION))
         found = await log.read_after(conn, position, query.limit + 1)
+        # Asked after the page was read: what retention takes away it says before it does.
+        if position < await readers.position(conn, readers.RETENTION):
+            raise Gone(
+                "the log no longer holds all that comes after this cursor; start again without it, or with since",
+                code="cursor_expired",
+            )
     page = found[: query.limit]
     cursor = write_cursor("siem", page[-1].position if page else position)
     render = FORMATS[query.format]

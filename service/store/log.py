@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, Boolean, LargeBinary, Row, Text, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import UUID as PGUUID
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey, Event, ProviderEvent, new_id
-from service.store.tables import Instant, events, receipts
+from service.store.tables import Instant, events, log_marks, receipts
 
 LOG_LOCK = 7_305_201_002  # the same number as in accept_receipts
 PARTITION_DAYS_AHEAD = 7
+MARK_MARGIN = timedelta(hours=1)  # the small steps of a clock that is kept right; greater ones are noticed (read_after)
 EVENT_COLUMNS = (
     "id",
     "position",
@@ -205,11 +207,48 @@ async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
 
 
 async def read_after(conn: AsyncConnection, position: int, limit: int) -> list[Event]:
-    """The next rows in commit order."""
-    rows = await conn.execute(
-        select(*SELECTED).where(events.c.position > position).order_by(events.c.position).limit(limit)
+    """The next rows in commit order.
+
+    Marks say before which time there is nothing after this position, so that only the days since are opened. A clock
+    that was put back makes a mark wrong: then a position is missing in what the days since hold, or they hold nothing
+    although positions were given out, and all days are read. Gaps of aborted transactions cost such a reading, once.
+    """
+    after = select(*SELECTED).where(events.c.position > position).order_by(events.c.position).limit(limit)
+    floor = await received_since(conn, position)
+    if floor is not None:
+        rows = (await conn.execute(after.where(events.c.received_at >= floor))).all()
+        if (rows and rows[-1].position == position + len(rows)) or (not rows and not await moved_on(conn, position)):
+            return [to_event(row) for row in rows]
+    return [to_event(row) for row in await conn.execute(after)]
+
+
+async def received_since(conn: AsyncConnection, position: int) -> datetime | None:
+    """Unless a clock was put back, every row after `position` was received at this time or later; None: not known."""
+    newest = (
+        select(log_marks.c.received_at)
+        .where(log_marks.c.position <= position)
+        .order_by(log_marks.c.position.desc())
+        .limit(1)
     )
-    return [to_event(row) for row in rows]
+    at: datetime | None = (await conn.execute(newest)).scalar_one_or_none()
+    return None if at is None else at - MARK_MARGIN
+
+
+async def moved_on(conn: AsyncConnection, position: int) -> bool:
+    """Whether a later position was ever given out, committed or not."""
+    given: int = (await conn.execute(text("SELECT last_value FROM log_position"))).scalar_one()
+    return given > position
+
+
+async def mark(conn: AsyncConnection) -> None:
+    """Notes where the log stands now; a database that is still empty has nothing to note."""
+    position, at = await head(conn)
+    if at is not None:
+        await conn.execute(
+            upsert(log_marks)
+            .values(position=position, received_at=at)
+            .on_conflict_do_nothing(index_elements=("position",))
+        )
 
 
 async def head(conn: AsyncConnection) -> tuple[int, datetime | None]:
@@ -222,7 +261,17 @@ async def head(conn: AsyncConnection) -> tuple[int, datetime | None]:
 
 async def oldest_after(conn: AsyncConnection, position: int) -> datetime | None:
     """`received_at` of the first row after position; None when there is none."""
-    first = select(events.c.received_at).where(events.c.position > position).order_by(events.c.position).limit(1)
+    first = (
+        select(events.c.position, events.c.received_at)
+        .where(events.c.position > position)
+        .order_by(events.c.position)
+        .limit(1)
+    )
+    floor = await received_since(conn, position)
+    if floor is not None:
+        row = (await conn.execute(first.where(events.c.received_at >= floor))).first()
+        if (row is not None and row.position == position + 1) or (row is None and not await moved_on(conn, position)):
+            return row.received_at if row else None
     row = (await conn.execute(first)).first()
     return row.received_at if row else None
 
@@ -232,7 +281,11 @@ async def lag_after(conn: AsyncConnection, position: int, *, items_max: int = 10
     oldest = await oldest_after(conn, position)
     if oldest is None:
         return 0, None
-    waiting = select(events.c.position).where(events.c.position > position).limit(items_max)
+    waiting = (
+        select(events.c.position)
+        .where(events.c.position > position, events.c.received_at >= oldest - MARK_MARGIN)
+        .limit(items_max)
+    )
     return (await conn.execute(select(func.count()).select_from(waiting.subquery()))).scalar_one(), oldest
 
 

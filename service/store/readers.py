@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, update
+from sqlalchemy import BigInteger, Row, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.tables import heartbeats, poison, readers
 
 EVALUATOR = "evaluator"
+RETENTION = "retention"  # its position: whatever is at or before it may be gone from the log
 
 
 async def clock(conn: AsyncConnection) -> datetime:
@@ -43,7 +44,10 @@ async def move(conn: AsyncConnection, name: str, to: int, now: datetime) -> None
 
 async def lease(conn: AsyncConnection, name: str, now: datetime, duration: timedelta) -> int | None:
     """Makes the sink's row if it is new (from the log's beginning), then claims it; None while it is claimed or backing off."""
-    await conn.execute(insert(readers).values(name=name, position=0, moved_at=now).on_conflict_do_nothing())
+    beginning = func.coalesce(
+        select(readers.c.position).where(readers.c.name == RETENTION).scalar_subquery(), literal(0, BigInteger)
+    )
+    await conn.execute(insert(readers).values(name=name, position=beginning, moved_at=now).on_conflict_do_nothing())
     claimed = await conn.execute(
         update(readers)
         .where(
@@ -56,6 +60,15 @@ async def lease(conn: AsyncConnection, name: str, now: datetime, duration: timed
     )
     row = claimed.first()
     return row.position if row else None
+
+
+async def pass_over(conn: AsyncConnection, name: str, to: int) -> None:
+    """What a sink did not ship in time is going; it reads on after it."""
+    await conn.execute(update(readers).where(readers.c.name == name, readers.c.position < to).values(position=to))
+
+
+async def ran(conn: AsyncConnection, name: str, now: datetime) -> None:
+    await conn.execute(update(readers).where(readers.c.name == name).values(moved_at=now, last_ok_at=now))
 
 
 async def shipped(

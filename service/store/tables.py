@@ -102,7 +102,7 @@ dedup = Table(
     Column("body_sha256", LargeBinary, nullable=False),
     Column("received_at", Instant, nullable=False),
     PrimaryKeyConstraint("source", "environment_id", "event_id", "type"),
-    Index(None, "received_at"),
+    Index(None, "received_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
 )
 
 # The same key again, with another body: whoever holds the secret signs two stories under one id. Kept once for a body.
@@ -303,7 +303,7 @@ deadlines = Table(
     Index(None, "due_at"),
 )
 
-# Where each reader of the log stands: the evaluator, and every sink.
+# Where each reader of the log stands: the evaluator, every sink, and `retention`: up to there rows may be gone.
 readers = Table(
     "readers",
     metadata,
@@ -316,6 +316,14 @@ readers = Table(
     Column("last_code", Text),
     Column("last_error", Text),
     Column("last_ok_at", Instant),
+)
+
+# Which position was reached at what time, every few minutes: the time before which a reader need not look.
+log_marks = Table(
+    "log_marks",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("received_at", Instant, nullable=False),
 )
 
 # Items a sink refused for good, put aside so that their neighbours go through.
