@@ -207,6 +207,7 @@ async def cut(engine: AsyncEngine, known: Known) -> None:
         partial(prune.alerts, before=decided.alerts_before),
         partial(prune.manual, before=decided.alerts_before),
         partial(prune.dedup, before=decided.dedup_before),
+        partial(prune.conflicts, before=decided.receipts_before),
         partial(
             prune.kept,
             floor=known.floor,

@@ -60,6 +60,7 @@ class Plan:
     alerts_before: datetime
     audit_before: datetime
     events_before: datetime
+    receipts_before: datetime
     dedup_before: datetime
 
 
@@ -112,6 +113,7 @@ def plan(
         alerts_before=now - keep.alerts,
         audit_before=now - keep.audit,
         events_before=now - keep.events,
+        receipts_before=now - keep.receipts,
         dedup_before=min([now - keep.events, *staying]) - DEDUP_LONGER,
     )
 

@@ -51,6 +51,13 @@ OLD_DEDUP = text(
         SELECT ctid FROM dedup WHERE received_at < :before LIMIT {BATCH_ROWS_MAX}))
     """
 )
+# Raw bytes, as receipts are; few, since each is a bug or a forgery.
+OLD_CONFLICTS = text(
+    f"""
+    DELETE FROM conflicts WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM conflicts WHERE received_at < :before LIMIT {BATCH_ROWS_MAX}))
+    """
+)
 OLD_POISON = text("DELETE FROM poison WHERE position <= :floor AND at < :before")
 # A provider's event is in there only if the clock stood far back when it came; it then has the position of now.
 OLD_KEPT = text(
@@ -83,6 +90,10 @@ async def manual(conn: AsyncConnection, before: datetime) -> bool:
 
 async def dedup(conn: AsyncConnection, before: datetime) -> bool:
     return (await conn.execute(OLD_DEDUP, {"before": before})).rowcount == BATCH_ROWS_MAX
+
+
+async def conflicts(conn: AsyncConnection, before: datetime) -> bool:
+    return (await conn.execute(OLD_CONFLICTS, {"before": before})).rowcount == BATCH_ROWS_MAX
 
 
 async def kept(conn: AsyncConnection, *, floor: int, events: datetime, alerts: datetime, audit: datetime) -> bool:
