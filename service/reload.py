@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from service.store.session import begin
 LOOK_SECONDS = 1.0
 SETTLE_SECONDS = 0.2  # a file that just changed may be in the middle of being written
 FLUSH_SECONDS = 3.0
+TOLD_SECONDS = 60.0  # a problem that lasts is told again: another host's receiver may have ended the alert
 RULE_ID = "sources-not-taken"
 ABOUT = "sources"
 
@@ -82,6 +84,7 @@ class Watch:
         self._runtime = runtime
         self._files = SourceFiles(variables)
         self._told: bool | None = None  # None: an earlier process may have left its alert open
+        self._told_at = 0.0
         self.problem: str | None = None
 
     async def run(self) -> None:
@@ -112,9 +115,10 @@ class Watch:
             except ConfigError as exc:
                 self.problem = str(exc)
                 logger.error("sources.not_taken", problem=self.problem)
-        if self._told is not (self.problem is not None):
+        bad = self.problem is not None
+        if self._told is not bad or (bad and time.monotonic() - self._told_at > TOLD_SECONDS):
             await self._tell(self.problem)
-            self._told = self.problem is not None
+            self._told, self._told_at = bad, time.monotonic()
 
     def _take(self, new: Mapping[str, Source]) -> None:
         old = self._runtime.sources

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from service.errors import ConfigError
 from service.providers import PROVIDERS
@@ -47,8 +46,9 @@ class Sources(Mapping[str, Source]):
     def swap(self, by_name: Mapping[str, Source]) -> None:
         self._by_name = dict(by_name)
 
-    def get(self, name: str, default: Any = None) -> Any:  # asked for every request: no exception on the way
-        return self._by_name.get(name, default)
+    def get(self, name: str, default: None = None) -> Source | None:  # type: ignore[override]
+        """Asked for every request: no exception on the way, as `Mapping` would take."""
+        return self._by_name.get(name)
 
     def __getitem__(self, name: str) -> Source:
         return self._by_name[name]

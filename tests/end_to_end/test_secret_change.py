@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -144,6 +145,17 @@ async def test_several_receivers_take_a_change_of_the_secrets_file_each_for_itse
     await until(answered(place, new, 202, times=12), TAKEN_SECONDS_MAX, place.logs)
     write(file, new)
     await until(answered(place, old, 401, times=12), TAKEN_SECONDS_MAX, place.logs)
+    # Asked by SIGHUP to take what cannot be right, none of them ends.
+    write(file, new[:20])
+    place.kill("serve", signal.SIGHUP)
+    await until(lambda: said_in(place, "sources.not_taken"), TAKEN_SECONDS_MAX, place.logs)
+    for _ in range(8):
+        await asyncio.sleep(0.5)
+        assert await answer_of(place, new) == 202
+
+
+async def said_in(place: Running, word: str) -> bool:
+    return word in (place.folder / "serve.log").read_text()
 
 
 async def test_a_hangup_means_look_now_and_the_uses_are_written_at_the_end(place: Running) -> None:
