@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import date, datetime, timedelta
 
 from sqlalchemy import text
@@ -27,7 +27,7 @@ from service.errors import Unavailable
 from service.observe import log as logger
 from service.retention import EVENTS, RECEIPTS, Day
 from service.store import log
-from service.store.session import begin
+from service.store.session import begin, unavailable
 
 LOCK = 7_305_201_005  # one run at a time
 KEPT = "events_kept"
@@ -68,9 +68,17 @@ async def alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection | None]:
             await conn.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
             await conn.execute(text(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}"))
             yield conn
+        except DBAPIError as exc:
+            if exc.connection_invalidated:
+                raise unavailable(exc) from exc
+            raise
         finally:
-            # Its lock and its time-outs are the session's: it goes, and is not lent to anybody else.
-            await raw.invalidate()
+            # Its lock and its time-outs are the session's: it goes, and is not lent to anybody else. Unlocked first,
+            # since a backend may end a while after its connection.
+            if not raw.invalidated:
+                with suppress(DBAPIError):
+                    await conn.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
+                await raw.invalidate()
 
 
 async def days(conn: AsyncConnection) -> list[Day]:
