@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,11 +21,11 @@ from service.runtime import Runtime
 from service.store import actions, readers
 from service.store.actions import NOTIFY, PAUSE, RESUME, Action
 from service.store.session import begin
+from workers.persist import persist
 
 LEASE = timedelta(seconds=60)
-EFFECT_SECONDS_MAX = 25  # well inside the lease: nobody else starts while we may still be sending
-RECORD_SECONDS_MAX = 30  # together still inside the lease
-RECORD_RETRY_SECONDS = 0.3
+# With what recording it may take, well inside the lease: nobody else starts while we may still be sending.
+EFFECT_SECONDS_MAX = 25
 CLAIM_MAX = 20
 ROUNDS_MAX = 50
 BACKOFF_SECONDS = (1, 2, 5, 15, 30, 60, 120, 300)
@@ -88,20 +86,6 @@ async def perform(runtime: Runtime, action: Action) -> None:
         outcome=outcome,
         code=code,
     )
-
-
-async def persist(runtime: Runtime, write: Callable[[AsyncConnection], Awaitable[object]]) -> None:
-    """One short transaction, tried again while the database is away and the lease is ours."""
-    until = time.monotonic() + RECORD_SECONDS_MAX
-    while True:
-        try:
-            async with begin(runtime.engine) as conn:
-                await write(conn)
-                return
-        except Unavailable:
-            if time.monotonic() > until:
-                raise
-            await asyncio.sleep(RECORD_RETRY_SECONDS)
 
 
 async def effect(runtime: Runtime, action: Action) -> dict[str, object] | None:

@@ -10,15 +10,18 @@ import asyncio
 import random
 from datetime import timedelta
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from service.errors import DeliveryFailed
 from service.observe import log as logger
 from service.runtime import Runtime
 from service.sinks.base import Sink
 from service.store import log, readers
 from service.store.session import begin
+from workers.persist import persist
 
-LEASE = timedelta(seconds=120)
-SEND_SECONDS_MAX = 90
+LEASE = timedelta(seconds=125)
+SEND_SECONDS_MAX = 90  # with what recording it may take, as long as the lease
 ROUNDS_MAX = 100
 BACKOFF_SECONDS_MAX = 30.0
 PERMANENT_BACKOFF_SECONDS = 60.0  # a refused token is mended by a person; the log waits for it
@@ -63,8 +66,12 @@ async def one_batch(runtime: Runtime, reader: str, sink: Sink) -> bool:
         if sent
         else []
     )
-    async with begin(runtime.engine) as conn:
+
+    async def move(conn: AsyncConnection) -> None:
         await readers.shipped(conn, reader, position, events[-1].position, await readers.clock(conn), bad)
+
+    # A database that is away just now is waited for: the batch is not sent again, and the lease does not outlive it.
+    await persist(runtime, move)
     if bad:
         logger.warning("sink.poison", sink=reader, items=len(bad))
     return True
@@ -72,7 +79,10 @@ async def one_batch(runtime: Runtime, reader: str, sink: Sink) -> bool:
 
 async def back_off(runtime: Runtime, reader: str, exc: DeliveryFailed | TimeoutError) -> None:
     code = exc.code if isinstance(exc, DeliveryFailed) else "timeout"
-    async with begin(runtime.engine) as conn:
+    wait = 0.0
+
+    async def let_go(conn: AsyncConnection) -> None:
+        nonlocal wait
         now = await readers.clock(conn)
         wait = min(2.0 ** min(await readers.failures(conn, reader), 10), BACKOFF_SECONDS_MAX) * random.uniform(0.8, 1.2)
         if isinstance(exc, DeliveryFailed):
@@ -81,4 +91,6 @@ async def back_off(runtime: Runtime, reader: str, exc: DeliveryFailed | TimeoutE
             if exc.retry_after_seconds is not None:
                 wait = exc.retry_after_seconds
         await readers.refused(conn, reader, now, now + timedelta(seconds=wait), code, str(exc))
+
+    await persist(runtime, let_go)
     logger.warning("sink.refused", sink=reader, code=code, retry_in_seconds=round(wait, 1))

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import psycopg
+import pytest
+
+from service.event import Event
+from service.sinks.base import Sent
 from service.store import log
 from service.store.session import begin
 from tests.fakes.hec import Scripted
@@ -74,3 +81,36 @@ async def test_a_batch_whose_answer_was_lost_is_sent_again_and_none_is_missing(h
     await soon(house)
     assert list(dict.fromkeys(shipped(house))) == await kept(house)
     assert len(shipped(house)) == 2
+
+
+async def lose_connections(house: House) -> None:
+    url = house.runtime.settings.database_url.get_secret_value()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        await conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_database_that_is_away_when_the_answer_comes_holds_the_sink_up_no_longer_than_that(
+    house: House, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    await house.told("ACTIVE")
+    sink = house.runtime.sinks["splunk"]
+    send = sink.send
+
+    async def send_and_lose(items: Sequence[Event]) -> Sent:
+        try:
+            return await send(items)
+        finally:
+            await lose_connections(house)
+
+    if refused:
+        house.hec.script.append(Scripted(503))
+    monkeypatch.setattr(sink, "send", send_and_lose)
+    await ship(house.runtime)
+    monkeypatch.undo()
+    await house.told("DISCONNECTED")
+    await soon(house)
+    assert shipped(house) == await kept(house)
