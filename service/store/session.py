@@ -18,6 +18,8 @@ from service.errors import ConfigError, Unavailable
 CONNECT_TIMEOUT_SECONDS = 3
 POOL_WAIT_SECONDS = 3
 STATEMENT_TIMEOUT_MS = 20_000
+# The server's own bounds do not help where it, or a proxy before it, has hung and its kernel still answers for it.
+TRANSACTION_SECONDS_MAX = 40
 RETRY_AFTER_SECONDS = 2
 
 
@@ -63,8 +65,14 @@ def connection_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
 async def begin(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """One transaction, committed at the end of the block; a database that is away raises `Unavailable`."""
     try:
-        async with engine.begin() as conn:
+        async with asyncio.timeout(TRANSACTION_SECONDS_MAX) as bound, engine.begin() as conn:
             yield conn
+    except TimeoutError as exc:
+        if not bound.expired():
+            raise
+        # The other connections of its time are no better: nobody else shall find that out one by one.
+        await engine.dispose()
+        raise unavailable(exc) from exc
     except (OperationalError, InterfaceError, PoolTimeout, ConnectionError) as exc:
         raise unavailable(exc) from exc
     except DBAPIError as exc:

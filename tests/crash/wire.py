@@ -36,11 +36,15 @@ class Wire:
     async def reset(self) -> None:
         cut(self._ends)
 
+    def lose(self) -> None:
+        """Those that are open now never hear anything again; new ones are as always. So does a proxy that has hung."""
+        self._lost |= self._ends
+
     async def blackhole(self, seconds: float) -> None:
         """What is sent is lost without a word, for old connections and new ones; after it each of them is reset, as a
         host does that is asked about a connection it does not know."""
         self._swallowing = True
-        self._lost |= self._ends
+        self.lose()
         try:
             await asyncio.sleep(seconds)
         finally:
