@@ -46,6 +46,13 @@ class Ledger:
     def statuses(self) -> Counter[int]:
         return Counter(answer.status for answer in self.answers)
 
+    def told(self, began: float) -> str:
+        """Every answer, a line each, for whoever must find out why."""
+        return "\n".join(
+            f"{one.at - began:8.3f} {one.status} {one.word or '-'} {one.delivery.message_id} {one.id}"
+            for one in self.answers
+        )
+
     def taken(self) -> list[Answer]:
         """Answered with a 2xx, forged or not."""
         return [answer for answer in self.answers if 200 <= answer.status < 300]

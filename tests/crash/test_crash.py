@@ -25,6 +25,7 @@ from tests.crash.weather import Weather, ended
 KNOBS = read_knobs()
 PLAN = make_plan(KNOBS.seed, KNOBS.kills)
 PROGRESS_SECONDS = 3.0
+LOG_CHARS_MAX = 6000
 SETTLE_SECONDS = 60 + KNOBS.events / 200
 # Blows on one part wait for each other, and a loaded machine starts slowly: three times the plan and it is a finding.
 UNDER_WAY_SECONDS_MAX = 60 + 3 * load_seconds(PLAN)
@@ -103,6 +104,7 @@ async def run(folder: Path) -> tuple[list[str], str]:
         table = result.lines(KNOBS, weather, sender.ledger, reader, found, time.monotonic() - began)
         print(result.as_text(table), flush=True)
         (folder / "weather.log").write_text(weather.timeline(began))
+        (folder / "ledger.log").write_text(sender.ledger.told(began))
         if KNOBS.result is not None:
             result.write_markdown(Path(KNOBS.result), table, problems)
-        return problems, f"{weather.timeline(began)}\n{house.parts.logs()}" if problems else ""
+        return problems, f"{weather.timeline(began)}\n{house.parts.logs()[-LOG_CHARS_MAX:]}" if problems else ""
