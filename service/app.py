@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service import problem
+from service import intake, problem
 from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
 from service.api.routes import CALLS
@@ -59,7 +59,10 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
             log.info("receiver.started", sources=list(runtime.sources))
             watching = asyncio.create_task(front_door.watch(), name="front_door")
             try:
-                async with kept_current(runtime, None if settings else variables):
+                async with (
+                    kept_current(runtime, None if settings else variables),
+                    intake.watched(runtime.engine, runtime.sources),
+                ):
                     yield
             finally:
                 await stop(watching)

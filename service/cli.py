@@ -25,6 +25,7 @@ ELSEWHERE = {
     "rules": "service.rules.cli:rules",
     "doctor": "service.doctor:doctor",
     "retention": "service.retention_cli:retention",
+    "recover": "service.recover_command:recover",
 }
 WORKER_MAIN = "workers.main:main"
 

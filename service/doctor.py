@@ -114,6 +114,7 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
     ):
         for name, plug_in in plug_ins.items():
             yield await of_plug_in(f"{where} {name}", plug_in)
+    yield await of_provider_api(runtime)
     if readable:
         base = url or variables.get("AUTHWATCH_URL") or runtime.settings.public_url
         for name in runtime.sources:
@@ -235,6 +236,27 @@ async def of_plug_in(what: str, plug_in: object) -> Finding:
             return Finding(True, what, await check())
     except TimeoutError:
         return Finding(False, what, f"no answer within {CHECK_SECONDS_MAX:.0f} s")
+    except AuthwatchError as exc:
+        return Finding(False, what, f"{exc} ({exc.code})")
+
+
+async def of_provider_api(runtime: Runtime) -> Finding:
+    from service.provider_apis import open_api
+
+    what = "provider API"
+    api = open_api(runtime.settings, runtime.http)
+    if api is None:
+        return Finding(
+            None,
+            what,
+            "SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET are not set: events of an outage longer than"
+            " the provider's 22 minutes of retries stay lost, and accounts that broke before now are unknown",
+        )
+    try:
+        async with asyncio.timeout(CHECK_SECONDS_MAX):
+            return Finding(True, what, await api.check())
+    except TimeoutError:
+        return Finding(False, what, f"no answer within {CHECK_SECONDS_MAX:.0f} s; is SCALEKIT_ENV_URL right?")
     except AuthwatchError as exc:
         return Finding(False, what, f"{exc} ({exc.code})")
 

@@ -125,6 +125,11 @@ class Event:
             return None
         return AccountKey(self.source, self.environment_id or "", self.account_id)
 
+    @property
+    def delivery_lag_seconds(self) -> float | None:
+        """The lag that says something about delivery: what we fetched ourselves waited for us, not for its sender."""
+        return None if self.origin == "recovery" else self.lag_seconds
+
     def to_json(self) -> dict[str, Any]:
         """The Event of contract.md: exactly its keys, what the provider did not say is null."""
         return {

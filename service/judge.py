@@ -184,7 +184,7 @@ def in_time(rule: Rule, subject: Subject) -> tuple[Sequence[Step], int]:
         return subject.story.steps, 0
 
     def too_late(step: Step) -> bool:
-        lag_seconds = step.event.lag_seconds
+        lag_seconds = step.event.delivery_lag_seconds
         return lag_seconds is not None and lag_seconds > limit and rule.count_matches(step) and not rule.resolves(step)
 
     fresh = {event.id for event in subject.new}

@@ -34,7 +34,7 @@ HARMLESS_HEADERS = frozenset({"content-type", "content-encoding", "accept", "acc
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back. `body` is cut at RESPONSE_BYTES_MAX; `excerpt` is its start, safe to show and to store."""
+    """What came back. `body` is bounded; `excerpt` is its start, safe to show and to store."""
 
     status: int
     host: str
@@ -76,13 +76,27 @@ async def post(
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Response:
     """POST once. Raises DeliveryFailed when no whole answer came; `ambiguous` unless certainly nothing was sent."""
+    return await call(client, "POST", url, content=content, headers=headers, timeout_seconds=timeout_seconds)
+
+
+async def call(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    content: bytes | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    response_bytes_max: int = RESPONSE_BYTES_MAX,
+) -> Response:
+    """One request, once; raises as `post` does. An answer longer than `response_bytes_max` is cut."""
     host = _host(url)
     timeout = httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, CONNECT_TIMEOUT_SECONDS))
     try:
         # httpx bounds each read and write; this bounds them all, against a server that answers a byte at a time.
         async with asyncio.timeout(timeout_seconds):
-            async with client.stream("POST", url, content=content, headers=dict(headers), timeout=timeout) as answer:
-                body = await _read_bounded(answer)
+            async with client.stream(method, url, content=content, headers=dict(headers), timeout=timeout) as answer:
+                body = await _read_bounded(answer, response_bytes_max)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
         raise DeliveryFailed(
             f"cannot connect to {host} ({_reason(exc)}); check the address, the port and the network",
@@ -149,13 +163,13 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | No
     return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX)
 
 
-async def _read_bounded(answer: httpx.Response) -> bytes:
+async def _read_bounded(answer: httpx.Response, bytes_max: int) -> bytes:
     body = bytearray()
     async for chunk in answer.aiter_raw():
         body += chunk
-        if len(body) >= RESPONSE_BYTES_MAX:
+        if len(body) >= bytes_max:
             break  # leaving the stream closes the connection
-    return bytes(body[:RESPONSE_BYTES_MAX])
+    return bytes(body[:bytes_max])
 
 
 def _host(url: str) -> str:

@@ -1,4 +1,4 @@
-"""The worker process: five stories, each woken by an arq job when Redis is there and by the clock when it is not.
+"""The worker process: the stories, each woken by an arq job when Redis is there and by the clock when it is not.
 
 arq (maintenance mode upstream) only ever says "now": its worker ends when Redis goes and is then started again with
 backoff, while the stories run on once a second. `service/queue.py` is the only other file that knows it.
@@ -27,6 +27,7 @@ from service.store import readers
 from service.store.session import begin
 from workers.act import act
 from workers.evaluate import evaluate
+from workers.recover import Recovering, recover
 from workers.retain import Retaining
 from workers.ship import ship
 from workers.sweep import Sweep, sweep
@@ -101,13 +102,17 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
     async def keeping() -> None:
         await retaining.step(runtime)
 
-    last, retaining = Sweep(), Retaining()
+    async def recovering() -> None:
+        await recover(runtime, memory)
+
+    last, retaining, memory = Sweep(), Retaining(), Recovering()
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
         queue.ACT: Story("act", acting),
         queue.SHIP: Story("ship", shipping),
         "sweep": Story("sweep", sweeping),
         "retain": Story("retain", keeping),
+        "recover": Story("recover", recovering),
     }
     return stories
 

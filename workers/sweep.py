@@ -15,6 +15,7 @@ from service.runtime import Runtime
 from service.store import log, readers
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
+from workers.watch import Watch, watch
 
 PARTITIONS_EVERY = timedelta(minutes=10)
 HEARTBEAT_EVERY = timedelta(minutes=1)
@@ -29,6 +30,7 @@ class Sweep:
     heartbeat_at: datetime | None = None
     rule_problems: tuple[str, ...] = field(default_factory=tuple)
     conflicts: Looked = field(default_factory=Looked)
+    watch: Watch = field(default_factory=Watch)
 
 
 async def sweep(runtime: Runtime, last: Sweep) -> None:
@@ -45,6 +47,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         last.partitions_at = now
         if made:
             logger.info("partitions.made", count=made)
+    await watch(runtime, last.watch, now)
     if runtime.settings.heartbeat_url is not None and (
         last.heartbeat_at is None or now - last.heartbeat_at >= HEARTBEAT_EVERY
     ):

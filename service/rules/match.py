@@ -68,6 +68,8 @@ def compile_field(name: str, condition: Any) -> Predicate:
 def reader(name: str) -> Callable[[Step], Any]:
     if name == "became":
         return lambda step: step.became
+    if name == "lag_seconds":
+        return lambda step: step.event.delivery_lag_seconds
 
     def read(step: Step) -> Any:
         return getattr(step.event, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -245,7 +245,13 @@ def write_config(folder: Path, orchestrator_url: str) -> Path:
 
 @asynccontextmanager
 async def open_house(
-    database_url: str, folder: Path, *, stable_for: str = "1s", expired_for: str = "1s", rules: str | None = None
+    database_url: str,
+    folder: Path,
+    *,
+    stable_for: str = "1s",
+    expired_for: str = "1s",
+    rules: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> AsyncIterator[House]:
     rules_folder = write_rules(folder, rules or RULES.format(stable_for=stable_for, expired_for=expired_for))
     slack, hec, orchestrator = FakeSlack(), FakeHec(HEC_TOKEN), FakeOrchestrator()
@@ -263,6 +269,7 @@ async def open_house(
                 "SLACK_API_URL": slack.url + "/api/",
                 "SPLUNK_HEC_URL": hec_url,
                 "SPLUNK_HEC_TOKEN": HEC_TOKEN,
+                **(variables or {}),
             }
         )
         runtime = await stack.enter_async_context(open_runtime(settings, connections_max=8))

@@ -1,0 +1,322 @@
+"""What was missed and is to be fetched: up to when the receivers could commit, the spans to recover, what we know already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ARRAY, Row, Text, and_, bindparam, func, or_, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import ProviderEvent, new_id
+from service.store import readers
+from service.store.tables import accounts, dedup, events, recoveries
+
+LOCK = 7_305_201_006  # of who claims a recovery: one is under way at a time, whatever the number of workers
+# Of a gap in the receivers' beats: longer than a restart takes, well below the provider's 22 minutes of retries.
+OUTAGE_SECONDS = 60.0
+MARGIN = timedelta(seconds=60)  # fetched around a span as well: what is known already is a duplicate
+WAITING_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """An account as the log has it, evaluated or not; `said_at` is the `occurred_at` of the event that said `status`."""
+
+    status: str | None
+    said_at: datetime | None
+    connection_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """`token` is the claim: whoever lost its lease finds that its rows are no longer its own."""
+
+    id: str
+    source: str
+    reason: str
+    environment_id: str | None
+    since: datetime
+    until: datetime
+    done_until: datetime | None
+    page_token: str | None
+    attempts: int
+    token: str
+
+
+ABLE = text(
+    """
+    INSERT INTO intake AS i (source, able_until) VALUES (:source, clock_timestamp())
+    ON CONFLICT (source) DO UPDATE SET
+        able_until = greatest(i.able_until, excluded.able_until),
+        down_from = CASE WHEN excluded.able_until - i.able_until > :outage THEN i.able_until ELSE i.down_from END,
+        up_since = CASE WHEN excluded.able_until - i.able_until > :outage THEN excluded.able_until ELSE i.up_since END
+    RETURNING down_from, up_since, coalesce(up_since = able_until, false) AS came_back
+    """
+)
+
+
+async def able(conn: AsyncConnection, sources: Sequence[str]) -> list[tuple[str, datetime, datetime]]:
+    """Notes that receipts of these sources can be committed now. A gap before it becomes a recovery to do, in the same
+    transaction; answers (source, from, to) of each."""
+    outages = []
+    for source in sorted(sources):  # always in one order: several receivers do this at once
+        row = (await conn.execute(ABLE, {"source": source, "outage": timedelta(seconds=OUTAGE_SECONDS)})).one()
+        if row.came_back:
+            await want(conn, source, "outage", row.down_from, row.up_since, row.up_since)
+            outages.append((source, row.down_from, row.up_since))
+    return outages
+
+
+async def want(
+    conn: AsyncConnection,
+    source: str,
+    reason: str,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    environment_id: str | None = None,
+) -> bool:
+    """False where a listing of that environment is there already, done or not."""
+    made = await conn.execute(
+        insert(recoveries)
+        .values(
+            id=new_id(),
+            source=source,
+            reason=reason,
+            environment_id=environment_id,
+            since=since,
+            until=until,
+            state="waiting",
+            created_at=now,
+            next_attempt_at=now,
+        )
+        .on_conflict_do_nothing()
+        .returning(recoveries.c.id)
+    )
+    return made.first() is not None
+
+
+async def claim(conn: AsyncConnection, sources: Collection[str], now: datetime, lease: timedelta) -> Recovery | None:
+    """The oldest that is due, unless one is under way anywhere."""
+    await conn.execute(select(func.pg_advisory_xact_lock(LOCK)))
+    waiting = recoveries.c.state == "waiting"
+    if (
+        await conn.execute(select(recoveries.c.id).where(waiting, recoveries.c.lease_until > now).limit(1))
+    ).first() is not None:
+        return None
+    row = (
+        await conn.execute(
+            select(recoveries)
+            .where(waiting, recoveries.c.next_attempt_at <= now, recoveries.c.source.in_(sources))
+            .order_by(recoveries.c.created_at)
+            .limit(1)
+        )
+    ).first()
+    if row is None:
+        return None
+    token = new_id()
+    await conn.execute(
+        update(recoveries)
+        .where(recoveries.c.id == row.id)
+        .values(lease_until=now + lease, claimed_by=token, attempts=recoveries.c.attempts + 1)
+    )
+    return Recovery(
+        id=row.id,
+        source=row.source,
+        reason=row.reason,
+        environment_id=row.environment_id,
+        since=row.since,
+        until=row.until,
+        done_until=row.done_until,
+        page_token=row.page_token,
+        attempts=row.attempts + 1,
+        token=token,
+    )
+
+
+async def _mine(conn: AsyncConnection, recovery: Recovery, **values: Any) -> bool:
+    changed = await conn.execute(
+        update(recoveries)
+        .where(recoveries.c.id == recovery.id, recoveries.c.claimed_by == recovery.token)
+        .values(**values)
+    )
+    return changed.rowcount == 1
+
+
+async def went_on(
+    conn: AsyncConnection,
+    recovery: Recovery,
+    lease_until: datetime,
+    *,
+    done_until: datetime | None,
+    page_token: str | None,
+    found: int,
+    added: int,
+) -> bool:
+    """Progress, and the lease held longer; False when another worker has taken it over. What went on is no failure."""
+    return await _mine(
+        conn,
+        recovery,
+        lease_until=lease_until,
+        done_until=done_until,
+        page_token=page_token,
+        found=recoveries.c.found + found,
+        added=recoveries.c.added + added,
+        attempts=1,
+    )
+
+
+async def finished(conn: AsyncConnection, recovery: Recovery, now: datetime) -> bool:
+    return await _mine(conn, recovery, state="done", lease_until=None, finished_at=now, last_code=None, last_error=None)
+
+
+async def failed(conn: AsyncConnection, recovery: Recovery, next_attempt_at: datetime, code: str, error: str) -> bool:
+    return await _mine(
+        conn, recovery, lease_until=None, next_attempt_at=next_attempt_at, last_code=code, last_error=error[:500]
+    )
+
+
+async def start_over(conn: AsyncConnection, recovery: Recovery) -> None:
+    """A listing whose page token the provider no longer knows."""
+    await _mine(conn, recovery, page_token=None)
+
+
+async def release(conn: AsyncConnection, recovery: Recovery) -> None:
+    """Given back unfinished, so that the next worker need not wait for the lease to end."""
+    await _mine(conn, recovery, lease_until=None)
+
+
+async def cover(conn: AsyncConnection, source: str, since: datetime, until: datetime, now: datetime) -> None:
+    """A person recovered this span by hand."""
+    await conn.execute(
+        update(recoveries)
+        .where(
+            recoveries.c.source == source,
+            recoveries.c.reason == "outage",
+            recoveries.c.state == "waiting",
+            recoveries.c.since >= since,
+            recoveries.c.until <= until,
+        )
+        .values(state="done", finished_at=now, lease_until=None, claimed_by=None)
+    )
+
+
+async def leave(conn: AsyncConnection, longest: timedelta, oldest: datetime, now: datetime) -> None:
+    """Without an API: outages that the provider's own retries outlast are left to those, and what is too old to be
+    recovered is left for good."""
+    await conn.execute(
+        update(recoveries)
+        .where(
+            recoveries.c.reason == "outage",
+            recoveries.c.state == "waiting",
+            or_(recoveries.c.until - recoveries.c.since <= longest, recoveries.c.until < oldest),
+        )
+        .values(state="left", finished_at=now)
+    )
+
+
+async def waiting(conn: AsyncConnection) -> list[Row[Any]]:
+    """The oldest that are not done."""
+    return list(
+        await conn.execute(
+            select(recoveries)
+            .where(recoveries.c.state == "waiting")
+            .order_by(recoveries.c.created_at)
+            .limit(WAITING_MAX)
+        )
+    )
+
+
+async def known(conn: AsyncConnection, source: str, batch: Sequence[ProviderEvent]) -> set[tuple[str, str, str]]:
+    """(environment, event id, type) of those that were accepted before."""
+    keys = [(event.environment_id or "", event.event_id, event.type) for event in batch]
+    rows = await conn.execute(
+        select(dedup.c.environment_id, dedup.c.event_id, dedup.c.type).where(
+            dedup.c.source == source, tuple_(dedup.c.environment_id, dedup.c.event_id, dedup.c.type).in_(keys)
+        )
+    )
+    return {(row.environment_id, row.event_id, row.type) for row in rows}
+
+
+async def environments(conn: AsyncConnection, source: str) -> set[str]:
+    """Those of the source's accounts."""
+    rows = await conn.execute(select(accounts.c.environment_id).where(accounts.c.source == source).distinct())
+    return {row.environment_id for row in rows}
+
+
+NOT_YET_EVALUATED = text(
+    """
+    SELECT account_id, connection_id, account_status, occurred_at, received_at FROM events
+    WHERE source = :source AND coalesce(environment_id, '') = :environment_id AND account_id = ANY(:account_ids)
+        AND position > :evaluated AND origin IN ('webhook', 'recovery', 'report')
+    ORDER BY account_id, occurred_at, (account_status IS DISTINCT FROM 'ACTIVE')
+    """
+).bindparams(bindparam("account_ids", type_=ARRAY(Text())))
+
+
+async def ours(conn: AsyncConnection, source: str, environment_id: str, account_ids: Sequence[str]) -> dict[str, Ours]:
+    """What we know of these accounts: their rows, and what the log says after the evaluator's position."""
+    # The position first: rows that move on meanwhile are then told twice, never not at all.
+    evaluated = await readers.position(conn, readers.EVALUATOR)
+    rows = await conn.execute(
+        select(accounts.c.account_id, accounts.c.status, accounts.c.last_status_at, accounts.c.connection_id).where(
+            accounts.c.source == source,
+            accounts.c.environment_id == environment_id,
+            accounts.c.account_id.in_(account_ids),
+        )
+    )
+    found = {row.account_id: Ours(row.status, row.last_status_at, row.connection_id) for row in rows}
+    later = await conn.execute(
+        NOT_YET_EVALUATED,
+        {
+            "source": source,
+            "environment_id": environment_id,
+            "account_ids": list(account_ids),
+            "evaluated": evaluated,
+        },
+    )
+    for row in later:
+        before = found.get(row.account_id, Ours(None, None))
+        status, said_at = before.status, before.said_at
+        if row.account_status is not None and (said_at is None or row.occurred_at >= said_at):
+            status, said_at = row.account_status, row.occurred_at
+        found[row.account_id] = Ours(status, said_at, before.connection_id or row.connection_id)
+    return found
+
+
+async def heard_since(
+    conn: AsyncConnection, source: str, environment_id: str, account_ids: Sequence[str], at: datetime
+) -> set[str]:
+    """The accounts whose status an event told after we began to ask: it knows better than the answer."""
+    rows = await conn.execute(
+        select(events.c.account_id)
+        .where(
+            events.c.source == source,
+            func.coalesce(events.c.environment_id, "") == environment_id,
+            events.c.account_id.in_(account_ids),
+            events.c.account_status.is_not(None),
+            events.c.received_at > at,
+            events.c.origin.in_(("webhook", "recovery", "report")),
+        )
+        .distinct()
+    )
+    return {row.account_id for row in rows}
+
+
+async def accounts_after(conn: AsyncConnection, source: str, environment_id: str, after: str, limit: int) -> list[str]:
+    """The ids of accounts not known to be deleted, in order."""
+    rows = await conn.execute(
+        select(accounts.c.account_id)
+        .where(
+            and_(accounts.c.source == source, accounts.c.environment_id == environment_id),
+            or_(accounts.c.status.is_(None), accounts.c.status != "DELETED"),
+            accounts.c.account_id > after,
+        )
+        .order_by(accounts.c.account_id)
+        .limit(limit)
+    )
+    return [row.account_id for row in rows]

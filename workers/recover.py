@@ -1,0 +1,170 @@
+"""The recovering story: after an outage the span is fetched from the provider's API, and with the first credentials every
+account is listed. One at a time across workers, in a loop of its own, so that nothing else waits for it.
+
+What is to be done and how far it went are rows: a crash goes on where it was, and repeats at most a slice, which finds
+duplicates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from service.errors import DeliveryFailed, Unavailable
+from service.observe import log as logger
+from service.provider_apis import open_api, sources_of
+from service.provider_apis.base import ProviderApi
+from service.recover import (
+    Scope,
+    Tally,
+    environment_of,
+    reconcile_all,
+    recover_events,
+    recover_since_min,
+    scope_of,
+)
+from service.runtime import Runtime
+from service.store import readers, recoveries
+from service.store.recoveries import Recovery
+from service.store.session import begin
+
+LEASE = timedelta(minutes=3)  # longer than the tries of one call together
+AGAIN_MIN, AGAIN_MAX = timedelta(seconds=15), timedelta(minutes=10)
+LISTING_LOOK_EVERY = timedelta(minutes=10)
+
+
+@dataclass(slots=True)
+class Recovering:
+    """What this process remembers; nothing here is truth but the API's token."""
+
+    api: ProviderApi | None = None
+    listing_looked_at: datetime | None = None
+    listing_wanted: set[str] = field(default_factory=set)
+
+
+class Lost(Exception):
+    """Another worker has taken this recovery over."""
+
+
+async def recover(runtime: Runtime, memory: Recovering) -> None:
+    """One recovery, if one is due."""
+    if memory.api is None:
+        memory.api = open_api(runtime.settings, runtime.http)
+        if memory.api is None:
+            return
+    sources = [name for name in sources_of(runtime.settings, memory.api.provider) if name in runtime.sources]
+    await want_listings(runtime, memory, memory.api, sources)
+    async with begin(runtime.engine) as conn:
+        now = await readers.clock(conn)
+        recovery = await recoveries.claim(conn, sources, now, LEASE)
+    if recovery is None:
+        return
+    scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[recovery.source], memory.api)
+    logger.info("recover.started", reason=recovery.reason, source=recovery.source, since=recovery.since.isoformat())
+    try:
+        total = await run(scope, recovery)
+    except Lost:
+        logger.info("recover.taken_over", source=recovery.source)
+    except DeliveryFailed as exc:
+        await put_off(runtime, recovery, exc)
+    except Unavailable:
+        raise  # the database is away: the lease ends by itself
+    else:
+        logger.info(
+            "recover.done",
+            reason=recovery.reason,
+            source=recovery.source,
+            events=total.found,
+            added=total.added,
+            accounts=total.accounts,
+            changed=total.changed,
+        )
+
+
+async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, sources: list[str]) -> None:
+    """Once for each source and environment, ever: without it an account that broke before we came would be unknown until
+    its next event. Asked again from time to time until the environment is known, which its first event tells."""
+    waiting = [source for source in sources if source not in memory.listing_wanted]
+    if not waiting:
+        return
+    async with begin(runtime.engine) as conn:
+        now = await readers.clock(conn)
+    if memory.listing_looked_at is not None and now - memory.listing_looked_at < LISTING_LOOK_EVERY:
+        return
+    memory.listing_looked_at = now
+    for source in waiting:
+        try:
+            scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[source], api)
+            environment_id = await environment_of(scope)
+        except DeliveryFailed as exc:
+            logger.warning("recover.environment_unknown", source=source, code=exc.code, error=str(exc))
+            continue
+        if environment_id is None:
+            logger.info("recover.environment_unknown", source=source, code="no_event_yet")
+            continue
+        async with begin(runtime.engine) as conn:
+            # Of several sources of one provider, the credentials are of that whose accounts are in their environment.
+            if len(sources) == 1 or environment_id in await recoveries.environments(conn, source):
+                await recoveries.want(conn, source, "listing", now, now, now, environment_id)
+                memory.listing_wanted.add(source)
+
+
+async def run(scope: Scope, recovery: Recovery) -> Tally:
+    """Raises DeliveryFailed when the provider does not play along, Lost when the lease is another's."""
+    done_until, page_token = recovery.done_until, recovery.page_token
+
+    async def progress(upto: datetime | None, token: str | None, step: Tally) -> None:
+        nonlocal done_until
+        done_until = upto or done_until
+        async with begin(scope.engine) as conn:
+            now = await readers.clock(conn)
+            held = await recoveries.went_on(
+                conn,
+                recovery,
+                now + LEASE,
+                done_until=done_until,
+                page_token=token if recovery.reason == "listing" else None,
+                found=step.found + step.accounts,
+                added=step.added + step.changed,
+            )
+        if not held:
+            raise Lost
+        logger.info(
+            "recover.progress",
+            source=recovery.source,
+            upto=done_until.isoformat() if done_until else None,
+            events=step.found,
+            added=step.added,
+            accounts=step.accounts,
+            changed=step.changed,
+        )
+
+    total = Tally()
+    if recovery.reason == "listing":
+        assert recovery.environment_id is not None
+        total = await reconcile_all(scope, recovery.environment_id, page_token, progress, missing_too=False)
+    else:
+        async with begin(scope.engine) as conn:
+            floor = recover_since_min(await readers.clock(conn))
+        since = max(recovery.done_until or recovery.since, floor)
+        total = await recover_events(scope, since, recovery.until, progress)
+        environment_id = await environment_of(scope)
+        if environment_id is not None:
+            total = total.plus(await reconcile_all(scope, environment_id, None, progress, missing_too=True))
+    async with begin(scope.engine) as conn:
+        if not await recoveries.finished(conn, recovery, await readers.clock(conn)):
+            raise Lost
+    return total
+
+
+async def put_off(runtime: Runtime, recovery: Recovery, exc: DeliveryFailed) -> None:
+    """Tried again for ever, less and less often: `workers/watch.py` says so when it does not end."""
+    logger.warning("recover.failed", source=recovery.source, code=exc.code, error=str(exc), attempts=recovery.attempts)
+    async with begin(runtime.engine) as conn:
+        now = await readers.clock(conn)
+        wait = min(AGAIN_MIN * 2 ** min(recovery.attempts - 1, 10), AGAIN_MAX)
+        if exc.retry_after_seconds is not None:
+            wait = max(wait, timedelta(seconds=exc.retry_after_seconds))
+        if exc.status == 400 and recovery.page_token is not None:
+            await recoveries.start_over(conn, recovery)
+        await recoveries.failed(conn, recovery, now + wait, exc.code, str(exc))

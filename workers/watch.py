@@ -1,0 +1,164 @@
+"""The watching part of the sweep: a source that went silent, events that come late, a gap that nobody can fill."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import habits, own_alerts
+from service.habits import Habit
+from service.own_alerts import OwnAlert
+from service.recover import recover_since_min
+from service.runtime import Runtime
+from service.store import habits as habit_store
+from service.store import log, readers, recoveries
+from service.store.session import begin
+
+WATCH_EVERY = timedelta(seconds=5)
+ROUNDS_MAX = 10  # of catching up with the log; the rest is found at the next look
+PROVIDER_RETRIES = timedelta(minutes=22)  # the provider's own attempts end then, by its documentation
+FAILED_ATTEMPTS_MAX = 3
+SILENT, LATE, LOST, STUCK = "source-silent", "delivery-lag", "events-may-be-lost", "recovery-failing"
+
+
+@dataclass(slots=True)
+class Watch:
+    at: datetime | None = None
+
+
+async def watch(runtime: Runtime, last: Watch, now: datetime) -> None:
+    if last.at is not None and now - last.at < WATCH_EVERY:
+        return
+    last.at = now
+    for _ in range(ROUNDS_MAX):
+        if await learn(runtime):
+            break
+    else:
+        return  # too far behind to say what is silent now
+    await speak(runtime)
+
+
+async def learn(runtime: Runtime) -> bool:
+    """Reads on in the log; True when its end is reached, or another worker is at it."""
+    async with begin(runtime.engine) as conn:
+        position = await readers.take(conn, habit_store.READER)
+        if position is None:
+            return True
+        head, _ = await log.head(conn)
+        if head <= position:
+            return True
+        upto = min(head, position + habit_store.ROWS_MAX)
+        known, downs = await habit_store.load(conn), await habit_store.downs(conn)
+        changed = {}
+        for heard in await habit_store.heard(conn, position, upto):
+            known[heard.source] = changed[heard.source] = habits.learn(
+                known.get(heard.source), heard, downs.get(heard.source)
+            )
+        await habit_store.save(conn, list(changed.values()))
+        await readers.move(conn, habit_store.READER, upto, await readers.clock(conn))
+        return upto == head
+
+
+async def speak(runtime: Runtime) -> None:
+    notifiers = list(runtime.notifiers)
+    async with begin(runtime.engine) as conn:
+        await own_alerts.lock(conn)
+        now = await readers.clock(conn)
+        wanted = await sources_wanted(conn, runtime.sources, now) + await recoveries_wanted(conn, runtime, now)
+        out = await own_alerts.open_own(conn, wanted, now=now, notifiers=notifiers)
+        decisions = out.decisions
+        for rule_id in (SILENT, LATE, LOST, STUCK):
+            keep = {own.about for own in wanted if own.rule_id == rule_id}
+            closed = await own_alerts.close_own(conn, rule_id, keep=keep, now=now, notifiers=notifiers)
+            decisions = [*decisions, *closed.decisions]
+        await log.append(conn, decisions)
+
+
+async def sources_wanted(conn: AsyncConnection, sources: Collection[str], now: datetime) -> list[OwnAlert]:
+    """Only of sources that are switched on: one that was taken out is silent on purpose."""
+    downs = await habit_store.downs(conn)
+    wanted: list[OwnAlert] = []
+    for source, habit in (await habit_store.load(conn)).items():
+        if source in sources:
+            if habits.silent_since(habit, downs.get(source), now) is not None:
+                wanted.append(silent(habit))
+            if habits.is_late(habit.late_at, now):
+                wanted.append(late(source, "P3", source, "events", habit.late_seconds))
+            if habits.is_late(habit.late_break_at, now):
+                what = "disconnections and refresh failures"
+                wanted.append(late(f"{source}:breaks", "P2", source, what, habit.late_break_seconds))
+    return wanted
+
+
+def silent(habit: Habit) -> OwnAlert:
+    usual = habits.usual_gap(habit) or timedelta(0)
+    return OwnAlert(
+        rule_id=SILENT,
+        about=habit.source,
+        severity="P2",
+        summary=f"{habit.source} has sent nothing since {habit.last_at:%Y-%m-%d %H:%M} UTC;"
+        f" it is usually silent for no longer than {spoken(usual.total_seconds())}",
+        what_to_do="Look in the provider's dashboard whether the webhook endpoint is still there, enabled and pointing"
+        " here, and what its last deliveries were answered; `authwatch doctor` sends a probe through the front door.",
+    )
+
+
+def late(about: str, severity: Literal["P2", "P3"], source: str, what: str, seconds: float | None) -> OwnAlert:
+    return OwnAlert(
+        rule_id=LATE,
+        about=about,
+        severity=severity,
+        summary=f"{source} delivers {what} late: {spoken(seconds or 0.0)} lay between event and arrival",
+        what_to_do="See the provider's status page, and its delivery log for attempts that failed. Until this is over,"
+        " agents may act on accounts that are broken already.",
+    )
+
+
+def spoken(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+async def recoveries_wanted(conn: AsyncConnection, runtime: Runtime, now: datetime) -> list[OwnAlert]:
+    """What is still to be fetched, and cannot be."""
+    if runtime.settings.provider_api is None:
+        await recoveries.leave(conn, PROVIDER_RETRIES, recover_since_min(now), now)
+    wanted = []
+    for row in await recoveries.waiting(conn):
+        if row.source not in runtime.sources:
+            continue
+        since, until = (f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in (row.since, row.until))
+        if runtime.settings.provider_api is None:
+            if row.reason == "outage":
+                wanted.append(
+                    OwnAlert(
+                        rule_id=LOST,
+                        about=f"{row.source}:{since}",
+                        severity="P2",
+                        summary=f"Events of {row.source} between {since} and {until} may be lost: nothing could be"
+                        " committed for longer than the provider tries again",
+                        what_to_do="Set SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET and run"
+                        f" `authwatch recover --since {since}`; with them set here, it happens by itself.",
+                    )
+                )
+        elif row.attempts >= FAILED_ATTEMPTS_MAX and row.last_code is not None:
+            wanted.append(
+                OwnAlert(
+                    rule_id=STUCK,
+                    about=f"{row.source}:{row.reason}:{since}",
+                    severity="P2",
+                    summary=f"Recovering {row.source} from the provider's API fails: {row.last_error}",
+                    what_to_do="It is tried again by itself; `authwatch doctor` checks the API credentials. Until it"
+                    + (
+                        f" succeeds, events between {since} and {until} may be missing."
+                        if row.reason == "outage"
+                        else " succeeds, accounts that broke before the installation are unknown."
+                    ),
+                )
+            )
+    return wanted
