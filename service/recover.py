@@ -30,6 +30,7 @@ from service.store.session import begin
 
 # Dedup rows live for the events' 90 days and 72 hours more; what is older would be accepted a second time.
 RECOVER_MAX = timedelta(days=90, hours=72)
+OVERLAP = timedelta(seconds=2)
 BATCH_EVENTS_MAX = 200
 WIDTH_FIRST, WIDTH_MIN, WIDTH_MAX = timedelta(minutes=15), timedelta(seconds=1), timedelta(days=1)
 SLICE_PAGES_MAX = 50  # what one slice may hold in memory: 5,000 events
@@ -84,15 +85,16 @@ Progress = Callable[[datetime | None, str | None, Tally], Awaitable[None]]
 
 def recover_since_min(now: datetime) -> datetime:
     """How far back a recovery may go: as far as an event that is here already is known to be."""
-    return now - RECOVER_MAX
+    return now - RECOVER_MAX + MARGIN
 
 
 async def recover_events(scope: Scope, since: datetime, until: datetime, progress: Progress) -> Tally:
     """The events of a span, oldest first, slice by slice. Raises DeliveryFailed; what came before it is in."""
-    total, low, width = Tally(), since, WIDTH_FIRST
-    while low < until:
-        high = min(low + width, until)
-        bodies = await fetch_slice(scope.api, low - MARGIN, high + MARGIN)
+    total, low, end, width = Tally(), since - MARGIN, until + MARGIN, WIDTH_FIRST
+    while low < end:
+        high = min(low + width, end)
+        # Whether the provider's ends belong to the span, and to how many digits, is not documented.
+        bodies = await fetch_slice(scope.api, low - OVERLAP, high + OVERLAP)
         if bodies is None:
             if width <= WIDTH_MIN:
                 raise DeliveryFailed(
@@ -102,9 +104,9 @@ async def recover_events(scope: Scope, since: datetime, until: datetime, progres
                 )
             width = max(width / 4, WIDTH_MIN)
             continue
-        step = await keep_events(scope, bodies)
+        step = await keep_events(scope, bodies, low, high)
         total, low = total.plus(step), high
-        await progress(high, None, step)
+        await progress(min(high, until), None, step)
         width = wider(width, len(bodies))
     return total
 
@@ -127,13 +129,16 @@ async def fetch_slice(api: ProviderApi, low: datetime, high: datetime) -> list[b
     return None
 
 
-async def keep_events(scope: Scope, bodies: Sequence[bytes]) -> Tally:
-    """Newest first comes in, oldest first goes out; only what is new. Batches are transactions of their own."""
+async def keep_events(scope: Scope, bodies: Sequence[bytes], low: datetime, high: datetime) -> Tally:
+    """Newest first comes in, oldest first goes out; only what is new, and of this slice unless its time is unreadable.
+    Batches are transactions of their own."""
     async with begin(scope.engine) as conn:
         now = await readers.clock(conn)
     read: dict[tuple[str, str, str], Receipt] = {}
     for body in reversed(bodies):
         receipt = to_receipt(scope, body, now)
+        if receipt.event.occurred_at is not None and not low <= receipt.event.occurred_at < high:
+            continue
         read.setdefault((receipt.event.environment_id or "", receipt.event.event_id, receipt.event.type), receipt)
     receipts = sorted(read.items(), key=lambda item: item[1].event.occurred_at or now)
     added = unreadable = 0

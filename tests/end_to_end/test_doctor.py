@@ -32,6 +32,7 @@ from service.store.session import begin
 from tests.conftest import ADMIN_TOKEN, SECRET, Servers
 from tests.end_to_end.running import COMMAND, OURS
 from tests.fakes import hec, orchestrator, serve, slack
+from tests.fakes.scalekit_api import CLIENT_ID, CLIENT_SECRET, FakeScalekit
 from tests.make_requests import event_body, signed
 from workers.evaluate import evaluate
 from workers.ship import ship
@@ -130,7 +131,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
     found = await ward.examine()
     hints = {what for what, finding in found.items() if finding.ok is None}
     assert {what: finding for what, finding in found.items() if finding.ok is False} == {}
-    assert hints == {"public URL"}
+    assert hints == {"public URL", "provider API"}
     assert set(found) == {
         "settings",
         "database",
@@ -147,11 +148,24 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
         "notifier oncall",
         "sink siem",
         "orchestrator jobs",
+        "provider API",
         "front door scalekit",
     }
     assert found["sources"].said == "scalekit (1 secret)"
     assert "takes the token" in found["sink siem"].said
     assert (ward.hec.envelopes, ward.slack.messages) == ([], [])
+
+
+async def test_the_provider_api_is_asked_with_the_credentials_given(ward: Ward) -> None:
+    fake = FakeScalekit()
+    async with serve(fake.app) as url:
+        given = {"SCALEKIT_ENV_URL": url, "SCALEKIT_CLIENT_ID": CLIENT_ID, "SCALEKIT_CLIENT_SECRET": CLIENT_SECRET}
+        assert (await ward.examine(**given))["provider API"] == Finding(
+            True, "provider API", "answers; it knows 0 connected accounts"
+        )
+        refused = (await ward.bad(**given | {"SCALEKIT_CLIENT_SECRET": "not-the-secret-0123"}))["provider API"]
+    assert "refused the client id and secret with 401; mend SCALEKIT_ENV_URL" in refused
+    assert "not-the-secret-0123" not in refused
 
 
 async def test_the_probe_is_kept_as_a_probe_and_never_alerts_nor_reaches_a_siem(ward: Ward) -> None:
