@@ -10,6 +10,7 @@ from typing import cast
 from service import queue
 from service.notify import NOTIFIERS
 from service.orchestrators import ORCHESTRATORS
+from service.provider_apis import PROVIDER_APIS
 from service.providers import PROVIDERS
 from service.rules.model import CONDITIONS
 from service.rules.triggers import TRIGGERS
@@ -20,6 +21,7 @@ from workers.main import stories_of
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRIES: dict[str, Mapping[str, object]] = {
     "service/providers/__init__.py": PROVIDERS,
+    "service/provider_apis/__init__.py": PROVIDER_APIS,
     "service/sinks/__init__.py": SINKS,
     "service/orchestrators/__init__.py": ORCHESTRATORS,
     "service/notify/__init__.py": NOTIFIERS,
