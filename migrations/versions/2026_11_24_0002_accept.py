@@ -86,9 +86,6 @@ BEGIN
         FROM unnest(batch) AS n
         JOIN dedup d ON d.source = n.source AND d.environment_id = coalesce(n.environment_id, '')
             AND d.event_id = n.event_id AND d.type = n.type AND d.body_sha256 <> n.body_sha256
-        -- The provider's API writes an event in other bytes than its webhook: the same event, and no conflict.
-        WHERE n.origin <> 'recovery'
-            AND NOT EXISTS (SELECT FROM events e WHERE e.id = d.event_row_id AND e.origin = 'recovery')
         ON CONFLICT DO NOTHING;
         RETURN QUERY
         SELECT n.ordinality::integer, d.event_row_id, d.body_sha256 = n.body_sha256

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.habits import LATE_SECONDS, Down, Habit, Heard
-from service.store.tables import habits, intake
+from service.store.recovery_tables import habits, intake
 
 READER = "habits"
 ROWS_MAX = 20_000  # of the log, in one step

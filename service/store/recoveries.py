@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import ProviderEvent, new_id
 from service.store import readers
-from service.store.tables import accounts, dedup, events, recoveries
+from service.store.recovery_tables import recoveries
+from service.store.tables import accounts, dedup, events
 
 LOCK = 7_305_201_006  # of who claims a recovery: one is under way at a time, whatever the number of workers
 # Of a gap in the receivers' beats: longer than a restart takes, well below the provider's 22 minutes of retries.
