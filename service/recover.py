@@ -28,8 +28,6 @@ from service.store.log import Receipt
 from service.store.recoveries import MARGIN, Ours
 from service.store.session import begin
 
-# Dedup rows live for the events' 90 days and 72 hours more; what is older would be accepted a second time.
-RECOVER_MAX = timedelta(days=90, hours=72)
 OVERLAP = timedelta(seconds=2)
 BATCH_EVENTS_MAX = 200
 WIDTH_FIRST, WIDTH_MIN, WIDTH_MAX = timedelta(minutes=15), timedelta(seconds=1), timedelta(days=1)
@@ -81,11 +79,6 @@ class Tally:
 # Told after every step: up to where events are in, the page a listing goes on with, what the step brought.
 # It may raise to stop the run.
 Progress = Callable[[datetime | None, str | None, Tally], Awaitable[None]]
-
-
-def recover_since_min(now: datetime) -> datetime:
-    """How far back a recovery may go: as far as an event that is here already is known to be."""
-    return now - RECOVER_MAX + MARGIN
 
 
 async def recover_events(scope: Scope, since: datetime, until: datetime, progress: Progress) -> Tally:

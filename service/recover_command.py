@@ -51,9 +51,9 @@ async def run(since: datetime, until: datetime | None, source: str | None, dry_r
         environment_of,
         reconcile_all,
         recover_events,
-        recover_since_min,
         scope_of,
     )
+    from service.retention import recover_since_min
     from service.runtime import open_runtime
     from service.settings import load_settings
     from service.store import readers, recoveries
@@ -71,7 +71,7 @@ async def run(since: datetime, until: datetime | None, source: str | None, dry_r
         async with begin(runtime.engine) as conn:
             now = await readers.clock(conn)
         upto = min(until or now, now)
-        oldest = recover_since_min(now)
+        oldest = recover_since_min(now, settings.retention)
         if since < oldest:
             raise click.BadParameter(
                 f"no further back than {rfc3339(oldest)}: what is older may be here already without our knowing,"

@@ -20,10 +20,11 @@ from service.recover import (
     environment_of,
     reconcile_all,
     recover_events,
-    recover_since_min,
     scope_of,
 )
+from service.retention import recover_since_min
 from service.runtime import Runtime
+from service.settings import RetentionSettings
 from service.store import readers, recoveries
 from service.store.recoveries import Recovery
 from service.store.session import begin
@@ -62,7 +63,7 @@ async def recover(runtime: Runtime, memory: Recovering) -> None:
     scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[recovery.source], memory.api)
     logger.info("recover.started", reason=recovery.reason, source=recovery.source, since=recovery.since.isoformat())
     try:
-        total = await run(scope, recovery)
+        total = await run(scope, recovery, runtime.settings.retention)
     except Lost:
         logger.info("recover.taken_over", source=recovery.source)
     except DeliveryFailed as exc:
@@ -109,7 +110,7 @@ async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, 
                 memory.listing_wanted.add(source)
 
 
-async def run(scope: Scope, recovery: Recovery) -> Tally:
+async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tally:
     """Raises DeliveryFailed when the provider does not play along, Lost when the lease is another's."""
     done_until, page_token = recovery.done_until, recovery.page_token
 
@@ -145,7 +146,7 @@ async def run(scope: Scope, recovery: Recovery) -> Tally:
         total = await reconcile_all(scope, recovery.environment_id, page_token, progress, missing_too=False)
     else:
         async with begin(scope.engine) as conn:
-            floor = recover_since_min(await readers.clock(conn))
+            floor = recover_since_min(await readers.clock(conn), keep)
         since = max(recovery.done_until or recovery.since, floor)
         total = await recover_events(scope, since, recovery.until, progress)
         environment_id = await environment_of(scope)

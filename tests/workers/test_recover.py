@@ -224,7 +224,7 @@ async def test_one_at_a_time_and_who_lost_the_lease_stops(ward: Ward) -> None:
     assert later is not None
     assert later.id == mine.id
     with pytest.raises(story.Lost):
-        await story.run(ward.scope, mine)
+        await story.run(ward.scope, mine, ward.house.runtime.settings.retention)
 
 
 async def test_a_provider_that_fails_is_asked_again_later_and_it_is_said(ward: Ward) -> None:
