@@ -196,7 +196,10 @@ async def remove(engine: AsyncEngine, alone: AsyncConnection, decided: Plan) -> 
     days = [name for name in ours if name.startswith(EVENTS)]
     if (days or kept_apart) and await store.detach_kept(alone):
         async with begin(engine) as conn:
-            await store.fold(conn, days, alerts_before=decided.alerts_before, audit_before=decided.audit_before)
+            floor = await readers.position(conn, readers.RETENTION)
+            await store.fold(
+                conn, days, floor=floor, alerts_before=decided.alerts_before, audit_before=decided.audit_before
+            )
     return ours
 
 

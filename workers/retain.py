@@ -8,16 +8,20 @@ from service import retain
 from service.runtime import Runtime
 
 EVERY_SECONDS = 3600.0
+AGAIN_SECONDS = 60.0  # after a run that failed
 
 
 class Retaining:
-    """When this process last came to the end of a run; nothing here is truth."""
+    """When this process is to run it next; nothing here is truth."""
 
     def __init__(self) -> None:
-        self._done_at: float | None = None
+        self._due_at = 0.0
 
-    async def step(self, runtime: Runtime) -> None:
-        if self._done_at is not None and time.monotonic() - self._done_at < EVERY_SECONDS:
-            return
+    async def step(self, runtime: Runtime) -> bool:
+        """Whether it was due."""
+        if time.monotonic() < self._due_at:
+            return False
+        self._due_at = time.monotonic() + AGAIN_SECONDS
         await retain.retain(runtime.engine, runtime.settings.retention, list(runtime.sinks), list(runtime.notifiers))
-        self._done_at = time.monotonic()
+        self._due_at = time.monotonic() + EVERY_SECONDS
+        return True

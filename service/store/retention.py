@@ -185,8 +185,13 @@ async def drop_receipts(conn: AsyncConnection, name: str) -> None:
     await conn.execute(text(f"DROP TABLE {checked(name)}"))
 
 
-async def fold(conn: AsyncConnection, names: Sequence[str], *, alerts_before: datetime, audit_before: datetime) -> None:
-    """Step 3 for detached days of events, in the caller's transaction; `events_kept` must be apart. No name: only attach."""
+async def fold(
+    conn: AsyncConnection, names: Sequence[str], *, floor: int, alerts_before: datetime, audit_before: datetime
+) -> None:
+    """Step 3 for detached days of events, in the caller's transaction; `events_kept` must be apart. No name: only attach.
+
+    What came after `floor`, the last position that was to go, came while the clock stood back: it is carried over too.
+    """
     await conn.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     await conn.execute(text(f"CREATE TABLE IF NOT EXISTS {KEPT} (LIKE events INCLUDING DEFAULTS INCLUDING INDEXES)"))
     written = KEPT_MARK.fullmatch((await conn.execute(KEPT_MARKED)).scalar_one() or "")
@@ -211,10 +216,11 @@ async def fold(conn: AsyncConnection, names: Sequence[str], *, alerts_before: da
         ).scalar_one()
         await conn.execute(
             text(
-                f"INSERT INTO {KEPT} ({columns}) SELECT {columns} FROM {name} WHERE origin = 'authwatch' AND received_at >="
-                " CASE WHEN kind LIKE 'alert.%' THEN CAST(:alerts AS timestamptz) ELSE :audit END"
+                f"INSERT INTO {KEPT} ({columns}) SELECT {columns} FROM {name} WHERE position > :floor OR ("
+                " origin = 'authwatch' AND received_at >="
+                " CASE WHEN kind LIKE 'alert.%' THEN CAST(:alerts AS timestamptz) ELSE :audit END)"
             ),
-            {"alerts": alerts_before, "audit": audit_before},
+            {"floor": floor, "alerts": alerts_before, "audit": audit_before},
         )
         await conn.execute(text(f"DROP TABLE {name}"))
     if bounds:

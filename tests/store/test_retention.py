@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service import migrate, own_alerts
 from service.errors import Unavailable
 from service.own_alerts import OwnAlert
-from service.retain import look, retain
+from service.retain import look, remove, retain
 from service.retention import Plan
 from service.settings import RetentionSettings
 from service.store import alerts, log, prune, readers
@@ -422,6 +423,34 @@ async def test_a_day_that_is_carried_over_already_takes_rows_and_needs_no_partit
     await caught_up(old)
     await run(old)
     assert await value(old, "SELECT count(*) FROM events_kept WHERE origin = 'webhook'") == 1
+
+
+async def test_a_row_written_into_a_day_that_is_going_is_carried_over(old: AsyncEngine, database_url: str) -> None:
+    """Between the decision and the detach, by a clock that stands back: it came after what was to go."""
+    async with begin(old) as conn:
+        await conn.execute(text(f"COMMENT ON TABLE {name(93)} IS '{store.MARK}'"))
+        gone = (await conn.execute(text(f"SELECT max(position) FROM {name(93)}"))).scalar_one()
+        await readers.pass_over(conn, readers.RETENTION, gone)
+    await write(old, 93, provider=1, own=0)
+    with psycopg.connect(database_url, autocommit=True) as other:
+        other.execute(f"ALTER TABLE events DETACH PARTITION {name(93)} CONCURRENTLY")
+    async with store.alone(old) as alone:
+        assert alone is not None
+        await remove(old, alone, replace((await peek(old)), drops=()))
+    assert name(93) not in await tables(old)
+    assert (
+        await value(
+            old,
+            "SELECT count(*) FROM events WHERE origin = 'webhook' AND received_at < :at",
+            at=NOW - timedelta(days=92.5),
+        )
+        == 1
+    )
+
+
+async def peek(engine: AsyncEngine) -> Plan:
+    async with begin(engine) as conn:
+        return (await look(conn, KEEP, [])).plan
 
 
 async def test_old_alerts_go_with_all_that_is_theirs_and_open_ones_stay(engine: AsyncEngine) -> None:
