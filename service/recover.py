@@ -221,6 +221,9 @@ async def reconcile_all(
         await progress(None, page_token, step)
         if page_token is None:
             break
+    else:
+        logger.error("recover.list_endless", source=scope.source, pages=LIST_PAGES_MAX)
+        return total  # who is missing from a list that was not read to its end is not missing
     if missing_too and len(seen) <= ACCOUNTS_SEEN_MAX:
         total = total.plus(await reconcile_missing(scope, environment_id, seen, DETAILS_MAX - details, progress))
     return total

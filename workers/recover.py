@@ -7,6 +7,7 @@ duplicates.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -23,13 +24,14 @@ from service.recover import (
     scope_of,
 )
 from service.retention import recover_since_min
-from service.runtime import Runtime
+from service.runtime import Runtime, stop
 from service.settings import RetentionSettings
 from service.store import readers, recoveries
 from service.store.recoveries import Recovery
 from service.store.session import begin
 
-LEASE = timedelta(minutes=3)  # longer than the tries of one call together
+LEASE = timedelta(seconds=90)  # held longer while we live: after a kill -9 it goes on that much later
+HOLD_SECONDS = 20.0
 AGAIN_MIN, AGAIN_MAX = timedelta(seconds=15), timedelta(minutes=10)
 LISTING_LOOK_EVERY = timedelta(minutes=10)
 
@@ -62,6 +64,7 @@ async def recover(runtime: Runtime, memory: Recovering) -> None:
         return
     scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[recovery.source], memory.api)
     logger.info("recover.started", reason=recovery.reason, source=recovery.source, since=recovery.since.isoformat())
+    holding = asyncio.create_task(hold(runtime, recovery), name="recovery-lease")
     try:
         total = await run(scope, recovery, runtime.settings.retention)
     except Lost:
@@ -80,6 +83,19 @@ async def recover(runtime: Runtime, memory: Recovering) -> None:
             accounts=total.accounts,
             changed=total.changed,
         )
+    finally:
+        await stop(holding)
+
+
+async def hold(runtime: Runtime, recovery: Recovery) -> None:
+    """A slow provider may take longer for a step than the lease lasts. Who lost it hears so at the next progress."""
+    while True:
+        await asyncio.sleep(HOLD_SECONDS)
+        try:
+            async with begin(runtime.engine) as conn:
+                await recoveries.hold(conn, recovery, await readers.clock(conn) + LEASE)
+        except Unavailable:
+            continue
 
 
 async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, sources: list[str]) -> None:
@@ -116,6 +132,7 @@ async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tall
 
     async def progress(upto: datetime | None, token: str | None, step: Tally) -> None:
         nonlocal done_until
+        advanced = token is not None or (upto is not None and (done_until is None or upto > done_until))
         done_until = upto or done_until
         async with begin(scope.engine) as conn:
             now = await readers.clock(conn)
@@ -127,6 +144,7 @@ async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tall
                 page_token=token if recovery.reason == "listing" else None,
                 found=step.found + step.accounts,
                 added=step.added + step.changed,
+                advanced=advanced and recovery.reason == ("outage" if upto else "listing"),
             )
         if not held:
             raise Lost

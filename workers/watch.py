@@ -146,13 +146,13 @@ async def recoveries_wanted(conn: AsyncConnection, runtime: Runtime, now: dateti
                         f" `authwatch recover --since {since}`; with them set here, it happens by itself.",
                     )
                 )
-        elif row.attempts >= FAILED_ATTEMPTS_MAX and row.last_code is not None:
+        elif row.attempts >= FAILED_ATTEMPTS_MAX:
             wanted.append(
                 OwnAlert(
                     rule_id=STUCK,
                     about=f"{row.source}:{row.reason}:{since}",
                     severity="P2",
-                    summary=f"Recovering {row.source} from the provider's API fails: {row.last_error}",
+                    summary=f"Recovering {row.source} from the provider's API fails: {row.last_error or 'it ends half way'}",
                     what_to_do="It is tried again by itself; `authwatch doctor` checks the API credentials. Until it"
                     + (
                         f" succeeds, events between {since} and {until} may be missing."

@@ -157,8 +157,10 @@ async def went_on(
     page_token: str | None,
     found: int,
     added: int,
+    advanced: bool,
 ) -> bool:
-    """Progress, and the lease held longer; False when another worker has taken it over. What went on is no failure."""
+    """Progress, and the lease held longer; False when another worker has taken it over. Only what `advanced` counts the
+    attempts anew: going over what was done before is none."""
     return await _mine(
         conn,
         recovery,
@@ -167,8 +169,13 @@ async def went_on(
         page_token=page_token,
         found=recoveries.c.found + found,
         added=recoveries.c.added + added,
-        attempts=1,
+        attempts=1 if advanced else recoveries.c.attempts,
     )
+
+
+async def hold(conn: AsyncConnection, recovery: Recovery, lease_until: datetime) -> bool:
+    """The lease held longer, while a step takes its time."""
+    return await _mine(conn, recovery, lease_until=lease_until)
 
 
 async def finished(conn: AsyncConnection, recovery: Recovery, now: datetime) -> bool:
@@ -184,11 +191,6 @@ async def failed(conn: AsyncConnection, recovery: Recovery, next_attempt_at: dat
 async def start_over(conn: AsyncConnection, recovery: Recovery) -> None:
     """A listing whose page token the provider no longer knows."""
     await _mine(conn, recovery, page_token=None)
-
-
-async def release(conn: AsyncConnection, recovery: Recovery) -> None:
-    """Given back unfinished, so that the next worker need not wait for the lease to end."""
-    await _mine(conn, recovery, lease_until=None)
 
 
 async def cover(conn: AsyncConnection, source: str, since: datetime, until: datetime, now: datetime) -> None:

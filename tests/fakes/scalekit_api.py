@@ -63,6 +63,7 @@ class FakeScalekit:
         self.weather: list[Response | None] = []  # None: the connection is dropped without an answer
         self.calls: Counter[str] = Counter()
         self.asked: list[str] = []
+        self.refuse_lists = False  # a client without the right to read accounts
         self._pages: dict[str, tuple[str, int]] = {}
         self.app = Starlette(
             routes=[
@@ -148,6 +149,8 @@ class FakeScalekit:
     async def _list_accounts(self, request: Request) -> Response:
         if (no := await self._guard(request, "accounts", LIST_PARAMETERS)) is not None:
             return no
+        if self.refuse_lists:
+            return refusal(403, "permission connected_accounts:read is missing")
         return self._page(request, "connected_accounts", [self.accounts[key] for key in sorted(self.accounts)], "all")
 
     async def _details(self, request: Request) -> Response:

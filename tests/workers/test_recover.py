@@ -246,6 +246,38 @@ async def test_a_provider_that_fails_is_asked_again_later_and_it_is_said(ward: W
     assert alert["state"] == "resolved"
 
 
+async def test_what_fails_after_the_events_are_in_is_said_too(ward: Ward) -> None:
+    """Going over the events again is no progress that would hide that the accounts are never compared."""
+    await ward.no_listing()
+    ward.said(1, ago(minutes=30))
+    await ward.down(minutes=60)
+    ward.fake.refuse_lists = True
+    for _ in range(4):
+        await ward.recover()
+        await ward.house.run("UPDATE recoveries SET next_attempt_at = now()")
+    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    assert [alert["rule_id"] for alert in await ward.house.alerts()] == ["recovery-failing"]
+    assert len(await ward.log()) == 1
+
+
+async def test_a_slow_step_keeps_its_lease(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ward.no_listing()
+    ward.said(1, ago(minutes=30))
+    await ward.down(minutes=60)
+    monkeypatch.setattr(story, "HOLD_SECONDS", 0.05)
+    real, leases = story.run, []
+
+    async def slowly(*words: Any) -> Any:
+        await ward.house.run("UPDATE recoveries SET lease_until = now() + interval '1 second'")
+        await asyncio.sleep(0.3)
+        leases.extend(await ward.house.rows("SELECT lease_until > now() + interval '1 minute' AS held FROM recoveries"))
+        return await real(*words)
+
+    monkeypatch.setattr(story, "run", slowly)
+    await ward.recover()
+    assert [row["held"] for row in leases] == [True]
+
+
 async def test_without_credentials_a_long_outage_is_said_and_a_short_one_left(without_api: House) -> None:
     for minutes in (10, 30):
         await intake.note(without_api.runtime.engine, ["scalekit"])
