@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
@@ -27,6 +28,7 @@ QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BATCH_RECEIPTS_MAX = 500
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 BATCHES_FLYING_MAX = 3
+RECEIPT_BYTES_MORE = 4096  # what a receipt takes beside its body, roughly: headers, fields, the waiting request
 WORTH_SENDING = 8  # receipts that make another batch worth its commit while one is under way
 # Shorter than the provider's patience (10 s by its documentation), so that it hears 503 and not silence.
 COMMIT_WAIT_SECONDS = 8
@@ -38,14 +40,21 @@ ATTEMPTS_MAX = 2
 NOT_NOW = ("08", "25006", "40", "53", "55", "57", "58", "F0", "XX")
 
 
-class Waiting:
-    __slots__ = ("attempts", "future", "row", "row_id", "since")
+class Landed(NamedTuple):
+    """A receipt whose commit is done, and how many seconds after its arrival."""
 
-    def __init__(self, row_id: str, row: bytes, future: asyncio.Future[Kept]) -> None:
-        self.row_id = row_id
-        self.row = row
+    receipt: Receipt
+    kept: Kept
+    seconds: float
+
+
+class Waiting:
+    __slots__ = ("attempts", "future", "receipt", "since")
+
+    def __init__(self, receipt: Receipt, since: float, future: asyncio.Future[tuple[Receipt, Kept]]) -> None:
+        self.receipt = receipt
+        self.since = since
         self.future = future
-        self.since = time.monotonic()
         self.attempts = 0
 
 
@@ -56,7 +65,7 @@ class Committer:
         self,
         connect: Callable[[], Awaitable[Pipeline]],
         make_partitions: Callable[[], Awaitable[None]],
-        on_commit: Callable[[], None],
+        on_commit: Callable[[Sequence[Landed]], None],
     ) -> None:
         self._connect = connect
         self._make_partitions = make_partitions
@@ -69,19 +78,19 @@ class Committer:
         self._mending: asyncio.Task[None] | None = None
         self._scheduled = False
 
-    def commit(self, receipt: Receipt) -> asyncio.Future[Kept]:
-        """Await the answer. `Unavailable`, now or then: nothing was kept as far as we know; a later duplicate is harmless."""
-        row = encode_row(receipt)
-        if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + len(row) > QUEUE_BYTES_MAX:
+    def commit(self, receipt: Receipt, since: float, future: asyncio.Future[tuple[Receipt, Kept]]) -> None:
+        """`future` gets the outcome; `since` is `time.monotonic()` at the arrival. Raises `Unavailable` when full.
+
+        `Unavailable`, now or then: nothing was kept as far as we know; a later duplicate is harmless.
+        """
+        size = len(receipt.body) + RECEIPT_BYTES_MORE
+        if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + size > QUEUE_BYTES_MAX:
             raise Unavailable("too many receipts are waiting for the database; send it again", code="queue_full")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Kept] = loop.create_future()
-        self._waiting.append(Waiting(receipt.id, row, future))
-        self._waiting_bytes += len(row)
-        if not self._scheduled:  # after the requests that are already being read, so that they share this batch
+        self._waiting.append(Waiting(receipt, since, future))
+        self._waiting_bytes += size
+        if not self._scheduled:  # after what is being read in this turn, so that it shares the batch
             self._scheduled = True
-            loop.call_soon(self._send)
-        return future
+            asyncio.get_running_loop().call_soon(self._send)
 
     async def run(self) -> None:
         """Connects ahead of the first request, and cuts off who waited too long; a hung connection is given up."""
@@ -119,28 +128,30 @@ class Committer:
         size = 0
         while self._waiting and len(batch) < BATCH_RECEIPTS_MAX and size < BATCH_BYTES_MAX:
             one = self._waiting.popleft()
-            self._waiting_bytes -= len(one.row)
+            self._waiting_bytes -= len(one.receipt.body) + RECEIPT_BYTES_MORE
             if not one.future.done():  # the caller gave up: it has had its 503 and nothing is kept for it
                 batch.append(one)
-                size += len(one.row)
+                size += len(one.receipt.body) + RECEIPT_BYTES_MORE
         return batch
 
     def _fly(self, pipeline: Pipeline, batch: list[Waiting]) -> None:
         self._flying.append(batch)
-        pipeline.send([one.row for one in batch], self._landed)
+        pipeline.send([encode_row(one.receipt) for one in batch], self._landed)
 
     def _landed(self, outcome: Outcome) -> None:
         batch = self._flying.popleft()
-        if outcome.error is None:
-            others = outcome.others
-            for number, one in enumerate(batch):
-                if not one.future.done():
-                    one.future.set_result(
-                        kept(one.row_id, others.get(number)) if others else Kept(one.row_id, True, True)
-                    )
-            self._on_commit()
-        else:
+        if outcome.error is not None:
             self._refused(batch, outcome)
+        else:
+            now = time.monotonic()
+            landed = [
+                Landed(one.receipt, kept(one.receipt.id, outcome.others.get(number)), now - one.since)
+                for number, one in enumerate(batch)
+            ]
+            for one, done in zip(batch, landed, strict=True):
+                if not one.future.done():
+                    one.future.set_result((done.receipt, done.kept))
+            self._on_commit(landed)
         self._send()
 
     def _refused(self, batch: list[Waiting], outcome: Outcome) -> None:
@@ -167,7 +178,7 @@ class Committer:
 
     def _put_back(self, batch: Sequence[Waiting]) -> None:
         self._waiting.extendleft(reversed(batch))
-        self._waiting_bytes += sum(len(one.row) for one in batch)
+        self._waiting_bytes += sum(len(one.receipt.body) + RECEIPT_BYTES_MORE for one in batch)
 
     def _mend(self, work: Callable[[], Awaitable[None]]) -> None:
         """Connecting or making partitions: one at a time, and nothing is sent meanwhile."""
@@ -203,7 +214,7 @@ class Committer:
                 self._pipeline.fail("timeout")
         while self._waiting and self._waiting[0].since < before:
             one = self._waiting.popleft()
-            self._waiting_bytes -= len(one.row)
+            self._waiting_bytes -= len(one.receipt.body) + RECEIPT_BYTES_MORE
             refuse([one], late)
 
 

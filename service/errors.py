@@ -84,6 +84,12 @@ class Unavailable(AuthwatchError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RateLimited(Unavailable):
+    """More genuine requests than the source's configured rate; nothing was kept and the caller should send again."""
+
+    code = "rate_limited"
+
+
 class DeliveryFailed(AuthwatchError):
     """An outside system did not take what we sent.
 

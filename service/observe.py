@@ -60,6 +60,11 @@ def answered(status: int) -> Histogram:
     return requests_seconds.labels(str(status))
 
 
+def rejected(source: str, reason: str, status: int, seconds: float) -> None:
+    rejected_total.labels(source, reason).inc()
+    answered(status).observe(seconds)
+
+
 def configure_logging(variables: Mapping[str, str] = os.environ) -> None:
     """JSON lines to AUTHWATCH_LOG_FILE when set (`up` does that), else to stderr."""
     path = variables.get("AUTHWATCH_LOG_FILE")

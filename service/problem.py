@@ -24,6 +24,7 @@ STATUSES: dict[type[errors.AuthwatchError], int] = {
     errors.Gone: 410,
     errors.TooLarge: 413,
     errors.BadRequest: 400,
+    errors.RateLimited: 429,
     errors.Unavailable: 503,
 }
 TITLES = {
@@ -36,6 +37,7 @@ TITLES = {
     409: "Conflict",
     410: "Gone",
     413: "Content too large",
+    429: "Too many requests",
     500: "Internal error",
     503: "Service unavailable",
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -13,8 +15,8 @@ import httpx
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service import notify, orchestrators, outbound, queue, sinks
-from service.commit import Committer
+from service import notify, observe, orchestrators, outbound, queue, sinks
+from service.commit import Committer, Landed
 from service.errors import ConfigError
 from service.notify.base import Notifier
 from service.observe import log
@@ -63,7 +65,7 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
         committer = Committer(
             connect=partial(open_pipeline, settings.database_url.get_secret_value()),
             make_partitions=partial(make_partitions, engine),
-            on_commit=partial(nudger.nudge, queue.EVALUATE),
+            on_commit=partial(committed, nudger),
         )
         rules = RuleBook(settings.rules_folder)
         for mistake in rules.reload():
@@ -110,6 +112,24 @@ def open_plug_in(
     except ValidationError as exc:
         raise ConfigError(f"{where}.{name}: {explain(exc, kind.Config)}") from None
     return kind.open(config, http)
+
+
+def committed(nudger: Nudger, batch: Sequence[Landed]) -> None:
+    """After each commit: the workers are told, and what came in is counted."""
+    nudger.nudge(queue.EVALUATE)
+    now = datetime.now(UTC)
+    kinds: Counter[tuple[str, str]] = Counter()
+    for receipt, kept, seconds in batch:
+        observe.answered(202 if kept.accepted else 200).observe(seconds)
+        if not kept.accepted:
+            observe.duplicates_total.labels(receipt.source, str(kept.same_body).lower()).inc()
+            continue
+        event = receipt.event
+        kinds[receipt.source, event.kind] += 1
+        if event.occurred_at is not None and receipt.origin == "webhook":
+            observe.lag(event.kind).observe(max(0.0, (now - event.occurred_at).total_seconds()))
+    for (source, kind), count in kinds.items():
+        observe.accepted(source, kind).inc(count)
 
 
 async def make_partitions(engine: AsyncEngine) -> None:

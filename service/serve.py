@@ -34,6 +34,8 @@ def serve(host: str, port: int, workers: int) -> None:
     """
     import uvicorn
 
+    from service.connections import BoundedProtocol
+
     _raise_open_files()
     # Before any process is started: what can be judged without opening anything.
     open_sources(load_settings(os.environ).sources)
@@ -54,7 +56,7 @@ def serve(host: str, port: int, workers: int) -> None:
                 port=port,
                 workers=workers,
                 loop="uvloop",
-                http="httptools",
+                http=BoundedProtocol,
                 lifespan="on",
                 ws="none",
                 backlog=BACKLOG,

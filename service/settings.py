@@ -88,11 +88,15 @@ class SecretSettings(Strict):
 
 
 class SourceSettings(Strict):
-    """A configured endpoint: `POST /webhooks/{name}`. `secrets` is newest first; all of them are accepted."""
+    """A configured endpoint: `POST /webhooks/{name}`. `secrets` is newest first; all of them are accepted.
+
+    `rate_limit_per_second` counts genuine requests only, in each receiver process; above it they are answered 429.
+    """
 
     provider: str = "scalekit"
     secrets: tuple[SecretSettings, ...] = Field(min_length=1, max_length=SECRETS_MAX)
     verify_with: Literal["own", "sdk"] = "own"
+    rate_limit_per_second: float | None = Field(None, ge=1)
 
 
 RETENTION_DAYS_MIN, RETENTION_DAYS_MAX = 1, 3650

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from service.errors import ConfigError
+from service.limits import RateLimit
 from service.providers import PROVIDERS
 from service.providers.base import Provider
 from service.settings import SourceSettings
@@ -19,12 +20,14 @@ NAME_CHARS_TELLING = 6  # a name that long is no part of a secret by chance
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A configured endpoint. `gate` is the provider's own SDK as a second check, or None."""
+    """A configured endpoint. `gate` is the provider's own SDK as a second check, or None. `limit` is taken from only by
+    requests that were verified, so that whoever cannot sign cannot use it up."""
 
     name: str
     provider: Provider
     secrets: Sequence[Secret]
     gate: Callable[[Sequence[tuple[bytes, bytes]], bytes], None] | None
+    limit: RateLimit | None = None
 
     def verify(self, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: datetime) -> Verified:
         """Our own strict verifier always runs, and runs first."""
@@ -110,4 +113,5 @@ def open_source(name: str, section: SourceSettings) -> Source:
         def gate(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
             check({key.decode("latin-1").lower(): value.decode("latin-1") for key, value in headers}, body, texts)
 
-    return Source(name=name, provider=provider, secrets=secrets, gate=gate)
+    limit = RateLimit(section.rate_limit_per_second) if section.rate_limit_per_second else None
+    return Source(name=name, provider=provider, secrets=secrets, gate=gate, limit=limit)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
+
 from service import signatures
 from service.errors import BadRequest, PayloadUnreadable
 from service.event import TEXT_CHARS_MAX, ProviderEvent
@@ -134,19 +136,27 @@ class Scalekit:
 
 
 def parse(body: bytes) -> dict[str, Any]:
+    """orjson reads in a quarter of the time; what it refuses is judged by the standard library, which reads more."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        payload = parse_slowly(body)
+    if not isinstance(payload, dict):
+        raise PayloadUnreadable("the body is not a JSON object", code="not_an_object")
+    return payload
+
+
+def parse_slowly(body: bytes) -> Any:
     try:
         decoded = body.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise PayloadUnreadable("the body is not UTF-8", code="not_utf8") from exc
     try:
-        payload = json.loads(decoded)
+        return json.loads(decoded)
     except RecursionError as exc:
         raise PayloadUnreadable("the body nests too deep", code="too_deep") from exc
     except ValueError as exc:  # not JSON, or a number longer than Python converts
         raise PayloadUnreadable("the body is not JSON", code="not_json") from exc
-    if not isinstance(payload, dict):
-        raise PayloadUnreadable("the body is not a JSON object", code="not_an_object")
-    return payload
 
 
 def suffix(type_: str) -> str:

@@ -6,14 +6,14 @@ Written by hand because building twenty-three driver parameters for a receipt co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from json.encoder import encode_basestring_ascii as quote
 from struct import Struct
 from typing import Any
 from uuid import UUID
+
+import orjson
 
 from service.store.log import Receipt
 
@@ -83,20 +83,12 @@ def word(value: str | None) -> bytes:
 
 
 def jsonb(value: Mapping[str, Any]) -> bytes:
-    """An object of small values. The module's own encoder would be built anew for each."""
-    items = [
-        f"{quoted_name(name)}:{quote(item) if type(item) is str else json.dumps(item)}" for name, item in value.items()
-    ]
-    text_ = ",".join(items)
-    if "\\u0000" in text_:  # jsonb cannot hold it; no provider or proxy sends it
-        text_ = ",".join(item.replace("\\u0000", "") for item in items)
-    raw = f"{{{text_}}}".encode()
+    raw = orjson.dumps(value)
+    if b"\\u0000" in raw:  # jsonb cannot hold it, and no provider or proxy sends it
+        raw = orjson.dumps(
+            {name: item.replace("\x00", "") if type(item) is str else item for name, item in value.items()}
+        )
     return JSONB + (len(raw) + 1).to_bytes(4) + b"\x01" + raw
-
-
-@lru_cache(maxsize=WORDS_MAX)
-def quoted_name(name: str) -> str:
-    return quote(name)
 
 
 def instant(at: datetime | None) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -64,9 +65,15 @@ def start_committer(database_url: str, engine: AsyncEngine) -> tuple[Committer, 
     committer = Committer(
         connect=partial(open_pipeline, database_url),
         make_partitions=partial(make_partitions, engine),
-        on_commit=lambda: None,
+        on_commit=lambda landed: None,
     )
     return committer, asyncio.create_task(committer.run())
+
+
+async def commit(committer: Committer, receipt: Receipt) -> log.Kept:
+    future: asyncio.Future[tuple[Receipt, log.Kept]] = asyncio.get_running_loop().create_future()
+    committer.commit(receipt, time.monotonic(), future)
+    return (await future)[1]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ async def test_a_day_without_its_partition_is_made_and_the_insert_tried_again(
     assert log.partition_is_missing(caught.value)
 
     committer, running = start_committer(database_url, engine)
-    kept = await committer.commit(make_receipt())
+    kept = await commit(committer, make_receipt())
     running.cancel()
     assert kept.accepted
 
@@ -129,7 +136,7 @@ async def test_one_bad_row_never_fails_its_neighbours(database_url: str, engine:
     good = [make_receipt() for _ in range(5)]
     bad = make_receipt(identifier="a\x00b")
     outcomes = await asyncio.gather(
-        *(committer.commit(one) for one in [*good[:2], bad, *good[2:]]), return_exceptions=True
+        *(commit(committer, one) for one in [*good[:2], bad, *good[2:]]), return_exceptions=True
     )
     running.cancel()
     assert [type(outcome).__name__ for outcome in outcomes] == ["Kept", "Kept", "Unavailable", "Kept", "Kept", "Kept"]
