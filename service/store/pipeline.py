@@ -52,7 +52,8 @@ class Pipeline:
         self._writing = False
         self.broken = False
         self._pg.enter_pipeline_mode()
-        self._loop.add_reader(self._pg.socket, self._read)
+        self._socket = self._pg.socket  # not to be had any more from a connection that is lost
+        self._loop.add_reader(self._socket, self._read)
 
     def send(self, rows: Sequence[bytes], done: Callable[[Outcome], None]) -> None:
         """Never raises: what cannot be sent is told through `done`, like everything else."""
@@ -67,9 +68,9 @@ class Pipeline:
     def _write(self) -> None:
         unsent = self._pg.flush()
         if unsent and not self._writing:
-            self._loop.add_writer(self._pg.socket, self._write_on)
+            self._loop.add_writer(self._socket, self._write_on)
         elif not unsent and self._writing:
-            self._loop.remove_writer(self._pg.socket)
+            self._loop.remove_writer(self._socket)
         self._writing = bool(unsent)
 
     def _write_on(self) -> None:
@@ -108,9 +109,9 @@ class Pipeline:
         if self.broken:
             return
         self.broken = True
-        self._loop.remove_reader(self._pg.socket)
+        self._loop.remove_reader(self._socket)
         if self._writing:
-            self._loop.remove_writer(self._pg.socket)
+            self._loop.remove_writer(self._socket)
         self._pg.finish()
         flying, self._flying = self._flying, deque()
         for done, _ in flying:

@@ -140,6 +140,8 @@ async def seconds_until_cut(port: int, *parts: bytes, pause_seconds: float = 0.3
             await reader.read()
     except TimeoutError:
         return 4.0
+    except OSError:
+        pass  # cut in the middle of our writing
     finally:
         took = time.monotonic() - began
         writer.close()
