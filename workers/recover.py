@@ -8,6 +8,7 @@ duplicates.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -43,6 +44,8 @@ class Recovering:
     api: ProviderApi | None = None
     listing_looked_at: datetime | None = None
     listing_wanted: set[str] = field(default_factory=set)
+    environment_id: str | None = None
+    environment_again: float = 0.0
 
 
 class Lost(Exception):
@@ -56,6 +59,8 @@ async def recover(runtime: Runtime, memory: Recovering) -> None:
         if memory.api is None:
             return
     sources = [name for name in sources_of(runtime.settings, memory.api.provider) if name in runtime.sources]
+    if len(sources) > 1:
+        sources = await of_our_environment(runtime, memory, memory.api, sources)
     await want_listings(runtime, memory, memory.api, sources)
     async with begin(runtime.engine) as conn:
         now = await readers.clock(conn)
@@ -96,6 +101,19 @@ async def hold(runtime: Runtime, recovery: Recovery) -> None:
                 await recoveries.hold(conn, recovery, await readers.clock(conn) + LEASE)
         except Unavailable:
             continue
+
+
+async def of_our_environment(runtime: Runtime, memory: Recovering, api: ProviderApi, sources: list[str]) -> list[str]:
+    """Of several sources of one provider those with accounts in the credentials' environment: the events of production
+    must not come in through the door of development."""
+    if memory.environment_id is None and time.monotonic() >= memory.environment_again:
+        memory.environment_again = time.monotonic() + LISTING_LOOK_EVERY.total_seconds()
+        try:
+            memory.environment_id = await api.environment_id()
+        except DeliveryFailed as exc:
+            logger.warning("recover.environment_unknown", code=exc.code, error=str(exc))
+    async with begin(runtime.engine) as conn:
+        return [one for one in sources if memory.environment_id in await recoveries.environments(conn, one)]
 
 
 async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, sources: list[str]) -> None:

@@ -260,6 +260,18 @@ async def test_what_fails_after_the_events_are_in_is_said_too(ward: Ward) -> Non
     assert len(await ward.log()) == 1
 
 
+async def test_of_two_sources_only_that_of_the_credentials_is_recovered(ward: Ward) -> None:
+    runtime = ward.house.runtime
+    await ward.house.accept(make_receipt(source="dev", environment_id="env_dev", account_id="ca_dev"))
+    await ward.house.told("ACTIVE", ago=7200)
+    ward.said(1, ago(minutes=30))
+    both = ["dev", "scalekit"]
+    assert await story.of_our_environment(runtime, ward.memory, ward.scope.api, both) == ["scalekit"]
+    asked = ward.fake.calls["events"]
+    assert await story.of_our_environment(runtime, ward.memory, ward.scope.api, both) == ["scalekit"]
+    assert ward.fake.calls["events"] == asked
+
+
 async def test_a_slow_step_keeps_its_lease(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     await ward.no_listing()
     ward.said(1, ago(minutes=30))
