@@ -9,6 +9,7 @@ Source: PostgreSQL manual, "Pipeline Mode" of libpq.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,9 @@ class Pipeline:
         self._writing = False
         self.broken = False
         self._pg.enter_pipeline_mode()
-        self._socket = self._pg.socket  # not to be had any more from a connection that is lost
+        # A descriptor of our own: on a lost connection libpq closes its own at once, and the loop would go on watching
+        # a number that the next connection may be given.
+        self._socket = os.dup(self._pg.socket)
         self._loop.add_reader(self._socket, self._read)
 
     def send(self, rows: Sequence[bytes], done: Callable[[Outcome], None]) -> None:
@@ -113,6 +116,7 @@ class Pipeline:
         if self._writing:
             self._loop.remove_writer(self._socket)
         self._pg.finish()
+        os.close(self._socket)
         flying, self._flying = self._flying, deque()
         for done, _ in flying:
             done(Outcome(error=error))
