@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import psycopg
@@ -24,11 +25,11 @@ from service.store.pipeline import Outcome, Pipeline
 from service.store.wire import encode_row
 
 QUEUE_RECEIPTS_MAX = 10_000
-QUEUE_BYTES_MAX = 64 * 1024 * 1024
+QUEUE_BYTES_MAX = 128 * 1024 * 1024  # each body counts twice: as it came and as it goes
 BATCH_RECEIPTS_MAX = 500
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 BATCHES_FLYING_MAX = 3
-RECEIPT_BYTES_MORE = 4096  # what a receipt takes beside its body, roughly: headers, fields, the waiting request
+RECEIPT_BYTES_MORE = 4096  # what a receipt takes beside its bytes, roughly: headers, fields, the waiting request
 WORTH_SENDING = 8  # receipts that make another batch worth its commit while one is under way
 # Shorter than the provider's patience (10 s by its documentation), so that it hears 503 and not silence.
 COMMIT_WAIT_SECONDS = 8
@@ -49,10 +50,14 @@ class Landed(NamedTuple):
 
 
 class Waiting:
-    __slots__ = ("attempts", "future", "receipt", "since")
+    __slots__ = ("attempts", "future", "receipt", "row", "since", "size")
 
-    def __init__(self, receipt: Receipt, since: float, future: asyncio.Future[tuple[Receipt, Kept]]) -> None:
+    def __init__(
+        self, receipt: Receipt, row: bytes, since: float, future: asyncio.Future[tuple[Receipt, Kept]]
+    ) -> None:
         self.receipt = receipt
+        self.row = row
+        self.size = len(row) + len(receipt.body) + RECEIPT_BYTES_MORE
         self.since = since
         self.future = future
         self.attempts = 0
@@ -83,11 +88,11 @@ class Committer:
 
         `Unavailable`, now or then: nothing was kept as far as we know; a later duplicate is harmless.
         """
-        size = len(receipt.body) + RECEIPT_BYTES_MORE
-        if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + size > QUEUE_BYTES_MAX:
+        waiting = Waiting(receipt, encode_row(receipt), since, future)
+        if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + waiting.size > QUEUE_BYTES_MAX:
             raise Unavailable("too many receipts are waiting for the database; send it again", code="queue_full")
-        self._waiting.append(Waiting(receipt, since, future))
-        self._waiting_bytes += size
+        self._waiting.append(waiting)
+        self._waiting_bytes += waiting.size
         if not self._scheduled:  # after what is being read in this turn, so that it shares the batch
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
@@ -113,9 +118,10 @@ class Committer:
             if self._waiting or self._alone:
                 self._mend(self._open)
             return
-        while self._alone and not self._flying:
+        while self._alone and not self._flying and not self._pipeline.broken:
             self._fly(self._pipeline, [self._alone.popleft()])
-        while self._waiting and not self._alone and self._worth_sending():
+        # A connection may be found lost by the sending itself.
+        while self._waiting and not self._alone and not self._pipeline.broken and self._worth_sending():
             batch = self._take()
             if batch:
                 self._fly(self._pipeline, batch)
@@ -128,18 +134,19 @@ class Committer:
         size = 0
         while self._waiting and len(batch) < BATCH_RECEIPTS_MAX and size < BATCH_BYTES_MAX:
             one = self._waiting.popleft()
-            self._waiting_bytes -= len(one.receipt.body) + RECEIPT_BYTES_MORE
+            self._waiting_bytes -= one.size
             if not one.future.done():  # the caller gave up: it has had its 503 and nothing is kept for it
                 batch.append(one)
-                size += len(one.receipt.body) + RECEIPT_BYTES_MORE
+                size += one.size
         return batch
 
     def _fly(self, pipeline: Pipeline, batch: list[Waiting]) -> None:
         self._flying.append(batch)
-        pipeline.send([encode_row(one.receipt) for one in batch], self._landed)
+        # Each answer knows its batch: by order alone, one answer that never came would be taken for the next one's.
+        pipeline.send([one.row for one in batch], partial(self._landed, batch))
 
-    def _landed(self, outcome: Outcome) -> None:
-        batch = self._flying.popleft()
+    def _landed(self, batch: list[Waiting], outcome: Outcome) -> None:
+        self._flying.remove(batch)
         if outcome.error is not None:
             self._refused(batch, outcome)
         else:
@@ -178,7 +185,7 @@ class Committer:
 
     def _put_back(self, batch: Sequence[Waiting]) -> None:
         self._waiting.extendleft(reversed(batch))
-        self._waiting_bytes += sum(len(one.receipt.body) + RECEIPT_BYTES_MORE for one in batch)
+        self._waiting_bytes += sum(one.size for one in batch)
 
     def _mend(self, work: Callable[[], Awaitable[None]]) -> None:
         """Connecting or making partitions: one at a time, and nothing is sent meanwhile."""
@@ -214,7 +221,7 @@ class Committer:
                 self._pipeline.fail("timeout")
         while self._waiting and self._waiting[0].since < before:
             one = self._waiting.popleft()
-            self._waiting_bytes -= len(one.receipt.body) + RECEIPT_BYTES_MORE
+            self._waiting_bytes -= one.size
             refuse([one], late)
 
 

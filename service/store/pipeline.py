@@ -38,6 +38,7 @@ class Outcome:
     error: str | None = None
     sqlstate: str | None = None
     missing_partition: bool = False
+    answered: bool = False
     others: dict[int, tuple[str, bool]] = field(default_factory=dict)
 
 
@@ -60,6 +61,9 @@ class Pipeline:
 
     def send(self, rows: Sequence[bytes], done: Callable[[Outcome], None]) -> None:
         """Never raises: what cannot be sent is told through `done`, like everything else."""
+        if self.broken:
+            done(Outcome(error="connection_lost"))
+            return
         self._flying.append((done, Outcome()))
         try:
             self._pg.send_query_prepared(STATEMENT, [encode_array(self._oid, rows)], [BINARY], BINARY)
@@ -97,6 +101,8 @@ class Pipeline:
                 done, outcome = self._flying[0]
                 if result.status == pq.ExecStatus.PIPELINE_SYNC:
                     self._flying.popleft()
+                    if not outcome.answered and outcome.error is None:
+                        outcome.error = "no_answer"  # nothing is taken for kept that was not said to be
                     done(outcome)
                 elif result.status == pq.ExecStatus.TUPLES_OK:
                     read_rows(result, outcome)
@@ -123,6 +129,7 @@ class Pipeline:
 
 
 def read_rows(result: pq.abc.PGresult, outcome: Outcome) -> None:
+    outcome.answered = True
     for row in range(result.ntuples):
         number, event_row_id, same_body = (result.get_value(row, column) for column in range(3))
         assert number is not None

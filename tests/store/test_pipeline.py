@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 
 import psycopg
 import pytest
 import uvloop
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from service.commit import BATCH_RECEIPTS_MAX, Committer
+from service.runtime import make_partitions
+from service.store.log import Kept
 from service.store.pipeline import Outcome, Pipeline, open_pipeline
+from service.store.session import begin
 from service.store.wire import encode_row
 from tests.end_to_end.running import until
 from tests.make import make_receipt
@@ -49,3 +56,58 @@ def test_a_lost_connection_leaves_nothing_that_troubles_the_next(
 ) -> None:
     """On the loop of the receiver too, which holds on to a socket's number until it is told otherwise."""
     run(lost_and_opened_again(database_url))
+
+
+async def test_what_is_sent_on_a_connection_that_is_lost_is_told_so(database_url: str) -> None:
+    """Else its place in the queue of answers would be taken by the next answer: accepted, and never sent."""
+    pipeline = await open_pipeline(database_url)
+    pipeline.fail("lost")
+    assert (await kept(pipeline)).error == "connection_lost"
+
+
+async def test_an_answer_is_given_to_those_it_is_about_however_connections_are_lost(
+    database_url: str, engine: AsyncEngine
+) -> None:
+    """The first connection is found lost at its second batch, by the sending itself, while more wait to be sent."""
+    opened = 0
+
+    async def connect() -> Pipeline:
+        nonlocal opened
+        opened += 1
+        pipeline = await open_pipeline(database_url)
+        return pipeline if opened > 1 else LostAtSecond(pipeline)  # type: ignore[return-value]
+
+    committer = Committer(connect, partial(make_partitions, engine), on_commit=lambda: None)
+    running = asyncio.create_task(committer.run())
+    receipts = [make_receipt() for _ in range(3 * BATCH_RECEIPTS_MAX)]
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            answers = await asyncio.gather(*map(committer.commit, receipts), return_exceptions=True)
+            answers += await asyncio.gather(committer.commit(make_receipt()), return_exceptions=True)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    accepted = {answer.id for answer in answers if isinstance(answer, Kept)}
+    assert accepted
+    async with begin(engine) as conn:
+        there = {str(row[0]) for row in await conn.execute(text("SELECT id FROM events"))}
+    assert accepted <= there
+
+
+class LostAtSecond:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._sent = 0
+
+    @property
+    def broken(self) -> bool:
+        return self._pipeline.broken
+
+    def fail(self, error: str) -> None:
+        self._pipeline.fail(error)
+
+    def send(self, rows: Sequence[bytes], done: Callable[[Outcome], None]) -> None:
+        self._sent += 1
+        if self._sent == 2:
+            self._pipeline._pg.finish()  # as libpq does when it finds the server gone
+        self._pipeline.send(rows, done)
