@@ -14,12 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.commit import BATCH_RECEIPTS_MAX, Committer
 from service.runtime import make_partitions
-from service.store.log import Kept
 from service.store.pipeline import Outcome, Pipeline, open_pipeline
 from service.store.session import begin
 from service.store.wire import encode_row
 from tests.end_to_end.running import until
 from tests.make import make_receipt
+from tests.store.test_commit import start
 
 ANSWER_SECONDS_MAX = 5
 
@@ -77,17 +77,17 @@ async def test_an_answer_is_given_to_those_it_is_about_however_connections_are_l
         pipeline = await open_pipeline(database_url)
         return pipeline if opened > 1 else LostAtSecond(pipeline)  # type: ignore[return-value]
 
-    committer = Committer(connect, partial(make_partitions, engine), on_commit=lambda: None)
+    committer = Committer(connect, partial(make_partitions, engine), on_commit=lambda landed: None)
     running = asyncio.create_task(committer.run())
     receipts = [make_receipt() for _ in range(3 * BATCH_RECEIPTS_MAX)]
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            answers = await asyncio.gather(*map(committer.commit, receipts), return_exceptions=True)
-            answers += await asyncio.gather(committer.commit(make_receipt()), return_exceptions=True)
+            answers = await asyncio.gather(*(start(committer, one) for one in receipts), return_exceptions=True)
+            answers += await asyncio.gather(start(committer, make_receipt()), return_exceptions=True)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    accepted = {answer.id for answer in answers if isinstance(answer, Kept)}
+    accepted = {answer[1].id for answer in answers if isinstance(answer, tuple)}
     assert accepted
     async with begin(engine) as conn:
         there = {str(row[0]) for row in await conn.execute(text("SELECT id FROM events"))}
