@@ -10,12 +10,14 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service import intake, problem
 from service.api.http import Call, Handler, guarded
@@ -23,7 +25,7 @@ from service.api.openapi import document
 from service.api.routes import CALLS
 from service.errors import AuthwatchError
 from service.observe import configure_logging, log
-from service.receive import FrontDoor
+from service.receive import PATH, FrontDoor
 from service.reload import kept_current
 from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime, stop
 from service.settings import Settings, load_settings
@@ -43,6 +45,21 @@ def by_method(handlers: Mapping[str, Handler]) -> Handler:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
     return endpoint
+
+
+class Receiver(Starlette):
+    """Webhooks go to the front door before anything else is asked; everything else goes the framework's way."""
+
+    def __init__(self, front_door: FrontDoor, **framework: Any) -> None:
+        super().__init__(**framework)
+        self._front_door = front_door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PATH):
+            scope["app"] = self
+            await self._front_door(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None, variables: Mapping[str, str] = os.environ) -> Starlette:
@@ -71,9 +88,10 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
     async def openapi(_request: Request) -> Response:
         return JSONResponse(document(CALLS, server=known.public_url or ""))
 
-    return Starlette(
+    return Receiver(
+        front_door,
         routes=[
-            Route("/webhooks/{source}", front_door, methods=["POST"]),
+            Route(PATH + "{source:path}", front_door, methods=["POST"]),  # for whoever asks by another method
             *routes_of(CALLS),
             Route("/openapi.json", openapi, methods=["GET"]),
         ],

@@ -14,13 +14,13 @@ from datetime import datetime
 from typing import Any
 
 from service.errors import SignatureInvalid
+from service.headers import SIGNATURE_HEADERS
 from service.redact import MASK, is_secret_name, redact, redact_text
-from service.signatures import PARTS, PREFIXES, WINDOW_SECONDS
+from service.signatures import WINDOW_SECONDS
 from service.sources import Source
 
 # `received_at` is the database's clock at the commit, the window was held to the receiver's clock before it.
 COMMIT_SECONDS_MAX = 30
-SIGNATURE_HEADERS = frozenset(prefix + part for prefix in PREFIXES for part in PARTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

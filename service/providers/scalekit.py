@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from service.event import TEXT_CHARS_MAX, ProviderEvent
 from service.signatures import Secret, Verified
 
 PREFIX = "connected_account"
+MEANINGS_MAX = 1024
 KINDS = {
     "created": "account.created",
     "updated": "account.updated",
@@ -76,15 +78,15 @@ class Scalekit:
             raise PayloadUnreadable("the event has no type", code="type_missing")
         if not isinstance(type_, str) or not type_:
             raise PayloadUnreadable("the event's type is not text", code="type_not_text")
-        what = suffix(type_)
         given = payload.get("data")
         data: Mapping[str, Any] = given if isinstance(given, dict) else {}
         status, old_status = text(data, "status"), text(data, "old_status")
         account_id, connection_id = text(data, "id"), text(data, "connection_id")
+        kind, account_status = meaning(type_, status)
         return ProviderEvent(
             event_id=text(payload, "id") or message_id,
             type=storable(type_),
-            kind=kind_of(what, status),
+            kind=kind,
             account_id=account_id or connection_id,
             connection_id=connection_id or account_id,
             provider=text(data, "provider"),
@@ -93,7 +95,7 @@ class Scalekit:
             environment_id=text(payload, "environment_id"),
             status=status,
             old_status=old_status,
-            account_status=account_status_of(what, status),
+            account_status=account_status,
             occurred_at=instant(payload.get("occurred_at")),
             details={name: value for name in DETAILS if (value := text(data, name)) is not None},
         )
@@ -157,6 +159,13 @@ def parse_slowly(body: bytes) -> Any:
         raise PayloadUnreadable("the body nests too deep", code="too_deep") from exc
     except ValueError as exc:  # not JSON, or a number longer than Python converts
         raise PayloadUnreadable("the body is not JSON", code="not_json") from exc
+
+
+@lru_cache(maxsize=MEANINGS_MAX)
+def meaning(type_: str, status: str | None) -> tuple[str, str | None]:
+    """`(kind, account status)` of a type and the status that came with it."""
+    what = suffix(type_)
+    return kind_of(what, status), account_status_of(what, status)
 
 
 def suffix(type_: str) -> str:
