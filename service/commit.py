@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
@@ -41,23 +40,17 @@ ATTEMPTS_MAX = 2
 NOT_NOW = ("08", "25006", "40", "53", "55", "57", "58", "F0", "XX")
 
 
-class Landed(NamedTuple):
-    """A receipt whose commit is done, and how many seconds after its arrival."""
-
-    receipt: Receipt
-    kept: Kept
-    seconds: float
-
-
 class Waiting:
-    __slots__ = ("attempts", "future", "receipt", "row", "since", "size")
+    """A receipt on its way to the log. `kept` is there once it is committed; `since` is `time.monotonic()` at arrival."""
 
-    def __init__(
-        self, receipt: Receipt, row: bytes, since: float, future: asyncio.Future[tuple[Receipt, Kept]]
-    ) -> None:
+    __slots__ = ("attempts", "future", "kept", "receipt", "row", "since", "size")
+
+    kept: Kept
+
+    def __init__(self, receipt: Receipt, since: float, future: asyncio.Future[Waiting]) -> None:
         self.receipt = receipt
-        self.row = row
-        self.size = len(row) + len(receipt.body) + RECEIPT_BYTES_MORE
+        self.row = row = encode_row(receipt)
+        self.size = 2 * len(row) + RECEIPT_BYTES_MORE
         self.since = since
         self.future = future
         self.attempts = 0
@@ -70,7 +63,7 @@ class Committer:
         self,
         connect: Callable[[], Awaitable[Pipeline]],
         make_partitions: Callable[[], Awaitable[None]],
-        on_commit: Callable[[Sequence[Landed]], None],
+        on_commit: Callable[[Sequence[Waiting]], None],
     ) -> None:
         self._connect = connect
         self._make_partitions = make_partitions
@@ -83,12 +76,12 @@ class Committer:
         self._mending: asyncio.Task[None] | None = None
         self._scheduled = False
 
-    def commit(self, receipt: Receipt, since: float, future: asyncio.Future[tuple[Receipt, Kept]]) -> None:
-        """`future` gets the outcome; `since` is `time.monotonic()` at the arrival. Raises `Unavailable` when full.
+    def commit(self, receipt: Receipt, since: float, future: asyncio.Future[Waiting]) -> None:
+        """`future` gets the receipt back, with what became of it; `since` is its arrival. Raises `Unavailable` when full.
 
         `Unavailable`, now or then: nothing was kept as far as we know; a later duplicate is harmless.
         """
-        waiting = Waiting(receipt, encode_row(receipt), since, future)
+        waiting = Waiting(receipt, since, future)
         if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + waiting.size > QUEUE_BYTES_MAX:
             raise Unavailable("too many receipts are waiting for the database; send it again", code="queue_full")
         self._waiting.append(waiting)
@@ -150,15 +143,13 @@ class Committer:
         if outcome.error is not None:
             self._refused(batch, outcome)
         else:
-            now = time.monotonic()
-            landed = [
-                Landed(one.receipt, kept(one.receipt.id, outcome.others.get(number)), now - one.since)
-                for number, one in enumerate(batch)
-            ]
-            for one, done in zip(batch, landed, strict=True):
+            others = outcome.others
+            for number, one in enumerate(batch):
+                receipt_id = one.receipt.id
+                one.kept = kept(receipt_id, others.get(number)) if others else Kept(receipt_id, True, True)
                 if not one.future.done():
-                    one.future.set_result((done.receipt, done.kept))
-            self._on_commit(landed)
+                    one.future.set_result(one)
+            self._on_commit(batch)
         self._send()
 
     def _refused(self, batch: list[Waiting], outcome: Outcome) -> None:

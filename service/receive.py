@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from service import observe
+from service.commit import Waiting
 from service.errors import (
     AuthwatchError,
     BadRequest,
@@ -36,7 +37,7 @@ from service.problem import on_authwatch_error, on_unexpected, status_of
 from service.runtime import Runtime
 from service.signatures import Verified
 from service.sources import Source
-from service.store.log import Kept, Receipt
+from service.store.log import Receipt
 
 PATH = "/webhooks/"
 BODY_BYTES_MAX = 1024 * 1024
@@ -46,7 +47,7 @@ JSON_HEADER = (b"content-type", b"application/json")
 
 
 Headers = Sequence[tuple[bytes, bytes]]
-Arrival = tuple[Source, Headers, bytes, float, "asyncio.Future[tuple[Receipt, Kept]]"]
+Arrival = tuple[Source, Headers, bytes, float, "asyncio.Future[Waiting]"]
 
 
 class FrontDoor:
@@ -72,11 +73,11 @@ class FrontDoor:
             if source is None:
                 raise NotFound("no such source, or it is switched off", code="unknown_source")
             body = await self._read_body(scope["headers"], receive)
-            answer: asyncio.Future[tuple[Receipt, Kept]] = asyncio.get_running_loop().create_future()
+            answer: asyncio.Future[Waiting] = asyncio.get_running_loop().create_future()
             if not self._arrived:
                 asyncio.get_running_loop().call_soon(self._take_in, runtime)
             self._arrived.append((source, scope["headers"], body, began, answer))
-            receipt, kept = await answer
+            done = await answer
         except AuthwatchError as exc:
             # An unknown source's name is a caller's choice and may not become a label.
             known = name if name in runtime.sources else ""
@@ -87,10 +88,11 @@ class FrontDoor:
         except Exception as exc:  # noqa: BLE001 - the edge: a bug of ours is an answer too
             await (await on_unexpected(Request(scope), exc))(scope, receive, send)
             return
+        kept = done.kept
         if not kept.accepted:
             status, word = 200, b"duplicate"
         else:
-            status, word = 202, b"quarantined" if receipt.event.kind == "quarantine" else b"accepted"
+            status, word = 202, b"quarantined" if done.receipt.event.kind == "quarantine" else b"accepted"
         said = b'{"status":"%b","id":"%b"}' % (word, kept.id.encode())
         headers = [(b"content-length", b"%d" % len(said)), JSON_HEADER]
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service import notify, observe, orchestrators, outbound, queue, sinks
-from service.commit import Committer, Landed
+from service.commit import Committer, Waiting
 from service.errors import ConfigError
 from service.notify.base import Notifier
 from service.observe import log
@@ -114,13 +115,15 @@ def open_plug_in(
     return kind.open(config, http)
 
 
-def committed(nudger: Nudger, batch: Sequence[Landed]) -> None:
+def committed(nudger: Nudger, batch: Sequence[Waiting]) -> None:
     """After each commit: the workers are told, and what came in is counted."""
     nudger.nudge(queue.EVALUATE)
     now = datetime.now(UTC)
     kinds: Counter[tuple[str, str]] = Counter()
-    for receipt, kept, seconds in batch:
-        observe.answered(202 if kept.accepted else 200).observe(seconds)
+    done_at = time.monotonic()
+    for one in batch:
+        receipt, kept = one.receipt, one.kept
+        observe.answered(202 if kept.accepted else 200).observe(done_at - one.since)
         if not kept.accepted:
             observe.duplicates_total.labels(receipt.source, str(kept.same_body).lower()).inc()
             continue

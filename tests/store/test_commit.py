@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -14,10 +14,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service import commit
-from service.commit import Committer, Landed
+from service.commit import Committer, Waiting
 from service.errors import Unavailable
 from service.runtime import make_partitions
-from service.store.log import LOG_LOCK, Kept, Receipt
+from service.store.log import LOG_LOCK, Receipt
 from service.store.pipeline import open_pipeline
 from service.store.session import begin
 from tests.make import make_receipt
@@ -28,13 +28,13 @@ async def running(database_url: str, engine: AsyncEngine) -> AsyncIterator[tuple
     """A committer, and the sizes of the batches it committed."""
     batches: list[int] = []
 
-    def landed(batch: list[Landed]) -> None:
+    def landed(batch: Sequence[Waiting]) -> None:
         batches.append(len(batch))
 
     committer = Committer(
         connect=partial(open_pipeline, database_url),
         make_partitions=partial(make_partitions, engine),
-        on_commit=landed,  # type: ignore[arg-type]
+        on_commit=landed,
     )
     task = asyncio.create_task(committer.run())
     try:
@@ -44,8 +44,8 @@ async def running(database_url: str, engine: AsyncEngine) -> AsyncIterator[tuple
         await asyncio.gather(task, return_exceptions=True)
 
 
-def start(committer: Committer, receipt: Receipt) -> asyncio.Future[tuple[Receipt, Kept]]:
-    future: asyncio.Future[tuple[Receipt, Kept]] = asyncio.get_running_loop().create_future()
+def start(committer: Committer, receipt: Receipt) -> asyncio.Future[Waiting]:
+    future: asyncio.Future[Waiting] = asyncio.get_running_loop().create_future()
     try:
         committer.commit(receipt, time.monotonic(), future)
     except Unavailable as exc:
@@ -70,8 +70,8 @@ async def test_concurrent_receipts_share_a_commit_and_each_has_its_own_outcome(
         same = make_receipt(event_id="evt_same")
         receipts = [make_receipt() for _ in range(20)] + [same, make_receipt(event_id="evt_same")]
         outcomes = await asyncio.gather(*(start(committer, receipt) for receipt in receipts))
-    assert [kept.accepted for _, kept in outcomes] == [True] * 21 + [False]
-    assert outcomes[-1][1].id == same.id
+    assert [kept.accepted for kept in (one.kept for one in outcomes)] == [True] * 21 + [False]
+    assert outcomes[-1].kept.id == same.id
     assert batches == [1, 22]
 
 
@@ -82,7 +82,7 @@ async def test_the_same_key_with_another_body_is_a_duplicate_and_kept_as_a_confl
         first = make_receipt(event_id="evt_1", body=b'{"a": 1}')
         await start(committer, first)
         for _ in range(2):  # the second time it is known already
-            _, kept = await start(committer, make_receipt(event_id="evt_1", body=b'{"a": 2}'))
+            kept = (await start(committer, make_receipt(event_id="evt_1", body=b'{"a": 2}'))).kept
             assert (kept.id, kept.accepted, kept.same_body) == (first.id, False, False)
     async with begin(engine) as conn:
         rows = (await conn.execute(text("SELECT event_row_id::text, body FROM conflicts"))).all()
@@ -132,7 +132,7 @@ async def test_a_connection_that_breaks_under_a_batch_is_opened_again_and_nothin
             )
             assert ended.scalar_one() == 1
         outcomes = await asyncio.gather(*futures)
-    assert all(kept.accepted for _, kept in outcomes)
+    assert all(kept.accepted for kept in (one.kept for one in outcomes))
     assert await stored(engine) == await stored(engine, "receipts") == 31
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.commit import Committer
+from service.commit import Committer, Waiting
 from service.runtime import make_partitions
 from service.store import log
 from service.store.log import Decision, Receipt
@@ -71,9 +71,9 @@ def start_committer(database_url: str, engine: AsyncEngine) -> tuple[Committer, 
 
 
 async def commit(committer: Committer, receipt: Receipt) -> log.Kept:
-    future: asyncio.Future[tuple[Receipt, log.Kept]] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[Waiting] = asyncio.get_running_loop().create_future()
     committer.commit(receipt, time.monotonic(), future)
-    return (await future)[1]
+    return (await future).kept
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import uvloop
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.commit import BATCH_RECEIPTS_MAX, Committer
+from service.commit import BATCH_RECEIPTS_MAX, Committer, Waiting
 from service.runtime import make_partitions
 from service.store.pipeline import Outcome, Pipeline, open_pipeline
 from service.store.session import begin
@@ -87,7 +87,7 @@ async def test_an_answer_is_given_to_those_it_is_about_however_connections_are_l
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    accepted = {answer[1].id for answer in answers if isinstance(answer, tuple)}
+    accepted = {answer.kept.id for answer in answers if isinstance(answer, Waiting)}
     assert accepted
     async with begin(engine) as conn:
         there = {str(row[0]) for row in await conn.execute(text("SELECT id FROM events"))}
