@@ -182,18 +182,22 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
         if connection.transport is not None:
             connection.transport.close()
     ordered = sorted(load.seconds)
-    at = lambda share: ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000  # noqa: E731
     return {
         "per_second": len(ordered) / took,
         "seconds": took,
         "statuses": dict(load.statuses),
-        "p50_ms": at(0.5),
-        "p99_ms": at(0.99),
+        "p50_ms": quantile(ordered, 0.5) * 1000,
+        "p99_ms": quantile(ordered, 0.99) * 1000,
         "max_ms": ordered[-1] * 1000,
         "lost": load.lost_count,
         "late": load.late,
         "generator_cpu_us": cpu / len(ordered) * 1e6,
     }
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    """The value below which that share of them lies; `ordered` is sorted and not empty."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def main() -> None:
