@@ -75,6 +75,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
             starting = asyncio.create_task(retention.ensure_at_start(runtime.engine), name="partitions")
             log.info("receiver.started", sources=list(runtime.sources))
             watching = asyncio.create_task(front_door.watch(), name="front_door")
+            keeping = asyncio.create_task(runtime.rejections.run(runtime.engine), name="rejections")
             try:
                 async with (
                     kept_current(runtime, None if settings else variables),
@@ -83,6 +84,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                     yield
             finally:
                 await stop(watching)
+                await stop(keeping)
                 await stop(starting)
 
     async def openapi(_request: Request) -> Response:

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "doctor": "service.doctor:doctor",
     "retention": "service.retention_cli:retention",
     "recover": "service.recover_command:recover",
+    "replay": "service.replay_command:replay",
 }
 WORKER_MAIN = "workers.main:main"
 

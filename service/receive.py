@@ -27,6 +27,7 @@ from service.errors import (
     PayloadUnreadable,
     RateLimited,
     RequestTimeout,
+    SignatureInvalid,
     TooLarge,
     Unavailable,
 )
@@ -68,6 +69,7 @@ class FrontDoor:
         runtime: Runtime = scope["app"].state.runtime
         name = scope["path"][len(PATH) :]
         began = time.monotonic()
+        body = b""
         try:
             source = runtime.sources.get(name)
             if source is None:
@@ -83,6 +85,8 @@ class FrontDoor:
             known = name if name in runtime.sources else ""
             observe.rejected(known, exc.code, status_of(exc), time.monotonic() - began)
             log.info("receipt.rejected", reason=exc.code, source=known or None)
+            if isinstance(exc, SignatureInvalid):
+                runtime.rejections.note(known, exc.code, scope["headers"], body, datetime.now(UTC))
             await (await on_authwatch_error(Request(scope), exc))(scope, receive, send)
             return
         except Exception as exc:  # noqa: BLE001 - the edge: a bug of ours is an answer too

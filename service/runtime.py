@@ -23,6 +23,7 @@ from service.notify.base import Notifier
 from service.observe import log
 from service.orchestrators.base import Orchestrator
 from service.queue import Nudger
+from service.rejections import Rejections
 from service.rules import RuleBook
 from service.settings import Settings, explain
 from service.sinks.base import Sink
@@ -45,6 +46,7 @@ class Runtime:
     rules: RuleBook
     sources: Sources
     uses: SecretUses
+    rejections: Rejections
     notifiers: dict[str, Notifier]
     sinks: dict[str, Sink]
     orchestrators: dict[str, Orchestrator]
@@ -79,6 +81,7 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             rules=rules,
             sources=Sources(open_sources(settings.sources)),
             uses=SecretUses(),
+            rejections=Rejections(),
             notifiers={
                 name: open_plug_in("notifiers", notify.NOTIFIERS, name, section, http)
                 for name, section in settings.notifiers.items()

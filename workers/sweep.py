@@ -12,12 +12,13 @@ import httpx
 from service import health
 from service.observe import log as logger
 from service.runtime import Runtime
-from service.store import log, readers
+from service.store import log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
 from workers.watch import Watch, watch
 
 PARTITIONS_EVERY = timedelta(minutes=10)
+PRUNE_EVERY = timedelta(seconds=10)
 HEARTBEAT_EVERY = timedelta(minutes=1)
 HEARTBEAT_SECONDS_MAX = 10
 
@@ -28,6 +29,7 @@ class Sweep:
 
     partitions_at: datetime | None = None
     heartbeat_at: datetime | None = None
+    pruned_at: datetime | None = None
     rule_problems: tuple[str, ...] = field(default_factory=tuple)
     conflicts: Looked = field(default_factory=Looked)
     watch: Watch = field(default_factory=Watch)
@@ -47,6 +49,10 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         last.partitions_at = now
         if made:
             logger.info("partitions.made", count=made)
+    if last.pruned_at is None or now - last.pruned_at >= PRUNE_EVERY:
+        last.pruned_at = now
+        async with begin(runtime.engine) as conn:
+            await rejected.prune(conn, now)
     await watch(runtime, last.watch, now)
     if runtime.settings.heartbeat_url is not None and (
         last.heartbeat_at is None or now - last.heartbeat_at >= HEARTBEAT_EVERY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.api import accounts, alerts, events, gate, receipts, siem, status, workflows
+from service.api import accounts, alerts, events, gate, quarantine, receipts, siem, status, workflows
 from service.api.http import Call
 
 CALLS: tuple[Call, ...] = (
@@ -11,6 +11,7 @@ CALLS: tuple[Call, ...] = (
     *accounts.CALLS,
     *workflows.CALLS,
     *gate.CALLS,
+    *quarantine.CALLS,
     *alerts.CALLS,
     *siem.CALLS,
     *status.CALLS,

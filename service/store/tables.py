@@ -71,6 +71,7 @@ events = Table(
     Index(None, "connection_id", "occurred_at"),
     Index(None, "type", "occurred_at"),
     Index(None, "occurred_at"),
+    Index("ix_events_kind_quarantine", "received_at", postgresql_where=text("kind = 'quarantine'")),
     postgresql_partition_by="RANGE (received_at)",
 )
 

@@ -1,0 +1,179 @@
+"""Requests that a known source's front door refused, and quarantined receipts: listed, replayed, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Column, Identity, Index, Integer, LargeBinary, Row, Table, Text, Uuid, and_, delete, func, select
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import BigInteger
+
+from service.store.tables import Instant, events, metadata, receipts
+
+KEPT_BYTES_MAX = 50 * 1024 * 1024  # of each source
+KEPT_FOR = timedelta(hours=24)
+PRUNED_MAX = 10_000  # rows a sweep takes out at once
+LISTED_MAX = 1000
+
+rejected = Table(
+    "rejected",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("body", LargeBinary),  # null when it was larger than is kept
+    Column("body_bytes", Integer, nullable=False),
+    Index("ix_rejected_source_received_at", "source", "received_at"),
+)
+# A quarantined receipt that could be read later, and the event it became.
+replays = Table(
+    "replays",
+    metadata,
+    Column("event_row_id", Uuid(as_uuid=False), primary_key=True),
+    Column("replayed_as", Uuid(as_uuid=False), nullable=False),
+    Column("at", Instant, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """`received_at` by the receiver's clock, to which its timestamp was held."""
+
+    source: str
+    reason: str
+    received_at: datetime
+    headers: Mapping[str, str]
+    body: bytes | None
+    body_bytes: int
+
+
+async def keep(conn: AsyncConnection, batch: Sequence[Rejected]) -> None:
+    if batch:
+        names = ("source", "reason", "received_at", "headers", "body", "body_bytes")
+        await conn.execute(insert(rejected), [{name: getattr(one, name) for name in names} for one in batch])
+
+
+async def prune(conn: AsyncConnection, now: datetime) -> int:
+    """Takes out what is over a day old, and each source's oldest beyond its bytes; how many rows."""
+    old = select(rejected.c.id).where(rejected.c.received_at < now - KEPT_FOR).limit(PRUNED_MAX)
+    gone = (await conn.execute(delete(rejected).where(rejected.c.id.in_(old)))).rowcount
+    newer_bytes = func.sum(func.coalesce(func.length(rejected.c.body), 0) + 512).over(
+        partition_by=rejected.c.source, order_by=(rejected.c.received_at.desc(), rejected.c.id.desc())
+    )
+    sized = select(rejected.c.id, newer_bytes.label("bytes")).subquery()
+    beyond = select(sized.c.id).where(sized.c.bytes > KEPT_BYTES_MAX).limit(PRUNED_MAX)
+    return int(gone + (await conn.execute(delete(rejected).where(rejected.c.id.in_(beyond)))).rowcount)
+
+
+async def listed(
+    conn: AsyncConnection, *, source: str | None, reason: str | None, since: datetime | None, limit: int
+) -> Sequence[Row[Any]]:
+    """Newest first, without headers and bodies."""
+    query = select(
+        rejected.c.id, rejected.c.source, rejected.c.reason, rejected.c.received_at, rejected.c.body_bytes
+    ).order_by(rejected.c.received_at.desc(), rejected.c.id.desc())
+    return (await conn.execute(narrowed(query, source, reason, since).limit(limit))).all()
+
+
+async def summary(
+    conn: AsyncConnection, *, source: str | None, reason: str | None, since: datetime | None
+) -> Sequence[Row[Any]]:
+    """(source, reason, requests, first_at, last_at), most frequent first."""
+    query = select(
+        rejected.c.source,
+        rejected.c.reason,
+        func.count().label("requests"),
+        func.min(rejected.c.received_at).label("first_at"),
+        func.max(rejected.c.received_at).label("last_at"),
+    ).group_by(rejected.c.source, rejected.c.reason)
+    return (await conn.execute(narrowed(query, source, reason, since).order_by(func.count().desc()).limit(100))).all()
+
+
+def narrowed(query: Any, source: str | None, reason: str | None, since: datetime | None) -> Any:
+    if source is not None:
+        query = query.where(rejected.c.source == source)
+    if reason is not None:
+        query = query.where(rejected.c.reason == reason)
+    return query.where(rejected.c.received_at >= since) if since is not None else query
+
+
+async def to_verify_again(
+    conn: AsyncConnection, *, after_id: int, source: str | None, since: datetime | None, limit: int
+) -> Sequence[Row[Any]]:
+    """Whole ones with their body, oldest first, locked: two replays at once never take the same."""
+    query = select(rejected).where(rejected.c.id > after_id, rejected.c.body.is_not(None)).order_by(rejected.c.id)
+    return (
+        await conn.execute(narrowed(query, source, None, since).limit(limit).with_for_update(skip_locked=True))
+    ).all()
+
+
+async def forget(conn: AsyncConnection, ids: Sequence[int]) -> None:
+    if ids:
+        await conn.execute(delete(rejected).where(rejected.c.id.in_(list(ids))))
+
+
+async def quarantined(
+    conn: AsyncConnection,
+    *,
+    source: str | None = None,
+    since: datetime | None = None,
+    event_row_id: str | None = None,
+    before: tuple[datetime, int] | None = None,
+    after: tuple[datetime, int] | None = None,
+    limit: int,
+    waiting_only: bool = False,
+) -> Sequence[Row[Any]]:
+    """Receipts of quarantined events with what they were replayed as; newest first, or oldest first after `after`."""
+    query = (
+        select(
+            events.c.id,
+            events.c.position,
+            events.c.source,
+            events.c.received_at,
+            events.c.details,
+            receipts.c.headers,
+            receipts.c.body,
+            receipts.c.body_sha256,
+            receipts.c.secret_name,
+            receipts.c.attempted_at,
+            events.c.event_id,
+            replays.c.replayed_as,
+        )
+        .join(
+            receipts,
+            and_(receipts.c.event_row_id == events.c.id, receipts.c.received_at == events.c.received_at),
+        )
+        .outerjoin(replays, replays.c.event_row_id == events.c.id)
+        .where(events.c.kind == "quarantine")
+    )
+    if source is not None:
+        query = query.where(events.c.source == source)
+    if since is not None:
+        query = query.where(events.c.received_at >= since)
+    if event_row_id is not None:
+        query = query.where(events.c.id == event_row_id)
+    if waiting_only:
+        query = query.where(replays.c.event_row_id.is_(None))
+    place = (events.c.received_at, events.c.position)
+    if before is not None:
+        query = query.where(func.row(*place) < func.row(*before))
+    if after is not None:
+        query = query.where(func.row(*place) > func.row(*after))
+    newest_first = after is None
+    query = query.order_by(*(column.desc() if newest_first else column for column in place)).limit(limit)
+    rows: Sequence[Row[Any]] = (await conn.execute(query)).all()  # type: ignore[assignment]
+    return rows
+
+
+async def replayed(conn: AsyncConnection, event_row_id: str, replayed_as: str, at: datetime) -> None:
+    await conn.execute(
+        insert(replays)
+        .values(event_row_id=event_row_id, replayed_as=replayed_as, at=at)
+        .on_conflict_do_nothing(index_elements=("event_row_id",))
+    )
