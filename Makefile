@@ -9,7 +9,7 @@ ARGS =
 T =
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check bench crash lock test-containers compose-test
+.PHONY: help run test check bench fuzz crash lock test-containers compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -41,6 +41,10 @@ compose-test: ## The image and docker-compose.yml, run for real on a Docker engi
 bench: ## Every figure with its control, written to bench/RESULTS.md (AUTHWATCH_BENCH=short only tries it)
 	@$(call installed,dev)
 	@$(BIN)/python -m bench.run
+
+fuzz: ## The front door and the API under generated input, the long form (about four minutes)
+	@$(call installed,dev)
+	@AUTHWATCH_FUZZ_EXAMPLES=$${AUTHWATCH_FUZZ_EXAMPLES:-1500} $(BIN)/python -m pytest -s --timeout 600 tests/fuzz
 
 crash: ## The crash suite in full: 500 kills under load; AUTHWATCH_CRASH_SEED, _KILLS and _EVENTS choose
 	@$(call installed,dev)
