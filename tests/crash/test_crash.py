@@ -26,7 +26,7 @@ KNOBS = read_knobs()
 PLAN = make_plan(KNOBS.seed, KNOBS.kills)
 PROGRESS_SECONDS = 3.0
 LOG_CHARS_MAX = 6000
-SETTLE_SECONDS = 60 + KNOBS.events / 200
+SETTLE_SECONDS = 60 + KNOBS.events / 25  # a burst of breaks is judged, told and shipped at some tens a second
 # Blows on one part wait for each other, and a loaded machine starts slowly: three times the plan and it is a finding.
 UNDER_WAY_SECONDS_MAX = 60 + 3 * load_seconds(PLAN)
 
