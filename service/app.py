@@ -85,6 +85,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
             finally:
                 await stop(watching)
                 await stop(keeping)
+                await runtime.rejections.write(runtime.engine)
                 await stop(starting)
 
     async def openapi(_request: Request) -> Response:

@@ -18,7 +18,8 @@ from service.errors import Unavailable
 from service.headers import SIGNATURE_HEADERS
 from service.limits import RateLimit
 from service.observe import log
-from service.store.rejected import Rejected, keep
+from service.store import readers
+from service.store.rejected import Rejected, keep, prune
 from service.store.session import begin
 
 KEPT_PER_SECOND_MAX = 20  # of each source and reason, in each process
@@ -27,6 +28,8 @@ BODY_BYTES_KEPT_MAX = 64 * 1024
 HEADER_BYTES_KEPT_MAX = 64 * 1024
 WRITE_SECONDS = 0.5
 BATCH_MAX = 100
+# The sweep prunes too; a receiver does it for what it wrote itself, so that the bound holds while no worker runs.
+PRUNE_AFTER_BYTES = 5 * 1024 * 1024
 KEPT_HEADERS = SIGNATURE_HEADERS | {b"content-type", b"user-agent"}
 
 
@@ -34,6 +37,7 @@ class Rejections:
     def __init__(self) -> None:
         self._waiting: deque[Rejected] = deque(maxlen=WAITING_MAX)
         self._limits: dict[tuple[str, str], RateLimit] = {}
+        self._bytes_since_prune = 0
 
     def note(
         self, source: str, reason: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, received_at: datetime
@@ -66,9 +70,26 @@ class Rejections:
         try:
             async with begin(engine) as conn:
                 await keep(conn, batch)
-        except Unavailable:
+        except (Unavailable, asyncio.CancelledError) as exc:
             self._waiting.extendleft(reversed(batch[: WAITING_MAX - len(self._waiting)]))
+            if isinstance(exc, asyncio.CancelledError):
+                raise
             log.warning("rejections.wait", count=len(self._waiting))
+            return
+        except Exception as exc:  # noqa: BLE001 - what helps a diagnosis may be lost, and must not end the task
+            log.error("rejections.not_written", count=len(batch), error=type(exc).__name__, exc_info=exc)
+            return
+        self._bytes_since_prune += sum(one.stored_bytes for one in batch)
+        if self._bytes_since_prune > PRUNE_AFTER_BYTES:
+            await self._prune(engine)
+
+    async def _prune(self, engine: AsyncEngine) -> None:
+        try:
+            async with begin(engine) as conn:
+                await prune(conn, await readers.clock(conn))
+            self._bytes_since_prune = 0
+        except Exception as exc:  # noqa: BLE001 - tried again after the next batch
+            log.error("rejections.not_pruned", error=type(exc).__name__, exc_info=exc)
 
 
 def signature_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -76,8 +97,10 @@ def signature_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     kept: dict[str, str] = {}
     left = HEADER_BYTES_KEPT_MAX
     for name, value in headers:
+        if name not in KEPT_HEADERS:
+            continue
         left -= len(name) + len(value)
-        if name in KEPT_HEADERS and left >= 0:
+        if left >= 0:
             kept.setdefault(name.decode("latin-1"), value.decode("latin-1").replace("\x00", ""))
     return kept
 

@@ -2,6 +2,7 @@
 a live secret verifies now, as of when they were received.
 
 What is taken has the origin `recovery`: it waited for us and not for its sender, so its lag is no sign of late delivery.
+Our own probe stays a probe.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -79,9 +81,7 @@ async def replay_quarantined(
     return done
 
 
-def read_again(
-    row: Row[tuple[object, ...]], sources: Mapping[str, Source], now: datetime, done: Replayed
-) -> Receipt | None:
+def read_again(row: Row[Any], sources: Mapping[str, Source], now: datetime, done: Replayed) -> Receipt | None:
     found = sources.get(row.source)
     if found is None:
         done.leave("source_gone")
@@ -91,7 +91,7 @@ def read_again(
     except PayloadUnreadable as exc:
         done.leave(exc.code)
         return None
-    return make_receipt(row.source, event, row.headers, row.body, row.secret_name, row.attempted_at, now)
+    return make_receipt(found, row.event_id or "", event, row, row.secret_name, row.attempted_at, now)
 
 
 async def replay_rejected(
@@ -123,7 +123,7 @@ async def replay_rejected(
     return done
 
 
-def verify_again(row: Row[tuple[object, ...]], sources: Mapping[str, Source], done: Replayed) -> Receipt | None:
+def verify_again(row: Row[Any], sources: Mapping[str, Source], done: Replayed) -> Receipt | None:
     found = sources.get(row.source)
     if found is None:
         done.leave("source_gone")
@@ -132,7 +132,8 @@ def verify_again(row: Row[tuple[object, ...]], sources: Mapping[str, Source], do
         (name.encode("latin-1", "replace"), text.encode("latin-1", "replace")) for name, text in row.headers.items()
     ]
     try:
-        verified = found.verify(headers, row.body, row.received_at)
+        # Our own verifier alone: the SDK as a second gate knows no time but now, and would refuse what waited.
+        verified = found.provider.verify(headers, row.body, found.secrets, row.received_at)
     except SignatureInvalid as exc:
         done.leave(exc.code)
         return None
@@ -143,28 +144,28 @@ def verify_again(row: Row[tuple[object, ...]], sources: Mapping[str, Source], do
             event_id=verified.message_id, type="quarantine", kind="quarantine", details={"reason": exc.code}
         )
     return make_receipt(
-        row.source, event, row.headers, row.body, verified.secret_name, verified.attempted_at, row.received_at
+        found, verified.message_id, event, row, verified.secret_name, verified.attempted_at, row.received_at
     )
 
 
 def make_receipt(
-    source: str,
+    source: Source,
+    message_id: str,
     event: ProviderEvent,
-    headers: Mapping[str, str],
-    body: bytes,
+    row: Row[Any],
     secret_name: str | None,
     attempted_at: datetime | None,
     now: datetime,
 ) -> Receipt:
     occurred_at, suspect = judge_clock(event.occurred_at, now)
     return Receipt(
-        source=source,
-        origin=ORIGIN,
+        source=source.name,
+        origin="probe" if source.origin_of(message_id) == "probe" else ORIGIN,
         event=replace(event, occurred_at=occurred_at),
         clock_suspect=suspect,
-        headers=headers,
-        body=body,
-        body_sha256=hashlib.sha256(body).digest(),
+        headers=row.headers,
+        body=row.body,
+        body_sha256=hashlib.sha256(row.body).digest(),
         secret_name=secret_name,
         attempted_at=attempted_at,
     )

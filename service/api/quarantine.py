@@ -69,7 +69,7 @@ def to_json(row: Any) -> dict[str, Any]:
         "source": row.source,
         "received_at": rfc3339(row.received_at),
         "reason": (row.details or {}).get("reason"),
-        "body_bytes": len(row.body),
+        "body_bytes": row.body_bytes,
         "body_sha256": row.body_sha256.hex(),
         "secret_name": row.secret_name,
         "receipt": f"/v1/events/{row.id}/receipt",

@@ -16,8 +16,11 @@ from service.store.tables import Instant, events, metadata, receipts
 
 KEPT_BYTES_MAX = 50 * 1024 * 1024  # of each source
 KEPT_FOR = timedelta(hours=24)
+ROW_BYTES = 512  # what a row costs beside what it holds, so that the bytes bound the rows too
+PRUNE_LOCK = 7_305_201_007
 PRUNED_MAX = 10_000  # rows a sweep takes out at once
-LISTED_MAX = 1000
+# No secret mends the rest: a missing, doubled or malformed header, a time that was wrong, a refusal by the second gate.
+MENDABLE = ("signature_wrong", "no_secret")
 
 rejected = Table(
     "rejected",
@@ -52,6 +55,11 @@ class Rejected:
     body: bytes | None
     body_bytes: int
 
+    @property
+    def stored_bytes(self) -> int:
+        """At most; nearly what `prune` counts."""
+        return ROW_BYTES + len(self.body or b"") + sum(len(name) + len(value) for name, value in self.headers.items())
+
 
 async def keep(conn: AsyncConnection, batch: Sequence[Rejected]) -> None:
     if batch:
@@ -60,12 +68,15 @@ async def keep(conn: AsyncConnection, batch: Sequence[Rejected]) -> None:
 
 
 async def prune(conn: AsyncConnection, now: datetime) -> int:
-    """Takes out what is over a day old, and each source's oldest beyond its bytes; how many rows."""
+    """Takes out what is over a day old, and each source's oldest beyond its bytes; how many rows. One at a time does it."""
+    if not (await conn.execute(select(func.pg_try_advisory_xact_lock(PRUNE_LOCK)))).scalar_one():
+        return 0
     old = select(rejected.c.id).where(rejected.c.received_at < now - KEPT_FOR).limit(PRUNED_MAX)
     gone = (await conn.execute(delete(rejected).where(rejected.c.id.in_(old)))).rowcount
-    newer_bytes = func.sum(func.coalesce(func.length(rejected.c.body), 0) + 512).over(
-        partition_by=rejected.c.source, order_by=(rejected.c.received_at.desc(), rejected.c.id.desc())
-    )
+    newer_bytes = func.sum(
+        # Neither is read for it: the length of stored bytes and the size of a stored value are in the row itself.
+        func.coalesce(func.length(rejected.c.body), 0) + func.pg_column_size(rejected.c.headers) + ROW_BYTES
+    ).over(partition_by=rejected.c.source, order_by=(rejected.c.received_at.desc(), rejected.c.id.desc()))
     sized = select(rejected.c.id, newer_bytes.label("bytes")).subquery()
     beyond = select(sized.c.id).where(sized.c.bytes > KEPT_BYTES_MAX).limit(PRUNED_MAX)
     return int(gone + (await conn.execute(delete(rejected).where(rejected.c.id.in_(beyond)))).rowcount)
@@ -106,8 +117,12 @@ def narrowed(query: Any, source: str | None, reason: str | None, since: datetime
 async def to_verify_again(
     conn: AsyncConnection, *, after_id: int, source: str | None, since: datetime | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """Whole ones with their body, oldest first, locked: two replays at once never take the same."""
-    query = select(rejected).where(rejected.c.id > after_id, rejected.c.body.is_not(None)).order_by(rejected.c.id)
+    """Whole ones that another secret may verify, oldest first, locked: two replays at once never take the same."""
+    query = (
+        select(rejected)
+        .where(rejected.c.id > after_id, rejected.c.body.is_not(None), rejected.c.reason.in_(MENDABLE))
+        .order_by(rejected.c.id)
+    )
     return (
         await conn.execute(narrowed(query, source, None, since).limit(limit).with_for_update(skip_locked=True))
     ).all()
@@ -129,7 +144,9 @@ async def quarantined(
     limit: int,
     waiting_only: bool = False,
 ) -> Sequence[Row[Any]]:
-    """Receipts of quarantined events with what they were replayed as; newest first, or oldest first after `after`."""
+    """Receipts of quarantined events with what they were replayed as; newest first, or oldest first after `after`.
+
+    Headers and body come only with `waiting_only`: a page of a thousand bodies would be a gigabyte."""
     query = (
         select(
             events.c.id,
@@ -137,8 +154,8 @@ async def quarantined(
             events.c.source,
             events.c.received_at,
             events.c.details,
-            receipts.c.headers,
-            receipts.c.body,
+            *((receipts.c.headers, receipts.c.body) if waiting_only else ()),
+            func.length(receipts.c.body).label("body_bytes"),
             receipts.c.body_sha256,
             receipts.c.secret_name,
             receipts.c.attempted_at,

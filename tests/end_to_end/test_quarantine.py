@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import os
+import signal
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from service.errors import SignatureInvalid
 from service.providers.scalekit import Scalekit
-from service.replay import replay_quarantined
+from service.rejections import KEPT_PER_SECOND_MAX
+from service.replay import replay_quarantined, replay_rejected
 from service.settings import load_settings
 from service.signatures import make_secret
-from service.sources import open_sources
+from service.sources import PROBE_PREFIX, open_sources
+from service.store import log, rejected
+from service.store.session import begin
 from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.end_to_end.running import COMMAND, OURS, RULES, Running, post, until
+from tests.make import make_receipt
 from tests.make_requests import event_body, signed
 
 DOOR = "/webhooks/scalekit"
@@ -116,3 +127,88 @@ async def test_what_could_not_be_read_is_taken_once_it_can(
         assert item["replayed_as"] == event["id"]
         # The provider's own retry of the same event, readable by now, is a duplicate.
         assert (await post(client, real)).json() == {"status": "duplicate", "id": event["id"]}
+
+
+async def test_a_refused_probe_stays_a_probe_and_a_taken_event_keeps_its_receipt(
+    running: Running, database_url: str, engine: AsyncEngine
+) -> None:
+    await running.ready()
+    body = event_body(data={"id": "ca_late"})
+    probe_id = f"{PROBE_PREFIX}1"
+    probe = event_body(id=probe_id, data={"id": "authwatch_probe"})
+    async with running.client() as client:
+        for sent, id_ in ((body, "msg_late"), (probe, probe_id)):
+            answer = await client.post(DOOR, content=sent, headers=signed(sent, NEW_SECRET, message_id=id_))
+            assert answer.status_code == 401
+        doubled = [*signed(body, NEW_SECRET).items(), ("webhook-id", "msg_other")]
+        assert (await client.post(DOOR, content=body, headers=doubled)).status_code == 401
+        [item] = (await refused(running, "signature_malformed", 1))["items"]
+        await refused(running, "signature_wrong", 2)
+        sources = open_sources(
+            load_settings(running.environment | {"SCALEKIT_WEBHOOK_SECRET": f"{NEW_SECRET},{SECRET}"}).sources
+        )
+        # The provider's SDK knows no time but now, so as a gate it would refuse whatever waited for long.
+        gated = {name: replace(source, gate=refuse_all) for name, source in sources.items()}
+        done = await replay_rejected(engine, gated)
+        assert (done.taken, done.known) == (2, 0)
+        assert [left["id"] for left in (await running.get("/v1/quarantine/rejected"))["items"]] == [item["id"]]
+        events = {event["account_id"]: event for event in (await running.get("/v1/events"))["items"]}
+        assert {name: event["origin"] for name, event in events.items()} == {
+            "ca_late": "recovery",
+            "authwatch_probe": "probe",
+        }
+        receipt = await running.get(f"/v1/events/{events['ca_late']['id']}/receipt")
+        assert base64.b64decode(receipt["body_base64"]) == body
+        assert receipt["secret_name"]
+
+
+def refuse_all(_headers: object, _body: bytes) -> None:
+    raise SignatureInvalid("too old", code="sdk_refused")
+
+
+async def refused(running: Running, reason: str, count: int) -> Any:
+    """The listing of that reason, once there are so many."""
+
+    async def enough() -> bool:
+        return len((await running.get(f"/v1/quarantine/rejected?reason={reason}"))["items"]) == count
+
+    await until(enough, 10, running.logs)
+    return await running.get(f"/v1/quarantine/rejected?reason={reason}")
+
+
+async def test_a_list_does_not_read_the_bodies(engine: AsyncEngine) -> None:
+    async with begin(engine) as conn:
+        await log.accept(conn, [make_receipt(kind="quarantine", type="quarantine", body=b"x" * 500, occurred_at=None)])
+        [row] = await rejected.quarantined(conn, limit=10)
+    assert row.body_bytes == 500
+    assert not any(isinstance(value, bytes) and len(value) > 32 for value in row)
+
+
+async def test_what_was_refused_just_before_a_stop_is_not_lost(running: Running) -> None:
+    await running.ready()
+    async with running.client() as client:
+        assert (await client.post(DOOR, content=b"{}", headers=signed(b"{}", NEW_SECRET))).status_code == 401
+    running.kill("serve", signal.SIGTERM)
+    with psycopg.connect(running.environment["DATABASE_URL"]) as conn:
+        assert conn.execute("SELECT count(*) FROM rejected").fetchone() == (1,)
+
+
+async def test_a_flood_nobody_signed_keeps_its_share_and_keeps_nobody_out(running: Running) -> None:
+    await running.ready()
+    async with running.client() as client:
+        turns = asyncio.Semaphore(20)
+
+        async def send(body: bytes, headers: dict[str, str]) -> int:
+            async with turns:
+                return (await client.post(DOOR, content=body, headers=headers)).status_code
+
+        began = time.monotonic()
+        unsigned = [send(b"x" * 2000, {"content-type": "application/json"}) for _ in range(500)]
+        genuine = [send(body, signed(body, SECRET)) for body in (event_body() for _ in range(20))]
+        answers = await asyncio.gather(*unsigned[:250], *genuine, *unsigned[250:])
+        took = time.monotonic() - began
+    assert answers == [401] * 250 + [202] * 20 + [401] * 250
+    running.kill("serve", signal.SIGTERM)
+    with psycopg.connect(running.environment["DATABASE_URL"]) as conn:
+        [kept] = conn.execute("SELECT count(*) FROM rejected").fetchone() or (0,)
+    assert 1 <= kept <= KEPT_PER_SECOND_MAX * (took + 1)

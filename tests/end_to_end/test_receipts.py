@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -168,7 +169,7 @@ async def test_quarantined_events_and_probes_have_receipts(api: Api) -> None:
 
 async def test_what_nobody_signed_has_none(api: Api) -> None:
     async with begin(api.runtime.engine) as conn:
-        [recovered] = await log.accept(conn, [make_receipt(origin="recovery")])
+        [recovered] = await log.accept(conn, [replace(make_receipt(origin="recovery"), secret_name=None)])
         decision = log.Decision(kind="audit", subject_id=None, occurred_at=datetime.now(UTC))
         await log.append(conn, [decision])
         ours = (await conn.execute(text("SELECT id FROM events WHERE kind = 'audit'"))).scalar_one()

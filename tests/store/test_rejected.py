@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service import rejections
 from service.rejections import KEPT_PER_SECOND_MAX, Rejections
 from service.store import rejected
 from service.store.rejected import Rejected
-from service.store.session import begin
+from service.store.session import begin, open_engine
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HEADERS = [(b"webhook-id", b"msg_1"), (b"authorization", b"Bearer secret"), (b"user-agent", b"x")]
@@ -65,3 +68,81 @@ async def test_a_flood_of_one_reason_keeps_its_share_and_hides_no_other(engine: 
     assert [row.body for row in rows] == [b"the one that matters", None]
     assert rows[1].body_bytes == rejections.BODY_BYTES_KEPT_MAX + 1
     assert rows[0].headers == {"webhook-id": "msg_1", "user-agent": "x"}
+
+
+async def count(engine: AsyncEngine) -> int:
+    async with begin(engine) as conn:
+        return (await conn.execute(select(func.count()).select_from(rejected.rejected))).scalar_one()
+
+
+async def test_large_headers_count_as_well_as_bodies(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 100_000)
+    noise = random.Random(1)
+    for number in range(10):
+        signature = noise.randbytes(30_000).hex().encode()
+        headers = rejections.signature_headers([(b"webhook-signature", signature)])
+        refused = Rejected(
+            source="a",
+            reason="signature_malformed",
+            received_at=NOW + timedelta(seconds=number),
+            headers=headers,
+            body=b"",
+            body_bytes=0,
+        )
+        async with begin(engine) as conn:
+            await rejected.keep(conn, [refused])
+    async with begin(engine) as conn:
+        assert await rejected.prune(conn, NOW) > 0
+    assert 1 <= await count(engine) <= 3
+
+
+async def test_a_receiver_holds_to_the_bound_while_no_worker_sweeps(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 10_000)
+    monkeypatch.setattr(rejections, "PRUNE_AFTER_BYTES", 5_000)
+    kept = Rejections()
+    for _ in range(KEPT_PER_SECOND_MAX):
+        kept.note("a", "signature_wrong", HEADERS, b"x" * 1000, datetime.now(UTC))
+    await kept.write(engine)
+    assert 1 <= await count(engine) <= 10
+
+
+async def test_what_waits_survives_a_stop_and_an_absent_database(engine: AsyncEngine) -> None:
+    kept = Rejections()
+    kept.note("a", "signature_wrong", HEADERS, b"1", NOW)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = open_engine(f"postgresql://x:y@127.0.0.1:{nobody.getsockname()[1]}/none", connections_max=1)
+        await kept.write(away)
+        await away.dispose()
+    async with begin(engine) as holder:
+        await holder.execute(text("LOCK TABLE rejected IN ACCESS EXCLUSIVE MODE"))
+        writing = asyncio.create_task(kept.write(engine))
+        await asyncio.sleep(0.3)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    await kept.write(engine)
+    assert await count(engine) == 1
+
+
+async def test_a_batch_that_cannot_be_written_does_not_end_the_task(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejections, "WRITE_SECONDS", 0.01)
+    kept = Rejections()
+    async with begin(engine) as conn:
+        await conn.execute(text("ALTER TABLE rejected RENAME TO away"))
+    task = asyncio.create_task(kept.run(engine))
+    kept.note("a", "signature_wrong", HEADERS, b"1", NOW)
+    await asyncio.sleep(0.5)
+    async with begin(engine) as conn:
+        await conn.execute(text("ALTER TABLE away RENAME TO rejected"))
+    kept.note("a", "signature_wrong", HEADERS, b"2", NOW)
+    await asyncio.sleep(0.5)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await count(engine) == 1
