@@ -85,7 +85,7 @@ class FrontDoor:
             known = name if name in runtime.sources else ""
             observe.rejected(known, exc.code, status_of(exc), time.monotonic() - began)
             log.info("receipt.rejected", reason=exc.code, source=known or None)
-            if isinstance(exc, SignatureInvalid):
+            if known and isinstance(exc, SignatureInvalid):  # it may have been switched off meanwhile
                 runtime.rejections.note(known, exc.code, scope["headers"], body, datetime.now(UTC))
             await (await on_authwatch_error(Request(scope), exc))(scope, receive, send)
             return

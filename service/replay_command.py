@@ -21,17 +21,18 @@ from service.recover_command import Instant
 def replay(rejected: bool, source: str | None, since: datetime | None, event_id: object | None, dry_run: bool) -> None:
     """Read quarantined receipts again, or with --rejected verify refused requests again as of when they were received.
 
-    May be stopped and repeated at any time: nothing is taken twice.
+    May be stopped and repeated at any time: nothing is taken twice. Exit status 1 when something quarantined still cannot
+    be read, or there is nothing of that --id.
     """
     from service.observe import configure_logging
 
     if rejected and event_id is not None:
         raise click.BadParameter("--id names a quarantined event; leave out --rejected")
     configure_logging({"AUTHWATCH_LOG_LEVEL": "WARNING"})
-    asyncio.run(run(rejected, source, since, str(event_id) if event_id else None, dry_run))
+    sys.exit(asyncio.run(run(rejected, source, since, str(event_id) if event_id else None, dry_run)))
 
 
-async def run(rejected: bool, source: str | None, since: datetime | None, event_id: str | None, dry_run: bool) -> None:
+async def run(rejected: bool, source: str | None, since: datetime | None, event_id: str | None, dry_run: bool) -> int:
     from service.replay import Replayed, replay_quarantined, replay_rejected
     from service.settings import load_settings
     from service.sources import open_sources
@@ -71,3 +72,5 @@ async def run(rejected: bool, source: str | None, since: datetime | None, event_
     )
     for reason, count in sorted(done.left.items()):
         click.echo(f"{count} left: {reason}")
+    # That some refused requests are nobody's is what one expects at a door.
+    return 1 if not rejected and (done.left or (event_id is not None and not done.looked_at)) else 0

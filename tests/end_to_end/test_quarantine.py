@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.errors import SignatureInvalid
+from service.event import new_id
 from service.providers.scalekit import Scalekit
 from service.rejections import KEPT_PER_SECOND_MAX
 from service.replay import replay_quarantined, replay_rejected
@@ -52,12 +54,16 @@ def running(tmp_path: Path, database_url: str) -> Any:
     made.stop()
 
 
-def command(running: Running, *words: str, **variables: str) -> str:
+def command(running: Running, *words: str, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     done = subprocess.run(
-        [COMMAND, *words], env=clean | running.environment | variables, capture_output=True, text=True, check=False
+        [COMMAND, *words],
+        env={**clean, **running.environment, **(variables or {})},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -81,12 +87,12 @@ async def test_a_rotated_secret_is_diagnosed_and_what_it_cost_is_taken_back(runn
         assert NEW_SECRET not in str(said)
         secrets = {"SCALEKIT_WEBHOOK_SECRET": f"{NEW_SECRET},{SECRET}"}
         assert "3 looked at, 2 genuine and would be taken" in command(
-            running, "replay", "--rejected", "--dry-run", **secrets
+            running, "replay", "--rejected", "--dry-run", variables=secrets
         )
-        told = command(running, "replay", "--rejected", **secrets)
+        told = command(running, "replay", "--rejected", variables=secrets)
         assert "2 genuine and taken (0 of them were here already)" in told
         assert "1 left: signature_wrong" in told
-        assert "1 looked at, 0 genuine" in command(running, "replay", "--rejected", **secrets)
+        assert "1 looked at, 0 genuine" in command(running, "replay", "--rejected", variables=secrets)
         events = (await client.get("/v1/events?account_id=ca_rotated")).json()["items"]
         assert [event["origin"] for event in events] == ["recovery"]
         assert (await client.get("/v1/events?account_id=ca_forged")).json()["items"] == []
@@ -115,6 +121,9 @@ async def test_what_could_not_be_read_is_taken_once_it_can(
         assert (item["reason"], item["body_bytes"], item["replayed_as"]) == ("not_utf8", len(unreadable), None)
         sources = open_sources(load_settings(running.environment).sources)
         assert (await replay_quarantined(engine, sources)).left == {"not_utf8": 1}
+        assert "1 left: not_utf8" in command(running, "replay", status=1)
+        assert "0 looked at" in command(running, "replay", "--id", new_id(), status=1)
+        assert "0 looked at" in command(running, "replay", "--since", "2100-01-01T00:00:00Z")
 
         plain = Scalekit.normalise
         monkeypatch.setattr(
