@@ -38,7 +38,9 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     """Everything that waits: new events first, then the deadlines that have come."""
     done = Evaluated()
     for _ in range(ROUNDS_MAX):
-        if not await one_transaction(runtime, read_on, done):
+        before = done.read
+        # A batch that was not full was all there is: what comes now is better judged together, a breath later.
+        if not await one_transaction(runtime, read_on, done) or done.read - before < BATCH_EVENTS_MAX:
             break
     for _ in range(ROUNDS_MAX):
         if not await one_transaction(runtime, judge_due, done):

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from arq.worker import Worker, func
@@ -37,6 +37,7 @@ BACKOFF_SECONDS_MAX = 5.0
 POLL_SECONDS = 0.02  # arq looks for wake-ups this often; its default of 0.5 s would be most of our second
 JOB_SECONDS_MAX = 10
 BEAT_SECONDS = 0.8
+BREATH = timedelta(milliseconds=12)  # between two looks at a log that is being written
 
 
 class Story:
@@ -86,7 +87,11 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
             stories[queue.ACT].want()
         if done.read or done.decided:
             stories[queue.SHIP].want()
-        return done.next_due_at
+        if not done.read:
+            return done.next_due_at
+        # While events come, the story looks again by itself; wake-ups through Redis are for when it has gone to sleep.
+        soon = datetime.now(UTC) + BREATH
+        return soon if done.next_due_at is None else min(soon, done.next_due_at)
 
     async def acting() -> None:
         await act(runtime)
