@@ -7,6 +7,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 T =
+BENCH =
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .PHONY: help run test check bench fuzz crash lock test-containers compose-test
@@ -38,9 +39,9 @@ compose-test: ## The image and docker-compose.yml, run for real on a Docker engi
 	@$(call installed,dev)
 	@$(BIN)/python tests/up/compose_run.py
 
-bench: ## Every figure with its control, written to bench/RESULTS.md (AUTHWATCH_BENCH=short only tries it)
-	@$(call installed,dev)
-	@$(BIN)/python -m bench.run
+bench: ## The speed figures, each with its control in the same run, into bench/RESULTS.md (BENCH=short tries it)
+	@$(call installed,embedded)
+	@AUTHWATCH_BENCH="$${AUTHWATCH_BENCH:-$(BENCH)}" $(BIN)/python -m bench.run
 
 fuzz: ## The front door and the API under generated input, the long form (about four minutes)
 	@$(call installed,dev)

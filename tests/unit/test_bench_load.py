@@ -1,4 +1,4 @@
-"""The benchmark's load: what it sends is genuine, it stays on loopback, and its arithmetic holds."""
+"""What the bench measures with: its requests are genuine, it stays on this machine, and its quantiles are right."""
 
 from __future__ import annotations
 
@@ -6,33 +6,72 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
-from bench.load import build, quantile
+import pytest
+
+from bench import results
+from bench.figure import Figure, quantile, ratio_of
+from bench.load import PATH, build
 from service.providers import PROVIDERS
-from service.signatures import make_secret, parse_secret, verify
+from service.receive import open_receipt
+from service.settings import SecretSettings, SourceSettings
+from service.signatures import make_secret, parse_secret
+from service.sources import open_sources
+
+SECRET = make_secret()
 
 
-def test_its_requests_are_genuine_unique_and_readable() -> None:
-    secret = parse_secret(make_secret(), name="bench")
-    ids = set()
-    for raw in build(50, secret, "127.0.0.1:1", "/webhooks/scalekit"):
-        head, body = raw.split(b"\r\n\r\n", 1)
-        headers = [(line.split(b": ", 1)[0], line.split(b": ", 1)[1]) for line in head.split(b"\r\n")[1:]]
-        verified = verify(headers, body, [secret], datetime.now(UTC))
-        event = PROVIDERS["scalekit"].normalise(body, verified.message_id)
-        assert event.kind == "token.refresh_succeeded"
-        assert event.occurred_at is not None
-        ids.add(event.event_id)
-    assert len(ids) == 50
+def test_the_generators_requests_are_genuine_and_unique() -> None:
+    source = open_sources({"scalekit": SourceSettings(secrets=(SecretSettings.model_validate({"value": SECRET}),))})
+    assert "scalekit" in PROVIDERS
+    seen = set()
+    for raw in build(50, parse_secret(SECRET, name="bench"), "127.0.0.1:1", PATH):
+        head, _, body = raw.partition(b"\r\n\r\n")
+        first, *lines = head.split(b"\r\n")
+        assert first == b"POST /webhooks/scalekit HTTP/1.1"
+        headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+        assert dict(headers)[b"content-length"] == str(len(body)).encode()
+        receipt = open_receipt(source["scalekit"], headers, body, datetime.now(UTC))
+        assert (receipt.event.kind, receipt.clock_suspect) == ("token.refresh_succeeded", False)
+        seen.add(receipt.event.event_id)
+    assert len(seen) == 50
 
 
-def test_it_speaks_to_loopback_only() -> None:
-    words = ["--host", "192.0.2.1", "--port", "80", "--secret", make_secret()]
-    done = subprocess.run([sys.executable, "-m", "bench.load", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "invalid choice" in done.stderr
+def test_it_refuses_any_host_but_loopback() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "bench.load", "--host", "192.0.2.1", "--port", "80"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "invalid choice" in ended.stderr
 
 
-def test_quantiles() -> None:
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.99) == 4.0
-    assert quantile([7.0], 0.0) == 7.0
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([7.0], 0.99, 7.0),
+        ([3.0, 1.0, 2.0], 0.5, 2.0),
+        ([float(n) for n in range(1, 101)], 0.99, 99.0),
+        ([float(n) for n in range(1, 1001)], 0.99, 990.0),
+        ([float(n) for n in range(1, 201)], 0.5, 100.0),
+    ],
+)
+def test_quantiles_are_by_nearest_rank(values: list[float], share: float, expected: float) -> None:
+    assert quantile(values, share) == expected
+
+
+def test_the_ratio_is_that_of_the_rounds() -> None:
+    assert ratio_of([10.0, 1.0, 6.0], [20.0, 2.0, 10.0]) == 0.5
+
+
+def test_what_is_not_met_stands_at_the_top_and_the_notes_stay() -> None:
+    one = Figure(
+        name="speed", unit="1/s", ours=[1.0, 2.0, 3.0], control_name="no-op", control=[9.0, 9.0, 9.0],
+        ratio=0.2, reach="at least 0.6 of it", met=False,
+    )  # fmt: skip
+    text = results.markdown([one], [("CPU", "one")], 60, "the profile says why")
+    assert text.index("Not met") < text.index("speed: 2 (1 to 3) 1/s") < text.index("| figure")
+    assert results.notes_of(text) == "the profile says why"
+    assert results.notes_of("no markers here") == ""

@@ -1,0 +1,176 @@
+"""From a break's receipt to its workflow paused, at 500 events/s steady, every part on two cores.
+
+A generator sends 500 token refreshes a second over a thousand accounts. Beside it, a few times a second, an account
+of its own breaks that an active workflow depends on. Measured from the outside: from just before the POST of the break
+to the first answer of `GET /v1/gate` that denies with `workflow_paused`; the gate is asked every 5 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import uvloop
+
+from bench.ask import Asking
+from bench.figure import Figure, quantile
+from bench.house import BenchFailed, House, Server, cpu_seconds, generator, one, say, wait
+from bench.load import PATH, occurred, request
+from service.event import new_id
+from service.signatures import Secret, parse_secret, sign
+
+RATE = 500
+SECONDS, SECONDS_SHORT = 75, 8  # of the background; the breaks end before it does
+MARGIN_SECONDS = 2.0
+BREAKS, BREAKS_SHORT = 230, 12
+SAMPLES_MIN, SAMPLES_MIN_SHORT = 200, 5
+BREAK_EVERY_SECONDS = 0.26
+ASK_EVERY_SECONDS = 0.005
+PAUSE_SECONDS_MAX = 20
+P50_MS_MAX, P99_MS_MAX = 60.0, 300.0
+ENVIRONMENT = "env_58345499215204356"
+
+
+def measure(house: House) -> list[Figure]:
+    url = house.database("pause")
+    server = house.server("ours", url, "ours-pause")
+    worker = house.worker(url, "worker-pause")
+    breaks, seconds = (BREAKS_SHORT, SECONDS_SHORT) if house.short else (BREAKS, SECONDS)
+    postgres = house.postgres.process
+    assert postgres is not None
+    secret = parse_secret(house.secret, name="bench")
+    uvloop.run(prepare(server, house.token, secret, breaks))
+    wait(lambda: one(url, "SELECT count(*) FROM accounts") >= breaks, "the accounts are not known")
+    pids = {"receiver": (server.process.pid, False), "worker": (worker.pid, False), "Postgres": (postgres.pid, True)}
+    before = {part: cpu_seconds(pid, family=family) for part, (pid, family) in pids.items()}
+    began = time.monotonic()
+    background = generator(
+        "bench.load", ["--port", str(server.port), "--count", str(RATE * seconds), "--rate", str(RATE)], house.secret
+    )
+    try:
+        time.sleep(1.5)
+        until = began + seconds - MARGIN_SECONDS
+        taken = uvloop.run(break_all(server, house.token, secret, breaks, until))
+        out, _ = background.communicate(timeout=seconds + 30)
+    finally:
+        if background.poll() is None:
+            background.kill()
+            background.wait()
+    if background.returncode != 0:
+        raise BenchFailed("the background load broke")
+    said = json.loads(out.splitlines()[-1])
+    if said["lost"] or set(said["statuses"]) != {"202"}:
+        raise BenchFailed(f"the background was answered {said['statuses']}, connections lost: {said['lost']}")
+    took = time.monotonic() - began
+    cores = {part: (cpu_seconds(p, family=f) - before[part]) / took for part, (p, f) in pids.items()}
+    for process in (worker, server.process):
+        house.stop(process)
+    enough = len(taken) >= (SAMPLES_MIN_SHORT if house.short else SAMPLES_MIN)
+    if not enough:
+        say("too few breaks for a quantile: the machine was too busy, and the figure counts as not met")
+    say(f"{len(taken)} breaks: p50 {quantile(taken, 0.5):.0f} ms, p99 {quantile(taken, 0.99):.0f} ms")
+    busy = ", ".join(f"{part} {share:.0%}" for part, share in cores.items())
+    notes = [
+        f"{len(taken)} breaks beside {said['per_second']:,.0f} token refreshes/s for {took:.0f} s, "
+        f"the slowest {max(taken):.0f} ms; the gate was asked every {ASK_EVERY_SECONDS * 1000:.0f} ms, which is included",
+        f"of one core: {busy}, generator {said['generator_cpu_us'] * RATE / 1e6:.0%}",
+    ]
+    return [
+        figure("p50", quantile(taken, 0.5), P50_MS_MAX, enough, notes),
+        figure("p99", quantile(taken, 0.99), P99_MS_MAX, enough, []),
+    ]
+
+
+def figure(which: str, milliseconds: float, below: float, enough: bool, notes: list[str]) -> Figure:
+    return Figure(
+        name=f"receipt to workflow paused, {RATE} events/s, {which}",
+        unit="ms",
+        ours=[milliseconds],
+        control_name="-",
+        control=[],
+        ratio=None,
+        reach=f"below {below:.0f} ms",
+        met=enough and milliseconds < below,
+        notes=notes,
+    )
+
+
+def told(status: str, number: int, secret: Secret) -> bytes:
+    """A genuine status of account `ca_break_NUMBER`, occurred just now."""
+    at, event_id = time.time(), f"evt_{new_id()}"
+    body = {
+        "spec_version": "1",
+        "id": event_id,
+        "type": "connected_account.status_updated",
+        "object": "ConnectedAccount",
+        "occurred_at": occurred(at),
+        "environment_id": ENVIRONMENT,
+        "data": {
+            "id": f"ca_break_{number}",
+            "connection_id": "conn_58345499215204357",
+            "identifier": f"break-{number}@example.com",
+            "provider": "GMAIL",
+            "status": status,
+        },
+    }
+    raw = json.dumps(body).encode()
+    return request("127.0.0.1", PATH, event_id, int(at), sign(secret, event_id, int(at), raw), raw)
+
+
+async def prepare(server: Server, token: str, secret: Secret, breaks: int) -> None:
+    """Each account is known and well, and one active workflow depends on it."""
+    asking = Asking(server.port, token)
+    await asking.open()
+    for number in range(breaks):
+        body = {"name": f"break {number}", "account_ids": [f"ca_break_{number}"], "orchestrator": None}
+        status, said = await asking.ask("PUT", f"/v1/workflows/wf_break_{number}", body)
+        if status not in (200, 201):
+            raise BenchFailed(f"PUT of a workflow was answered {status}: {said}")
+        await taken_in(asking, told("ACTIVE", number, secret))
+    asking.close()
+
+
+async def taken_in(asking: Asking, raw: bytes) -> None:
+    asking.send(raw)
+    status, _ = await asking.answer()
+    if status != 202:
+        raise BenchFailed(f"an event was answered {status}")
+
+
+async def break_all(server: Server, token: str, secret: Secret, breaks: int, until: float) -> list[float]:
+    """Milliseconds of each break to its pause, one after the other, at most one in `BREAK_EVERY_SECONDS`.
+
+    None begins after `until` (`time.monotonic()`), when the background load is about to end.
+    """
+    post, gate = Asking(server.port, token), Asking(server.port, token)
+    await post.open()
+    await gate.open()
+    milliseconds = []
+    for number in range(breaks):
+        if time.monotonic() > until:
+            break
+        next_at = time.perf_counter() + BREAK_EVERY_SECONDS
+        path = f"/v1/gate?workflow_id=wf_break_{number}"
+        _, said = await gate.ask("GET", path)
+        if not said["allow"]:
+            raise BenchFailed(f"the gate denies before the break: {said}")
+        raw = told("DISCONNECTED", number, secret)
+        began = time.perf_counter()
+        posting = asyncio.create_task(taken_in(post, raw))
+        asked_at = began
+        while True:
+            _, said = await gate.ask("GET", path)
+            if not said["allow"] and said["reason"] == "workflow_paused":
+                break
+            if time.perf_counter() - began > PAUSE_SECONDS_MAX:
+                raise BenchFailed(f"no pause within {PAUSE_SECONDS_MAX} s: {said}")
+            asked_at += ASK_EVERY_SECONDS
+            await asyncio.sleep(max(0.0, asked_at - time.perf_counter()))
+            asked_at = max(asked_at, time.perf_counter() - ASK_EVERY_SECONDS)
+        milliseconds.append((time.perf_counter() - began) * 1000)
+        await posting
+        await asyncio.sleep(max(0.0, next_at - time.perf_counter()))
+    post.close()
+    gate.close()
+    return milliseconds
