@@ -30,8 +30,8 @@ ACCOUNTS = 1000
 PATH = "/webhooks/scalekit"
 
 
-def build(count: int, secret: Secret, host: str, path: str) -> Iterator[bytes]:
-    """Unique, signed token refreshes of about 450 bytes, over a thousand accounts."""
+def build(count: int, secret: Secret, host: str, path: str, accounts: int = ACCOUNTS) -> Iterator[bytes]:
+    """Unique, signed token refreshes of about 450 bytes, over so many accounts."""
     at = int(time.time())
     run = uuid.uuid4().hex[:10]
     body = json.dumps(
@@ -55,7 +55,7 @@ def build(count: int, secret: Secret, host: str, path: str) -> Iterator[bytes]:
         }
     )
     for number in range(count):
-        account = number % ACCOUNTS
+        account = number % accounts
         unique = f"{run}{number:08d}"
         raw = (body % (unique, account, account)).encode()
         yield request(host, path, "msg_" + unique, at, sign(secret, "msg_" + unique, at, raw), raw)
@@ -175,7 +175,8 @@ class Load:
 
 async def run(arguments: argparse.Namespace) -> dict[str, object]:
     secret = parse_secret(os.environ["BENCH_SECRET"], name="bench")
-    requests = list(build(arguments.count, secret, f"{arguments.host}:{arguments.port}", arguments.path))
+    host = f"{arguments.host}:{arguments.port}"
+    requests = list(build(arguments.count, secret, host, arguments.path, arguments.accounts))
     load = Load(requests, arguments.rate)
     loop = asyncio.get_running_loop()
     connections = [
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--path", default=PATH)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--accounts", type=int, default=ACCOUNTS)
     parser.add_argument("--rate", type=float, help="requests a second; without it, as fast as answers come")
     parser.add_argument("--wait", action="store_true", help="print `built`, then wait for a line on stdin")
     arguments = parser.parse_args()

@@ -120,6 +120,8 @@ async def about_accounts(conn: AsyncConnection, subjects: Mapping[AccountKey, Su
     Only where an event is new: then the one evaluator speaks, and two transactions never say the same at once.
     """
     wanted: list[OwnAlert] = []
+    first_seen = {key.account_id for key, subject in subjects.items() if subject.new and subject.before is None}
+    shared = await account_store.shared_ids(conn, first_seen)  # their rows are saved by now
     for key, subject in subjects.items():
         if not subject.new:
             continue
@@ -133,7 +135,7 @@ async def about_accounts(conn: AsyncConnection, subjects: Mapping[AccountKey, Su
                     what_to_do="Check the provider's release notes; the account keeps that status until the next event.",
                 )
             )
-        if subject.before is None:
+        if subject.before is None and key.account_id in shared:
             others = [other for other in await account_store.namesakes(conn, key.account_id) if other.key != key]
             if others and (waiting := await workflow_store.written_short(conn, key.account_id)):
                 wanted.append(

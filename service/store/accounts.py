@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -86,6 +86,19 @@ async def namesakes(conn: AsyncConnection, account_id: str) -> list[Account]:
         .limit(CANDIDATES_MAX)
     )
     return [to_account(row) for row in rows]
+
+
+async def shared_ids(conn: AsyncConnection, account_ids: Collection[str]) -> set[str]:
+    """Which of these short ids more than one account has."""
+    if not account_ids:
+        return set()
+    rows = await conn.execute(
+        select(accounts.c.account_id)
+        .where(accounts.c.account_id.in_(list(account_ids)))
+        .group_by(accounts.c.account_id)
+        .having(func.count() > 1)
+    )
+    return {row.account_id for row in rows}
 
 
 async def find(conn: AsyncConnection, written: str) -> Account | None:

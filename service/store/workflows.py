@@ -143,8 +143,21 @@ async def dependencies_of(conn: AsyncConnection, workflow_id: str) -> list[Depen
 
 
 async def bind(conn: AsyncConnection, keys: Sequence[AccountKey]) -> None:
-    """Accounts seen for the first time take the short ids that were waiting for them."""
+    """Accounts seen for the first time take the short ids that were waiting for them; of namesakes the first does."""
+    first: dict[str, AccountKey] = {}
     for key in keys:
+        first.setdefault(key.account_id, key)
+    if not first:
+        return
+    waiting = await conn.execute(
+        select(dependencies.c.target_id)
+        .where(
+            dependencies.c.kind == "account", dependencies.c.source.is_(None), dependencies.c.target_id.in_(list(first))
+        )
+        .distinct()
+    )
+    for row in waiting.all():
+        key = first[row.target_id]
         await conn.execute(
             update(dependencies)
             .where(
