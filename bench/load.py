@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import cast
 
@@ -113,7 +113,8 @@ class Load:
         self._requests = requests
         self._next = 0
         self._rate = rate
-        self._idle: list[Connection] = []
+        # In turn, so that none is idle for as long as a server cuts idle connections.
+        self._idle: deque[Connection] = deque()
         self._open = 0
         self.statuses: Counter[str] = Counter()
         self.seconds: list[float] = []
@@ -127,7 +128,7 @@ class Load:
             for connection in connections:
                 self._go_on(connection)
         else:
-            self._idle = list(connections)
+            self._idle.extend(connections)
             asyncio.get_running_loop().create_task(self._pace(self._rate))
 
     async def _pace(self, rate: float) -> None:
@@ -143,7 +144,7 @@ class Load:
                     late_until = min(due, len(self._requests))
                     break
                 due_at = began + self._next / rate if self._next < late_until else None
-                self._send_next(self._idle.pop(), due_at)
+                self._send_next(self._idle.popleft(), due_at)
             await asyncio.sleep(0.001)
 
     def _send_next(self, connection: Connection, due_at: float | None = None) -> None:
