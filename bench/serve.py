@@ -1,4 +1,4 @@
-"""Serves ours, the no-op control or the plain form, each in one process and with the receiver's uvicorn settings."""
+"""Serves ours, the no-op control or the plain form, each in one process; the last two as uvicorn serves anybody's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gc
 import uvicorn
 
 from service import serve
-from service.connections import BoundedProtocol
 
 HOST = "127.0.0.1"
 
@@ -32,7 +31,7 @@ def main() -> None:
         host=HOST,
         port=arguments.port,
         loop="uvloop",
-        http=BoundedProtocol,
+        http="httptools",
         lifespan="on",
         ws="none",
         backlog=serve.BACKLOG,

@@ -23,6 +23,7 @@ from service import intake, problem
 from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
 from service.api.routes import CALLS
+from service.connections import FRONT_DOOR
 from service.errors import AuthwatchError
 from service.observe import configure_logging, log
 from service.receive import PATH, FrontDoor
@@ -56,7 +57,6 @@ class Receiver(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PATH):
-            scope["app"] = self
             await self._front_door(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -69,9 +69,9 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
     front_door = FrontDoor()
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         async with open_runtime(known, connections_max=RECEIVER_CONNECTIONS_MAX) as runtime:
-            app.state.runtime = runtime
+            app.state.runtime = front_door.runtime = runtime
             starting = asyncio.create_task(retention.ensure_at_start(runtime.engine), name="partitions")
             log.info("receiver.started", sources=list(runtime.sources))
             watching = asyncio.create_task(front_door.watch(), name="front_door")
@@ -81,8 +81,9 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                     kept_current(runtime, None if settings else variables),
                     intake.watched(runtime.engine, runtime.sources),
                 ):
-                    yield
+                    yield {FRONT_DOOR: front_door}
             finally:
+                front_door.runtime = None
                 await stop(watching)
                 await stop(keeping)
                 await runtime.rejections.write(runtime.engine)

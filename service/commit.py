@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
@@ -40,19 +41,29 @@ ATTEMPTS_MAX = 2
 NOT_NOW = ("08", "25006", "40", "53", "55", "57", "58", "F0", "XX")
 
 
+class Answer(Protocol):
+    """Who waits for an outcome: an `asyncio.Future`, or anything that is told one of the two, once."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Waiting, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
 class Waiting:
     """A receipt on its way to the log. `kept` is there once it is committed; `since` is `time.monotonic()` at arrival."""
 
-    __slots__ = ("attempts", "future", "kept", "receipt", "row", "since", "size")
+    __slots__ = ("answer", "attempts", "kept", "receipt", "row", "since", "size")
 
     kept: Kept
 
-    def __init__(self, receipt: Receipt, since: float, future: asyncio.Future[Waiting]) -> None:
+    def __init__(self, receipt: Receipt, since: float, answer: Answer) -> None:
         self.receipt = receipt
         self.row = row = encode_row(receipt)
         self.size = 2 * len(row) + RECEIPT_BYTES_MORE
         self.since = since
-        self.future = future
+        self.answer = answer
         self.attempts = 0
 
 
@@ -76,12 +87,12 @@ class Committer:
         self._mending: asyncio.Task[None] | None = None
         self._scheduled = False
 
-    def commit(self, receipt: Receipt, since: float, future: asyncio.Future[Waiting]) -> None:
-        """`future` gets the receipt back, with what became of it; `since` is its arrival. Raises `Unavailable` when full.
+    def commit(self, receipt: Receipt, since: float, answer: Answer) -> None:
+        """`answer` gets the receipt back, with what became of it; `since` is its arrival. Raises `Unavailable` when full.
 
         `Unavailable`, now or then: nothing was kept as far as we know; a later duplicate is harmless.
         """
-        waiting = Waiting(receipt, since, future)
+        waiting = Waiting(receipt, since, answer)
         if len(self._waiting) >= QUEUE_RECEIPTS_MAX or self._waiting_bytes + waiting.size > QUEUE_BYTES_MAX:
             raise Unavailable("too many receipts are waiting for the database; send it again", code="queue_full")
         self._waiting.append(waiting)
@@ -128,7 +139,7 @@ class Committer:
         while self._waiting and len(batch) < BATCH_RECEIPTS_MAX and size < BATCH_BYTES_MAX:
             one = self._waiting.popleft()
             self._waiting_bytes -= one.size
-            if not one.future.done():  # the caller gave up: it has had its 503 and nothing is kept for it
+            if not one.answer.done():  # the caller gave up: it has had its 503 and nothing is kept for it
                 batch.append(one)
                 size += one.size
         return batch
@@ -147,8 +158,8 @@ class Committer:
             for number, one in enumerate(batch):
                 receipt_id = one.receipt.id
                 one.kept = kept(receipt_id, others.get(number)) if others else Kept(receipt_id, True, True)
-                if not one.future.done():
-                    one.future.set_result(one)
+                if not one.answer.done():
+                    one.answer.set_result(one)
             self._on_commit(batch)
         self._send()
 
@@ -224,8 +235,8 @@ def kept(row_id: str, other: tuple[str, bool] | None) -> Kept:
 
 def refuse(batch: Sequence[Waiting], error: Unavailable) -> None:
     for one in batch:
-        if not one.future.done():
-            one.future.set_exception(error)
+        if not one.answer.done():
+            one.answer.set_exception(error)
 
 
 def database_unavailable() -> Unavailable:

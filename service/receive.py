@@ -1,9 +1,9 @@
 """The inbound story, top to bottom: find the source, read a bounded body, verify the raw bytes, read what they say,
 commit, answer. What it answers is contract.md's table for `POST /webhooks/{source}`.
 
-This is the one path that every webhook takes, and its speed is measured (`bench/`). So it speaks ASGI itself and
-stands before the framework's middleware and router: their objects, wrapped callables and timers would cost as much as
-verification. Everything rare is raised, and answered by `service/problem.py`.
+Its speed is measured (`bench/`). A webhook that arrives whole comes through `arrive`, straight from the connection
+(`service/connections.py`); any other as an ASGI request, before the framework's middleware and router. Both are verified,
+read and queued by the same loop. Everything rare is raised, and answered by `service/problem.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from service import observe
-from service.commit import Waiting
+from service.commit import Answer, Waiting
 from service.errors import (
     AuthwatchError,
     BadRequest,
@@ -48,7 +48,7 @@ JSON_HEADER = (b"content-type", b"application/json")
 
 
 Headers = Sequence[tuple[bytes, bytes]]
-Arrival = tuple[Source, Headers, bytes, float, "asyncio.Future[Waiting]"]
+Arrival = tuple[Source, Headers, bytes, float, Answer]
 
 
 class FrontDoor:
@@ -59,62 +59,74 @@ class FrontDoor:
     """
 
     def __init__(self) -> None:
+        self.runtime: Runtime | None = None  # from the start of the lifespan to its end
         self._arrived: list[Arrival] = []
         # Who is reading a body, since when, oldest first: one look a second at the oldest instead of a timer for each.
         self._reading: dict[asyncio.Task[object], float] = {}
         self._reading_bytes = 0
         self._too_slow: set[asyncio.Task[object]] = set()
 
+    def source_at(self, url: bytes) -> Source | None:
+        """The source of a request target in its plain form, `/webhooks/NAME`; None for any other form or name."""
+        return self.runtime.sources.get(url[len(PATH) :].decode("latin-1")) if self.runtime is not None else None
+
+    def arrive(self, source: Source, headers: Headers, body: bytes, began: float, answer: Answer) -> None:
+        """Takes in a whole request; `answer` hears what became of it, once. `began` is `time.monotonic()`."""
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._take_in)
+        self._arrived.append((source, headers, body, began, answer))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        runtime: Runtime = scope["app"].state.runtime
+        assert self.runtime is not None
         name = scope["path"][len(PATH) :]
         began = time.monotonic()
         body = b""
         try:
-            source = runtime.sources.get(name)
+            source = self.runtime.sources.get(name)
             if source is None:
                 raise NotFound("no such source, or it is switched off", code="unknown_source")
             body = await self._read_body(scope["headers"], receive)
             answer: asyncio.Future[Waiting] = asyncio.get_running_loop().create_future()
-            if not self._arrived:
-                asyncio.get_running_loop().call_soon(self._take_in, runtime)
-            self._arrived.append((source, scope["headers"], body, began, answer))
-            done = await answer
-        except AuthwatchError as exc:
-            # An unknown source's name is a caller's choice and may not become a label.
-            known = name if name in runtime.sources else ""
-            observe.rejected(known, exc.code, status_of(exc), time.monotonic() - began)
-            log.info("receipt.rejected", reason=exc.code, source=known or None)
-            if known and isinstance(exc, SignatureInvalid):  # it may have been switched off meanwhile
-                runtime.rejections.note(known, exc.code, scope["headers"], body, datetime.now(UTC))
-            await (await on_authwatch_error(Request(scope), exc))(scope, receive, send)
-            return
+            self.arrive(source, scope["headers"], body, began, answer)
+            status, said = said_of(await answer)
         except Exception as exc:  # noqa: BLE001 - the edge: a bug of ours is an answer too
-            await (await on_unexpected(Request(scope), exc))(scope, receive, send)
+            # An unknown source's name is a caller's choice and may not become a label.
+            known = name if name in self.runtime.sources else ""
+            await self.refuse(scope, receive, send, error=exc, known=known, body=body, began=began)
             return
-        kept = done.kept
-        if not kept.accepted:
-            status, word = 200, b"duplicate"
-        else:
-            status, word = 202, b"quarantined" if done.receipt.event.kind == "quarantine" else b"accepted"
-        said = b'{"status":"%b","id":"%b"}' % (word, kept.id.encode())
         headers = [(b"content-length", b"%d" % len(said)), JSON_HEADER]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": said})
 
-    def _take_in(self, runtime: Runtime) -> None:
+    async def refuse(
+        self, scope: Scope, receive: Receive, send: Send, *, error: Exception, known: str, body: bytes, began: float
+    ) -> None:
+        """Says why not, counts it, and keeps what a wrong secret refused; `known` is the source's name or ""."""
+        if not isinstance(error, AuthwatchError):
+            await (await on_unexpected(Request(scope), error))(scope, receive, send)
+            return
+        observe.rejected(known, error.code, status_of(error), time.monotonic() - began)
+        log.info("receipt.rejected", reason=error.code, source=known or None)
+        if known and isinstance(error, SignatureInvalid) and self.runtime is not None:
+            self.runtime.rejections.note(known, error.code, scope["headers"], body, datetime.now(UTC))
+        await (await on_authwatch_error(Request(scope), error))(scope, receive, send)
+
+    def _take_in(self) -> None:
         """Verified, read, and queued for the commit, whose outcome each request awaits."""
         arrived, self._arrived = self._arrived, []
+        runtime = self.runtime
         now = datetime.now(UTC)
         for source, headers, body, began, answer in arrived:
             try:
+                if runtime is None:
+                    raise Unavailable("this receiver is stopping; send it again", code="stopping")
                 receipt = open_receipt(source, headers, body, now)
                 if source.limit is not None and not source.limit.take(began):
                     raise RateLimited("more requests than this source's rate; send it again", retry_after_seconds=1)
                 if receipt.origin == "webhook":  # our own probe is no sign that the provider uses this secret
                     runtime.uses.note(source.name, receipt.secret_name or "", now)
                 runtime.committer.commit(receipt, began, answer)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it is raised in the request it belongs to
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is answered to the request it belongs to
                 answer.set_exception(exc)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
@@ -175,6 +187,15 @@ class FrontDoor:
             for task in [task for task, since in self._reading.items() if since < before]:
                 self._too_slow.add(task)
                 task.cancel()
+
+
+def said_of(done: Waiting) -> tuple[int, bytes]:
+    """Status and body of the answer to a request whose receipt was committed, now or before."""
+    kept = done.kept
+    if not kept.accepted:
+        return 200, b'{"status":"duplicate","id":"%b"}' % kept.id.encode()
+    word = b"quarantined" if done.receipt.event.kind == "quarantine" else b"accepted"
+    return 202, b'{"status":"%b","id":"%b"}' % (word, kept.id.encode())
 
 
 def open_receipt(source: Source, headers: Headers, body: bytes, now: datetime) -> Receipt:

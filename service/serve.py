@@ -66,6 +66,7 @@ def serve(host: str, port: int, workers: int) -> None:
                 timeout_worker_healthcheck=HEALTH_CHECK_SECONDS,
                 access_log=False,
                 log_config=None,
+                proxy_headers=False,
                 server_header=False,
                 date_header=False,
             )
