@@ -9,7 +9,9 @@ import logging
 import logging.handlers
 import os
 import sys
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import structlog
@@ -33,10 +35,22 @@ duplicates_total = Counter(
 rejected_total = Counter(
     "authwatch_requests_rejected", "Requests at the front door that were not kept, by reason", ["source", "reason"]
 )
-lag_seconds = Histogram(
+
+
+class BatchHistogram(Histogram):
+    """A histogram that takes a batch at once: what hundreds of events have in common is counted once for all of them."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """The same as `observe` for each of them."""
+        for bucket, count in Counts(bisect_left(self._upper_bounds, amount) for amount in amounts).items():
+            self._buckets[bucket].inc(count)
+        self._sum.inc(sum(amounts))
+
+
+lag_seconds = BatchHistogram(
     "authwatch_delivery_lag_seconds", "received_at - occurred_at, by kind", ["kind"], buckets=LAG_BUCKETS_SECONDS
 )
-requests_seconds = Histogram(
+requests_seconds = BatchHistogram(
     "authwatch_webhook_seconds",
     "Time to answer the front door",
     ["status"],
@@ -51,12 +65,12 @@ def accepted(source: str, kind: str) -> Counter:
 
 
 @lru_cache(maxsize=LABELS_MAX)
-def lag(kind: str) -> Histogram:
+def lag(kind: str) -> BatchHistogram:
     return lag_seconds.labels(kind)
 
 
 @lru_cache(maxsize=LABELS_MAX)
-def answered(status: int) -> Histogram:
+def answered(status: int) -> BatchHistogram:
     return requests_seconds.labels(str(status))
 
 

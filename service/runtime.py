@@ -121,20 +121,26 @@ def open_plug_in(
 def committed(nudger: Nudger, batch: Sequence[Waiting]) -> None:
     """After each commit: the workers are told, and what came in is counted."""
     nudger.nudge(queue.EVALUATE)
-    now = datetime.now(UTC)
-    kinds: Counter[tuple[str, str]] = Counter()
-    done_at = time.monotonic()
+    now, done_at = datetime.now(UTC), time.monotonic()
+    seconds: dict[int, list[float]] = {}
+    lags: dict[tuple[str, str], list[float]] = {}
+    accepted: Counter[tuple[str, str]] = Counter()
     for one in batch:
         receipt, kept = one.receipt, one.kept
-        observe.answered(202 if kept.accepted else 200).observe(done_at - one.since)
+        seconds.setdefault(202 if kept.accepted else 200, []).append(done_at - one.since)
         if not kept.accepted:
             observe.duplicates_total.labels(receipt.source, str(kept.same_body).lower()).inc()
             continue
         event = receipt.event
-        kinds[receipt.source, event.kind] += 1
+        what = receipt.source, event.kind
+        accepted[what] += 1
         if event.occurred_at is not None and receipt.origin == "webhook":
-            observe.lag(event.kind).observe(max(0.0, (now - event.occurred_at).total_seconds()))
-    for (source, kind), count in kinds.items():
+            lags.setdefault(what, []).append(max(0.0, (now - event.occurred_at).total_seconds()))
+    for status, of_status in seconds.items():
+        observe.answered(status).observe_all(of_status)
+    for (_, kind), of_kind in lags.items():
+        observe.lag(kind).observe_all(of_kind)
+    for (source, kind), count in accepted.items():
         observe.accepted(source, kind).inc(count)
 
 

@@ -16,10 +16,12 @@ import secrets as random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from service.errors import ConfigError, SignatureInvalid
 
 WINDOW_SECONDS = 300
+INSTANTS_MAX = 1024
 SECRET_PREFIX = "whsec_"
 KEY_BYTES_MIN, KEY_BYTES_MAX = 24, 64
 SIGNATURES_MAX = 16
@@ -137,6 +139,12 @@ def read_timestamp(timestamp: bytes, now: datetime) -> datetime:
         raise SignatureInvalid(
             "the timestamp is in the future; is the sender's clock right?", code="timestamp_in_future"
         )
+    return instant_of(seconds)
+
+
+@lru_cache(maxsize=INSTANTS_MAX)
+def instant_of(seconds: int) -> datetime:
+    """Those of one moment carry the same second."""
     return datetime.fromtimestamp(seconds, UTC)
 
 

@@ -197,7 +197,11 @@ def account_status_of(what: str, status: str | None) -> str | None:
 def text(source: Mapping[str, Any], name: str) -> str | None:
     """A field that is there and text; anything else counts as not said."""
     value = source.get(name)
-    return storable(value) if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    # Nearly every field of every event, without another call.
+    quick = len(value) <= TEXT_CHARS_MAX and value.isascii() and "\x00" not in value
+    return value if quick else storable(value)
 
 
 def storable(value: str) -> str:
