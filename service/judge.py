@@ -23,8 +23,9 @@ from service.rules.triggers import Episode, judge_rule
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import workflows as workflow_store
+from service.store.accounts import Account
 from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
-from service.subjects import Subject, gather
+from service.subjects import Subject, gather, quiet
 
 
 @dataclass(slots=True)
@@ -45,26 +46,38 @@ async def judge(
     upto: int,
     now: datetime,
     notifiers: Sequence[str],
+    rows: Mapping[AccountKey, Account] | None = None,
 ) -> Consequences:
     """Judges the accounts named, with the events (maybe none) that are new to them. Their locks must be held.
 
     Writes accounts, alerts, holds, actions and deadlines; the caller appends `decisions` to the log as its last act.
+    `rows` are the accounts' rows where the caller has read them already, which only the evaluator can: it alone writes.
     """
     book = list(rules.rules)
     within_max = max((rule.within for rule in book), default=timedelta(0))
-    subjects = await gather(conn, new_events, within_max, upto, now)
+    if rows is None:
+        rows = await account_store.load(conn, list(new_events))
+    starts = {
+        key: min((event.occurred_at for event in new), default=now)
+        for key, new in new_events.items()
+        if new or key in rows
+    }
+    stored = await alert_store.of_accounts(conn, {key: start - within_max for key, start in starts.items()})
+    untroubled = {
+        key: subject
+        for key in starts
+        if not stored[key] and (subject := quiet(key, rows.get(key), new_events[key], book, now)) is not None
+    }
+    troubled = {key: start for key, start in starts.items() if key not in untroubled}
+    subjects = untroubled | await gather(conn, rows, new_events, troubled, within_max, upto, now)
     await bind_new(conn, subjects)
-    dependents = await workflow_store.dependents(
-        conn, {key: subject.after.connection_id for key, subject in subjects.items()}
-    )
-    stored = await alert_store.of_accounts(
-        conn, {key: subject.judge_from - within_max for key, subject in subjects.items()}
-    )
+    dependents = await workflow_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
 
     verdict = Verdict()
-    due: dict[AccountKey, datetime | None] = {}
+    due: dict[AccountKey, datetime | None] = dict.fromkeys(untroubled)
     opened: list[tuple[Rule, Subject, Episode]] = []
-    for key, subject in subjects.items():
+    for key in troubled:
+        subject = subjects[key]
         wakes: list[datetime] = []
         for rule in book:
             mine = [alert for alert in stored[key] if alert.rule_id == rule.id]
@@ -98,7 +111,7 @@ async def judge(
         conn,
         accounts={key: subject.after for key, subject in subjects.items()},
         alerts=standing,
-        dependents=dependents,
+        dependents={key: dependents.get(key, []) for key in subjects},
         fired=verdict.fired,
         resolved=verdict.resolved,
         now=now,

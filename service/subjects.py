@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import WELL, AccountKey, Event
+from service.rules import Rule
 from service.rules.story import Initial, Story, tell
 from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -26,20 +27,38 @@ class Subject:
     judge_from: datetime
 
 
+def quiet(
+    key: AccountKey, row: Account | None, new: Sequence[Event], rules: Sequence[Rule], now: datetime
+) -> Subject | None:
+    """An account without an alert whose new events can give it none: nearly every one, and its row is told by them
+    alone. None where its history has a say: the events are not newer than all that is known, something is not well, or
+    a rule could begin with one of them.
+    """
+    if not new or (row is not None and row.not_well):
+        return None
+    start = min(event.occurred_at for event in new)
+    if row is not None and row.last_event_at is not None and start <= row.last_event_at:
+        return None
+    initial = Initial(status=row.status, status_since=row.status_since) if row is not None else Initial()
+    story = tell(initial, new)
+    if any(rule.may_open(step) for rule in rules for step in story.steps):
+        return None
+    return Subject(
+        before=row, after=project(row, key, story, new, now), story=story, initial=initial, new=new, judge_from=start
+    )
+
+
 async def gather(
     conn: AsyncConnection,
+    rows: Mapping[AccountKey, Account],
     new_events: Mapping[AccountKey, Sequence[Event]],
+    starts: Mapping[AccountKey, datetime],
     within_max: timedelta,
     upto: int,
     now: datetime,
 ) -> dict[AccountKey, Subject]:
-    """Reads each account's row and as much of its history as its verdict can depend on."""
-    rows = await account_store.load(conn, list(new_events))
-    judge_from = {
-        key: min((event.occurred_at for event in new), default=now)
-        for key, new in new_events.items()
-        if new or key in rows
-    }
+    """Reads as much of each account's history as its verdict can depend on; `starts` are those to be judged."""
+    judge_from = dict(starts)
     since: dict[AccountKey, datetime] = {}
     known: dict[AccountKey, Initial] = {}
     unknown: dict[AccountKey, datetime] = {}

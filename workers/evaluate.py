@@ -43,10 +43,12 @@ async def evaluate(runtime: Runtime) -> Evaluated:
         if not await one_transaction(runtime, read_on, done) or done.read - before < BATCH_EVENTS_MAX:
             break
     for _ in range(ROUNDS_MAX):
+        async with begin(runtime.engine) as conn:
+            done.next_due_at = await accounts.next_due(conn)
+            if done.next_due_at is None or done.next_due_at > await readers.clock(conn):
+                break
         if not await one_transaction(runtime, judge_due, done):
             break
-    async with begin(runtime.engine) as conn:
-        done.next_due_at = await accounts.next_due(conn)
     return done
 
 
@@ -87,7 +89,7 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
         await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
         now = await readers.clock(conn)
         out = await judge(
-            conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers)
+            conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers), rows=known
         )
     await readers.move(conn, readers.EVALUATOR, events[-1].position, await readers.clock(conn))
     done.read += len(events)
@@ -106,5 +108,11 @@ async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _don
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
     return await judge(
-        conn, runtime.rules, {key: [] for key in rows}, upto=position, now=now, notifiers=list(runtime.notifiers)
+        conn,
+        runtime.rules,
+        {key: [] for key in rows},
+        upto=position,
+        now=now,
+        notifiers=list(runtime.notifiers),
+        rows=rows,
     )

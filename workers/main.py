@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import uvloop
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
@@ -197,7 +198,8 @@ async def work() -> None:
 def main() -> None:
     configure_logging()
     try:
-        asyncio.run(work())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work())
     except ConfigError as exc:
         print(f"authwatch: {exc}", file=sys.stderr)
         sys.exit(2)

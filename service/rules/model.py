@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from service.event import KINDS
+from service.event import KINDS, WELL
 from service.rules.match import Predicate, compile_match, nearest
 from service.rules.story import Step
 
@@ -180,6 +180,10 @@ class Rule(Strict):
 
     def resolves(self, step: Step) -> bool:
         return self._resolves is not None and self._resolves(step)
+
+    def may_open(self, step: Step) -> bool:
+        """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""
+        return self._counts(step) if self._counts is not None else step.became not in (None, WELL)
 
     @cached_property
     def within(self) -> timedelta:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, Row, Text, bindparam, func, select, text, tuple_
+import orjson
+from sqlalchemy import ARRAY, DateTime, Row, Text, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
 from service.event import AccountKey, Event
+from service.store.keys import any_of, key_values, same_account
 from service.store.log import EVENT_COLUMNS, to_event
 from service.store.tables import accounts, deadlines
 
@@ -68,12 +70,10 @@ async def lock(conn: AsyncConnection, ids: Iterable[str]) -> None:
         )
 
 
-async def load(conn: AsyncConnection, keys: Sequence[AccountKey]) -> dict[AccountKey, Account]:
+async def load(conn: AsyncConnection, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
     if not keys:
         return {}
-    rows = await conn.execute(
-        select(accounts).where(tuple_(accounts.c.source, accounts.c.environment_id, accounts.c.account_id).in_(keys))
-    )
+    rows = await conn.execute(select(accounts).where(same_account(accounts)), key_values(keys))
     return {account.key: account for account in map(to_account, rows)}
 
 
@@ -94,7 +94,7 @@ async def shared_ids(conn: AsyncConnection, account_ids: Collection[str]) -> set
         return set()
     rows = await conn.execute(
         select(accounts.c.account_id)
-        .where(accounts.c.account_id.in_(list(account_ids)))
+        .where(accounts.c.account_id == any_of(account_ids))
         .group_by(accounts.c.account_id)
         .having(func.count() > 1)
     )
@@ -127,6 +127,19 @@ class AmbiguousAccount(Conflict):
         self.extra = {"candidates": candidates}
 
 
+COLUMNS = tuple(column.name for column in accounts.columns)
+KEPT = ("source", "environment_id", "account_id", "first_seen_at")
+# One statement and one parameter for a batch: a statement for each row would be most of the evaluator's time.
+SAVE = text(
+    f"""
+    INSERT INTO accounts ({", ".join(COLUMNS)})
+    SELECT {", ".join(COLUMNS)} FROM jsonb_populate_recordset(NULL::accounts, CAST(:rows AS jsonb))
+    ON CONFLICT (source, environment_id, account_id)
+    DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name not in KEPT)}
+    """
+)
+
+
 async def save(conn: AsyncConnection, changed: Sequence[Account]) -> None:
     if not changed:
         return
@@ -141,7 +154,7 @@ async def save(conn: AsyncConnection, changed: Sequence[Account]) -> None:
             "organization_id": account.organization_id,
             "status": account.status,
             "status_since": account.status_since,
-            "not_well": {status: at.isoformat() for status, at in account.not_well.items()},
+            "not_well": dict(account.not_well),
             "last_status_at": account.last_status_at,
             "last_event_at": account.last_event_at,
             "last_refresh_at": account.last_refresh_at,
@@ -152,10 +165,7 @@ async def save(conn: AsyncConnection, changed: Sequence[Account]) -> None:
         }
         for account in changed
     ]
-    statement = insert(accounts)
-    key = ("source", "environment_id", "account_id")
-    update = {column: statement.excluded[column] for column in rows[0] if column not in (*key, "first_seen_at")}
-    await conn.execute(statement.on_conflict_do_update(index_elements=key, set_=update), rows)
+    await conn.execute(SAVE, {"rows": orjson.dumps(rows).decode()})
 
 
 LAST_WELL = text(
@@ -235,11 +245,7 @@ async def set_deadlines(conn: AsyncConnection, due: Mapping[AccountKey, datetime
     """One deadline an account: the earliest instant at which its verdict may change with no event."""
     gone = [key for key, at in due.items() if at is None]
     if gone:
-        await conn.execute(
-            deadlines.delete().where(
-                tuple_(deadlines.c.source, deadlines.c.environment_id, deadlines.c.account_id).in_(gone)
-            )
-        )
+        await conn.execute(deadlines.delete().where(same_account(deadlines)), key_values(gone))
     rows = [
         {"source": key.source, "environment_id": key.environment_id, "account_id": key.account_id, "due_at": at}
         for key, at in due.items()

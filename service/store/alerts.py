@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
+from service.store.keys import key_values, same_account
 from service.store.tables import alerts
 
 EVIDENCE_MAX = 50
@@ -102,11 +103,12 @@ async def of_accounts(
     rows = await conn.execute(
         select(alerts)
         .where(
-            tuple_(alerts.c.source, alerts.c.environment_id, alerts.c.account_id).in_(list(judge_from)),
+            same_account(alerts),
             or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= min(judge_from.values())),
         )
         .order_by(alerts.c.condition_ended_at.desc().nulls_first())  # the open ones are never what a limit cuts off
-        .limit(EPISODES_READ_MAX)
+        .limit(EPISODES_READ_MAX),
+        key_values(judge_from),
     )
     for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
         assert alert.account is not None
@@ -176,11 +178,12 @@ async def unresolved_of(conn: AsyncConnection, keys: Sequence[AccountKey]) -> di
         rows = await conn.execute(
             select(alerts)
             .where(
-                tuple_(alerts.c.source, alerts.c.environment_id, alerts.c.account_id).in_(list(keys)),
+                same_account(alerts),
                 alerts.c.state != "resolved",
             )
             .order_by(alerts.c.fired_at, alerts.c.id)
-            .limit(EPISODES_READ_MAX)
+            .limit(EPISODES_READ_MAX),
+            key_values(keys),
         )
         for row in rows:
             alert = to_alert(row)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import Row, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey, new_id
+from service.store.keys import any_of, key_values, same_account
 from service.store.tables import dependencies, holds, workflows
 
 LOCK_CLASS = 730_521
@@ -152,7 +153,7 @@ async def bind(conn: AsyncConnection, keys: Sequence[AccountKey]) -> None:
     waiting = await conn.execute(
         select(dependencies.c.target_id)
         .where(
-            dependencies.c.kind == "account", dependencies.c.source.is_(None), dependencies.c.target_id.in_(list(first))
+            dependencies.c.kind == "account", dependencies.c.source.is_(None), dependencies.c.target_id == any_of(first)
         )
         .distinct()
     )
@@ -197,8 +198,8 @@ async def dependents(
         .join(workflows, workflows.c.workflow_id == dependencies.c.workflow_id)
         .where(
             or_(
-                and_(dependencies.c.kind == "account", dependencies.c.target_id.in_(by_account)),
-                and_(dependencies.c.kind == "connection", dependencies.c.target_id.in_(by_connection)),
+                and_(dependencies.c.kind == "account", dependencies.c.target_id == any_of(by_account)),
+                and_(dependencies.c.kind == "connection", dependencies.c.target_id == any_of(by_connection)),
             )
         )
         .limit(DEPENDENTS_MAX)
@@ -239,8 +240,9 @@ async def account_holds(conn: AsyncConnection, keys: Collection[AccountKey]) -> 
         select(holds).where(
             holds.c.released_at.is_(None),
             holds.c.alert_id.is_not(None),
-            tuple_(holds.c.source, holds.c.environment_id, holds.c.account_id).in_(list(keys)),
-        )
+            same_account(holds),
+        ),
+        key_values(keys),
     )
     return [to_hold(row) for row in rows]
 
