@@ -82,7 +82,7 @@ class Committer:
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._flying: deque[list[Waiting]] = deque()
-        self._alone: deque[Waiting] = deque()
+        self._parts: deque[list[Waiting]] = deque()  # of a batch that was refused, to find the row it was refused for
         self._pipeline: Pipeline | None = None
         self._mending: asyncio.Task[None] | None = None
         self._scheduled = False
@@ -114,18 +114,40 @@ class Committer:
             if self._pipeline is not None:
                 self._pipeline.fail("closing")
 
+    async def ping(self, timeout_seconds: float) -> None:
+        """Raises `Unavailable` unless a batch without receipts goes the way that receipts go and is committed in time."""
+        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def landed(outcome: Outcome) -> None:
+            if not answered.done():
+                answered.set_result(outcome)
+
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._pipeline is None or self._pipeline.broken:
+                    self._mend(self._open)
+                    await asyncio.sleep(MEND_PAUSE_SECONDS)
+                self._pipeline.send([], landed)
+                outcome = await answered
+        except TimeoutError:
+            raise database_unavailable() from None
+        if outcome.error is not None:
+            raise database_unavailable()
+
     def _send(self) -> None:
         self._scheduled = False
         if self._mending is not None:
             return
         if self._pipeline is None or self._pipeline.broken:
-            if self._waiting or self._alone:
+            if self._waiting or self._parts:
                 self._mend(self._open)
             return
-        while self._alone and not self._flying and not self._pipeline.broken:
-            self._fly(self._pipeline, [self._alone.popleft()])
+        while self._parts and not self._flying and not self._pipeline.broken:
+            part = [one for one in self._parts.popleft() if not one.answer.done()]
+            if part:
+                self._fly(self._pipeline, part)
         # A connection may be found lost by the sending itself.
-        while self._waiting and not self._alone and not self._pipeline.broken and self._worth_sending():
+        while self._waiting and not self._parts and not self._pipeline.broken and self._worth_sending():
             batch = self._take()
             if batch:
                 self._fly(self._pipeline, batch)
@@ -170,8 +192,9 @@ class Committer:
                 self._mend(self._make_partitions)
         elif outcome.sqlstate.startswith(NOT_NOW):
             refuse(batch, database_unavailable())
-        elif len(batch) > 1:  # one bad row never fails its neighbours: each is tried alone
-            self._alone.extend(batch)
+        elif len(batch) > 1:  # one bad row never fails its neighbours: by halves it is soon alone
+            middle = len(batch) // 2
+            self._parts.extendleft((batch[middle:], batch[:middle]))
         else:
             logger.error("receipt.refused_by_database", sqlstate=outcome.sqlstate)
             refuse(
@@ -209,8 +232,8 @@ class Committer:
         self._pipeline = await self._connect()
 
     def _take_all(self) -> list[Waiting]:
-        everything = [*self._alone, *self._waiting]
-        self._alone.clear()
+        everything = [*(one for part in self._parts for one in part), *self._waiting]
+        self._parts.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
         return everything
@@ -221,6 +244,8 @@ class Committer:
             refuse([one for batch in self._flying for one in batch], late)
             if self._pipeline is not None:
                 self._pipeline.fail("timeout")
+        for part in self._parts:
+            refuse([one for one in part if one.since < before], late)
         while self._waiting and self._waiting[0].since < before:
             one = self._waiting.popleft()
             self._waiting_bytes -= one.size

@@ -242,10 +242,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_asgi_task(cycle, cast(Any, refusal))
 
     def _cut_or_look_again(self) -> None:
+        if self.transport.is_closing():
+            self.transport.abort()  # closed at the last look or before, and its peer still does not read
+            return
         answering = self.cycle is not None and not self.cycle.response_complete
         idle = self.timeout_keep_alive_task is not None  # between two requests: uvicorn's own timer runs
         if not answering and not idle and self._begun == self._begun_seen:
             self.transport.close()
-            return
         self._begun_seen = -1 if answering or idle else self._begun
         self._look = self.loop.call_later(HEAD_SECONDS_MAX, self._cut_or_look_again)

@@ -63,8 +63,8 @@ class FrontDoor:
         self._arrived: list[Arrival] = []
         # Who is reading a body, since when, oldest first: one look a second at the oldest instead of a timer for each.
         self._reading: dict[asyncio.Task[object], float] = {}
-        self._reading_bytes = 0
-        self._too_slow: set[asyncio.Task[object]] = set()
+        self._reading_bytes: dict[asyncio.Task[object], int] = {}
+        self._cut_for: dict[asyncio.Task[object], AuthwatchError] = {}
 
     def source_at(self, url: bytes) -> Source | None:
         """The source of a request target in its plain form, `/webhooks/NAME`; None for any other form or name."""
@@ -87,8 +87,13 @@ class FrontDoor:
                 raise NotFound("no such source, or it is switched off", code="unknown_source")
             body = await self._read_body(scope["headers"], receive)
             answer: asyncio.Future[Waiting] = asyncio.get_running_loop().create_future()
-            self.arrive(source, scope["headers"], body, began, answer)
+            # How long the sender took is not the database's fault: what counts from here is the wait for the commit.
+            self.arrive(source, scope["headers"], body, time.monotonic(), answer)
             status, said = said_of(await answer)
+        except asyncio.CancelledError:  # the server is stopping and its patience is over
+            stopping = Unavailable("this receiver is stopping; send it again", code="stopping")
+            await self.refuse(scope, receive, send, error=stopping, known="", body=body, began=began)
+            return
         except Exception as exc:  # noqa: BLE001 - the edge: a bug of ours is an answer too
             # An unknown source's name is a caller's choice and may not become a label.
             known = name if name in self.runtime.sources else ""
@@ -148,36 +153,41 @@ class FrontDoor:
                 return body
             return await self._read_on(message, receive)
         except asyncio.CancelledError:
-            if task in self._too_slow and task.uncancel() == 0:
-                raise RequestTimeout(
-                    f"the body did not arrive within {BODY_SECONDS_MAX} s", code="body_too_slow"
-                ) from None
+            if task in self._cut_for and task.uncancel() == 0:
+                raise self._cut_for[task] from None
             raise
         finally:
             del self._reading[task]
-            self._too_slow.discard(task)
+            self._cut_for.pop(task, None)
 
     async def _read_on(self, message: Message, receive: Receive) -> bytes:
         """A body that comes in pieces; those of all senders together are bounded, since nobody has signed them yet."""
         chunks: list[bytes] = []
-        size = 0
+        task = asyncio.current_task()
+        assert task is not None
+        sizes = self._reading_bytes
+        sizes[task] = 0
         try:
             while True:
                 if message["type"] == "http.disconnect":
                     raise BadRequest("the sender hung up", code="client_disconnected")
                 chunk: bytes = message.get("body", b"")
-                size += len(chunk)
-                self._reading_bytes += len(chunk)
-                if size > BODY_BYTES_MAX:
+                sizes[task] = sizes.get(task, 0) + len(chunk)
+                if sizes[task] > BODY_BYTES_MAX:
                     raise TooLarge(f"the body is larger than {BODY_BYTES_MAX} bytes", code="body_too_large")
-                if self._reading_bytes > READING_BYTES_MAX:
-                    raise Unavailable("too many bodies are on their way in; send it again", code="too_many_bodies")
+                if sum(sizes.values()) > READING_BYTES_MAX:
+                    # Whoever has sent most and still sends makes room, not the one that came last.
+                    largest = max(sizes, key=sizes.__getitem__)
+                    full = Unavailable("too many bodies are on their way in; send it again", code="too_many_bodies")
+                    if largest is task:
+                        raise full
+                    self._cut(largest, full)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(chunks)
                 message = await receive()
         finally:
-            self._reading_bytes -= size
+            sizes.pop(task, None)
 
     async def watch(self) -> None:
         """For ever: cuts off who sends a body too slowly."""
@@ -185,8 +195,13 @@ class FrontDoor:
             await asyncio.sleep(1)
             before = time.monotonic() - BODY_SECONDS_MAX
             for task in [task for task, since in self._reading.items() if since < before]:
-                self._too_slow.add(task)
-                task.cancel()
+                late = f"the body did not arrive within {BODY_SECONDS_MAX} s"
+                self._cut(task, RequestTimeout(late, code="body_too_slow"))
+
+    def _cut(self, task: asyncio.Task[object], error: AuthwatchError) -> None:
+        self._reading_bytes.pop(task, None)  # it holds nothing any more as soon as it hears of this
+        self._cut_for[task] = error
+        task.cancel()
 
 
 def said_of(done: Waiting) -> tuple[int, bytes]:

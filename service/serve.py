@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from service.children import end_with_parent
 from service.errors import ConfigError
@@ -25,7 +27,9 @@ KEEP_ALIVE_SECONDS = 10
 GRACEFUL_SECONDS = 10
 HEALTH_CHECK_SECONDS = 30  # of one process of several: a machine under full load is slow, not dead
 OPEN_FILES_WANTED = 65_536
+RETRY_SECONDS = 2.0
 STARTED_BY, MISTAKE_FILE = "AUTHWATCH_SERVE_PID", "AUTHWATCH_SERVE_MISTAKE"
+STARTED_FILE = "AUTHWATCH_SERVE_STARTED"  # there once a process has served: what it could start with, it may go on with
 
 
 def serve(host: str, port: int, workers: int) -> None:
@@ -37,12 +41,15 @@ def serve(host: str, port: int, workers: int) -> None:
 
     from service.connections import BoundedProtocol
 
+    # Until the process listens to it, "look at the secrets now" must not end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
     # Before any process is started: what can be judged without opening anything.
     open_sources(load_settings(os.environ).sources)
     with tempfile.TemporaryDirectory(prefix="authwatch-serve-") as folder:
         mistake = Path(folder) / "mistake"
         os.environ[MISTAKE_FILE] = str(mistake)
+        os.environ[STARTED_FILE] = str(Path(folder) / "started")
         os.environ[STARTED_BY] = str(os.getpid())
         if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             # Several processes answer /metrics as one; prometheus_client wants to know before it is imported.
@@ -101,6 +108,7 @@ def create_watched_app() -> Starlette:
                 # What was made to stay is no longer looked through for garbage at every full collection.
                 gc.collect()
                 gc.freeze()
+                _note_started()
                 yield state
         except ConfigError as error:
             _note(error)
@@ -110,7 +118,23 @@ def create_watched_app() -> Starlette:
     return app
 
 
+def _note_started() -> None:
+    Path(os.environ[STARTED_FILE]).touch()
+
+
+def _end_and_be_started_again(error: ConfigError) -> NoReturn:
+    """One of several processes died while the configuration holds a mistake. The others serve on with the last good one,
+    and uvicorn would end them all for a start that failed; so this is no such end, and the next try comes soon."""
+    from service.observe import log
+
+    log.error("serve.not_started_again", problem=str(error))
+    time.sleep(RETRY_SECONDS)
+    os._exit(1)
+
+
 def _note(error: ConfigError) -> None:
+    if Path(os.environ[STARTED_FILE]).exists():
+        _end_and_be_started_again(error)
     Path(os.environ[MISTAKE_FILE]).write_text(str(error))
 
 

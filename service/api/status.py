@@ -16,9 +16,10 @@ from service import health, observe
 from service.api.http import Call, runtime_of
 from service.errors import Unavailable
 from service.store import actions, alerts, readers
-from service.store.session import begin, ping
+from service.store.session import begin
 
 METRIC_VALUES_MAX = 2000
+READY_SECONDS_MAX = 2.0
 
 
 async def get_health(request: Request) -> Response:
@@ -33,7 +34,7 @@ async def livez(_request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """503 only while this receiver cannot commit; a dead worker is an alert, not a reason to lose events."""
-    await ping(runtime_of(request).engine)
+    await runtime_of(request).committer.ping(READY_SECONDS_MAX)
     return JSONResponse({"status": "ok"})
 
 

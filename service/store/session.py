@@ -21,6 +21,9 @@ STATEMENT_TIMEOUT_MS = 20_000
 # The server's own bounds do not help where it, or a proxy before it, has hung and its kernel still answers for it.
 TRANSACTION_SECONDS_MAX = 40
 RETRY_AFTER_SECONDS = 2
+# A process that froze or vanished in the middle of a transaction may hold the log's lock, which every receiver needs:
+# the server lets go of it before those who wait are refused (service/commit.py, COMMIT_WAIT_SECONDS).
+IDLE_IN_TRANSACTION_MS = 5000
 
 
 def sqlalchemy_url(database_url: str) -> str:
@@ -57,7 +60,8 @@ def connection_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
         "keepalives_interval": 2,
         "keepalives_count": 3,
         "tcp_user_timeout": 8000,
-        "options": f"-c timezone=UTC -c statement_timeout={statement_timeout_ms}",
+        "options": f"-c timezone=UTC -c statement_timeout={statement_timeout_ms}"
+        f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}",
     }
 
 
