@@ -34,8 +34,16 @@ def describe(house: House, cores: str, commits_ms: list[float]) -> list[tuple[st
         ("kernel", f"{platform.system()} {platform.release()}"),
         ("Python", platform.python_version()),
         ("Postgres", f"{version}, embedded, durability at its defaults"),
+        ("file system of the database", file_system(house.folder)),
         ("lone one-row COMMIT on this disk", commit),
     ]
+
+
+def file_system(folder: Path) -> str:
+    """Its type, by the longest mount point above the folder; what is in memory makes every durable figure worthless."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    above = [(point, kind) for point, kind in mounts if folder.is_relative_to(point)]
+    return max(above, key=lambda mount: len(mount[0]), default=("", "unknown"))[1]
 
 
 def cpu_model() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from statistics import median
 
 import uvloop
 
@@ -22,15 +23,17 @@ from service.event import new_id
 from service.signatures import Secret, parse_secret, sign
 
 RATE = 500
-SECONDS, SECONDS_SHORT = 80, 14  # of the background; the breaks end before it does
+SECONDS, SECONDS_SHORT = 106, 14  # of the background; the breaks end before it does
+ROUNDS = 5
 MARGIN_SECONDS = 2.0
 ACCOUNTS = 10_000
 STEADY_SECONDS = 6.0  # what starts is warm by then; the accounts are new to the evaluator for the first twenty seconds
-BREAKS, BREAKS_SHORT = 230, 12
-SAMPLES_MIN, SAMPLES_MIN_SHORT = 200, 5
-BREAK_EVERY_SECONDS = 0.26
+BREAKS, BREAKS_SHORT = 500, 15
+SAMPLES_MIN, SAMPLES_MIN_SHORT = 400, 5
+BREAK_EVERY_SECONDS = 0.18
 ASK_EVERY_SECONDS = 0.005
 PAUSE_SECONDS_MAX = 20
+STEADY_SHARE_MIN = 0.98
 P50_MS_MAX, P99_MS_MAX = 60.0, 300.0
 ENVIRONMENT = "env_58345499215204356"
 
@@ -46,14 +49,17 @@ def measure(house: House) -> list[Figure]:
     uvloop.run(prepare(server, house.token, secret, breaks))
     wait(lambda: one(url, "SELECT count(*) FROM accounts") >= breaks, "the accounts are not known")
     pids = {"receiver": (server.process.pid, False), "worker": (worker.pid, False), "Postgres": (postgres.pid, True)}
-    before = {part: cpu_seconds(pid, family=family) for part, (pid, family) in pids.items()}
-    began = time.monotonic()
-    background = generator(
-        "bench.load",
-        ["--port", str(server.port), "--count", str(RATE * seconds), "--rate", str(RATE), "--accounts", str(ACCOUNTS)],
-        house.secret,
-    )
+    count = ["--count", str(RATE * seconds), "--rate", str(RATE), "--accounts", str(ACCOUNTS)]
+    background = generator("bench.load", ["--port", str(server.port), *count, "--wait"], house.secret)
+    assert background.stdin is not None
+    assert background.stdout is not None
     try:
+        if background.stdout.readline().strip() != "built":
+            raise BenchFailed("the background load could not be built")
+        before = {part: cpu_seconds(pid, family=family) for part, (pid, family) in pids.items()}
+        began = time.monotonic()
+        background.stdin.write("\n")
+        background.stdin.flush()
         time.sleep(STEADY_SECONDS)
         until = began + seconds - MARGIN_SECONDS
         taken = uvloop.run(break_all(server, house.token, secret, breaks, until))
@@ -72,32 +78,37 @@ def measure(house: House) -> list[Figure]:
     for process in (worker, server.process):
         house.stop(process)
     enough = len(taken) >= (SAMPLES_MIN_SHORT if house.short else SAMPLES_MIN)
-    if not enough:
-        say("too few breaks for a quantile: the machine was too busy, and the figure counts as not met")
-    say(f"{len(taken)} breaks: p50 {quantile(taken, 0.5):.0f} ms, p99 {quantile(taken, 0.99):.0f} ms")
+    steady = said["per_second"] >= RATE * STEADY_SHARE_MIN
+    if not enough or not steady:
+        say("too few breaks or too slow a background: the machine was too busy, and the figures count as not met")
+    each = -(-len(taken) // ROUNDS)
+    rounds = [taken[first : first + each] for first in range(0, len(taken), each)]
+    whole = f"over all {len(taken)} breaks p50 {quantile(taken, 0.5):.0f} ms, p99 {quantile(taken, 0.99):.0f} ms"
+    say(whole)
     busy = ", ".join(f"{part} {share:.0%}" for part, share in cores.items())
     notes = [
-        f"{len(taken)} breaks beside {said['per_second']:,.0f} token refreshes/s for {took:.0f} s, "
-        f"the slowest {max(taken):.0f} ms; the gate was asked every {ASK_EVERY_SECONDS * 1000:.0f} ms, which is included",
+        f"{len(taken)} breaks beside {said['per_second']:,.0f} token refreshes/s for {took:.0f} s, in {len(rounds)} "
+        f"rounds; {whole}, the slowest {max(taken):.0f} ms; the gate was asked every {ASK_EVERY_SECONDS * 1000:.0f} ms, "
+        "which is included",
         f"the first break came {STEADY_SECONDS:.0f} s after the background began",
         f"of one core: {busy}, generator {said['generator_cpu_us'] * RATE / 1e6:.0%}",
     ]
     return [
-        figure("p50", quantile(taken, 0.5), P50_MS_MAX, enough, notes),
-        figure("p99", quantile(taken, 0.99), P99_MS_MAX, enough, []),
+        figure("p50", [quantile(one, 0.5) for one in rounds], P50_MS_MAX, enough and steady, notes),
+        figure("p99", [quantile(one, 0.99) for one in rounds], P99_MS_MAX, enough and steady, []),
     ]
 
 
-def figure(which: str, milliseconds: float, below: float, enough: bool, notes: list[str]) -> Figure:
+def figure(which: str, milliseconds: list[float], below: float, counts: bool, notes: list[str]) -> Figure:
     return Figure(
         name=f"receipt to workflow paused, {RATE} events/s, {which}",
         unit="ms",
-        ours=[milliseconds],
+        ours=milliseconds,
         control_name="-",
         control=[],
         ratio=None,
         reach=f"below {below:.0f} ms",
-        met=enough and milliseconds < below,
+        met=counts and median(milliseconds) < below,
         notes=notes,
     )
 

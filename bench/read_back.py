@@ -72,7 +72,7 @@ def measure(house: House) -> Figure:
         control=p99["small"],
         ratio=ratio,
         reach=f"at most {RATIO_MAX} times it",
-        met=ratio <= RATIO_MAX,
+        met=ratio <= RATIO_MAX and stored["large"] == wanted * EVENTS_EACH,
         digits=1,
         notes=notes,
     )
@@ -106,7 +106,8 @@ def fill(url: str, accounts: int) -> int:
             if done % (4 * CHUNK) == 0:
                 say(f"{done:,} of {everything:,} events stored after {time.monotonic() - began:.0f} s")
         for name, definition in found:
-            conn.execute(definition.encode())
+            # Of a partitioned table's index Postgres says ON ONLY, which would leave the partitions without one.
+            conn.execute(definition.replace(" ON ONLY ", " ON ").encode())
             if everything > 4 * CHUNK:
                 say(f"{name} built after {time.monotonic() - began:.0f} s")
         conn.execute("VACUUM ANALYZE events")
