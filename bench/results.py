@@ -1,4 +1,4 @@
-"""The table at the end, and bench/RESULTS.md. What was written by hand between the notes' markers stays."""
+"""The table at the end, and bench/RESULTS.md. What was written by hand between the notes' markers, at its top, stays."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def markdown(figures: Sequence[Figure], machine: Sequence[tuple[str, str]], seco
         lines += ["**Not met:**", "", *(f"- {of.name}: {short(of)}; to reach: {of.reach}" for of in missed), ""]
     else:
         lines += ["Every figure was met.", ""]
+    lines += [BEGIN, notes.strip("\n"), END, ""]
     lines += [
         f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, {seconds / 60:.0f} minutes. Medians, in brackets the "
         "least and the greatest round. Each figure's control was measured in the same run, in turns with it; the ratio "
@@ -47,10 +48,6 @@ def markdown(figures: Sequence[Figure], machine: Sequence[tuple[str, str]], seco
         "## How it was measured",
         "",
         *(f"- {figure.name}: {'; '.join(figure.notes)}." for figure in figures if figure.notes),
-        "",
-        BEGIN,
-        notes.strip("\n"),
-        END,
         "",
     ]
     if CRASH.exists():
@@ -82,4 +79,6 @@ def notes_of(text: str) -> str:
 
 def write(figures: Sequence[Figure], machine: Sequence[tuple[str, str]], seconds: float) -> None:
     notes = notes_of(FILE.read_text()) if FILE.exists() else ""
+    if not notes and any(not figure.met for figure in figures):
+        print(f"a figure is not met: say why, with its profile, between {BEGIN} and {END}")
     FILE.write_text(markdown(figures, machine, seconds, notes))
