@@ -155,9 +155,11 @@ def too_much(drops: Sequence[Drop], now: datetime, last_run_at: datetime) -> str
     return None
 
 
-def recover_since_min(now: datetime, keep: RetentionSettings) -> datetime:
+def recover_since_min(now: datetime, keep: RetentionSettings, dedup_before: datetime | None = None) -> datetime:
     """How far back a recovery may go: further, dedup no longer knows what was here, and events would come twice.
 
     An event may be received up to 5 minutes before it "occurred", and dedup is cut on while a recovery runs.
+    `dedup_before` is what it was cut to already, perhaps when less was configured to be kept.
     """
-    return now - keep.events - DEDUP_LONGER + CLOCK_SLACK
+    by_now = now - keep.events - DEDUP_LONGER
+    return (by_now if dedup_before is None else max(by_now, dedup_before)) + CLOCK_SLACK

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -14,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service.errors import AuthwatchError
 from service.retention import Plan
 from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.retain import Done
 
 T = TypeVar("T")
 NAMES_SHOWN_MAX = 20
@@ -43,7 +46,7 @@ def run(confirm: bool) -> None:
     """Run it now, as the worker does once an hour."""
     from service.retain import retain
 
-    async def work(engine: AsyncEngine, settings: Settings) -> Plan | None:
+    async def work(engine: AsyncEngine, settings: Settings) -> Done | None:
         return await retain(
             engine, settings.retention, list(settings.sinks), list(settings.notifiers), confirmed=confirm
         )
@@ -51,8 +54,10 @@ def run(confirm: bool) -> None:
     done = on_database(work)
     if done is None:
         raise AuthwatchError("another run of retention is under way; try again later")
-    say(done, "dropped")
-    if done.refused is not None:
+    say(done.plan, "dropped")
+    for what in done.unfinished:
+        click.echo(f"not finished: {what}")
+    if done.plan.refused is not None:
         click.echo("nothing was dropped; check the clock, then use --confirm", err=True)
         sys.exit(1)
 
