@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -29,6 +30,20 @@ from service.store.session import begin
 
 BATCHES_MAX = 100  # of each kind in one run; the rest waits for the next
 REFUSED_RULE, LOST_RULE = "retention-refused", "sink-events-lost"
+
+
+# How far the database's clock, which reads that, moved beside the time that passed; None: nothing to compare with.
+Jumped = Callable[[datetime], timedelta | None]
+
+
+def unmoved(_now: datetime) -> None:
+    return None
+
+
+def configured(keep: RetentionSettings, sinks: Sequence[str]) -> dict[str, Any]:
+    """What decides what goes, as the worker writes it down and the command compares it."""
+    seconds = {name: each.total_seconds() for name, each in keep}
+    return {"retention": seconds, "sinks": sorted(sinks)}
 
 
 @dataclass(slots=True)
@@ -56,6 +71,7 @@ async def look(
     sinks: Sequence[str],
     *,
     now: datetime | None = None,
+    jumped: Jumped = unmoved,
     confirmed: bool = False,
 ) -> Known:
     """`sinks` are the configured ones, by name. `now` is the database's clock unless given."""
@@ -71,6 +87,7 @@ async def look(
         sinks=positions,
         last_run_at=state.moved_at,
         kept_from=await store.kept_from(conn),
+        jumped=jumped(at),
         confirmed=confirmed,
     )
     return Known(decided, at, positions, state.position)
@@ -83,6 +100,7 @@ async def retain(
     notifiers: Sequence[str],
     *,
     now: datetime | None = None,
+    jumped: Jumped = unmoved,
     confirmed: bool = False,
 ) -> Done | None:
     """One run; None when another one is at it. Raises `Unavailable` and the driver's errors: the next run goes on."""
@@ -95,7 +113,7 @@ async def retain(
             if not store.gave_up(exc):
                 raise
             logger.warning("retention.finish_waits")
-        known = await write_down(engine, keep, sinks, notifiers, now=now, confirmed=confirmed)
+        known = await write_down(engine, keep, sinks, notifiers, now=now, jumped=jumped, confirmed=confirmed)
         done = Done(known.plan)
         # What was marked by a run that died goes as well, refused or not: it was decided then.
         await remove(engine, alone, done)
@@ -122,12 +140,13 @@ async def write_down(
     notifiers: Sequence[str],
     *,
     now: datetime | None,
+    jumped: Jumped,
     confirmed: bool,
 ) -> Known:
     """One transaction: what goes is marked, what a sink loses by it is said and recorded, its position passes over it."""
     async with begin(engine) as conn:
         await own_alerts.lock(conn)
-        known = await look(conn, keep, sinks, now=now, confirmed=confirmed)
+        known = await look(conn, keep, sinks, now=now, jumped=jumped, confirmed=confirmed)
         decided, at = known.plan, known.now
         if decided.refused is not None:
             out = await own_alerts.open_own(conn, [refused_alert(decided)], now=at, notifiers=notifiers)

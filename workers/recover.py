@@ -24,10 +24,9 @@ from service.recover import (
     recover_events,
     scope_of,
 )
-from service.retention import recover_since_min
 from service.runtime import Runtime, stop
 from service.settings import RetentionSettings
-from service.store import readers, recoveries
+from service.store import readers, recoveries, retention_state
 from service.store.recoveries import Recovery
 from service.store.session import begin
 
@@ -182,7 +181,7 @@ async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tall
         total = await reconcile_all(scope, recovery.environment_id, page_token, progress, missing_too=False)
     else:
         async with begin(scope.engine) as conn:
-            floor = recover_since_min(await readers.clock(conn), keep)
+            floor = await retention_state.recover_floor(conn, await readers.clock(conn), keep)
         since = max(recovery.done_until or recovery.since, floor)
         total = await recover_events(scope, since, recovery.until, progress)
         environment_id = await environment_of(scope)

@@ -12,10 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import habits, own_alerts
 from service.habits import Habit
 from service.own_alerts import OwnAlert
-from service.retention import recover_since_min
 from service.runtime import Runtime
 from service.store import habits as habit_store
-from service.store import log, readers, recoveries
+from service.store import log, readers, recoveries, retention_state
 from service.store.session import begin
 
 WATCH_EVERY = timedelta(seconds=5)
@@ -127,7 +126,8 @@ def spoken(seconds: float) -> str:
 async def recoveries_wanted(conn: AsyncConnection, runtime: Runtime, now: datetime) -> list[OwnAlert]:
     """What is still to be fetched, and cannot be."""
     if runtime.settings.provider_api is None:
-        await recoveries.leave(conn, PROVIDER_RETRIES, recover_since_min(now, runtime.settings.retention), now)
+        floor = await retention_state.recover_floor(conn, now, runtime.settings.retention)
+        await recoveries.leave(conn, PROVIDER_RETRIES, floor, now)
     wanted = []
     for row in await recoveries.waiting(conn):
         if row.source not in runtime.sources:

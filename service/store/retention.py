@@ -56,6 +56,12 @@ LOOSE = text(
     """
 )
 KEPT_MARKED = text("SELECT obj_description(to_regclass('events_kept'), 'pg_class')")
+KEPT_SPAN = text(
+    """
+    SELECT min(position), max(position) FROM events_kept
+    WHERE received_at >= CAST(:day AS date) AND received_at < CAST(:day AS date) + 1
+    """
+)
 
 
 @asynccontextmanager
@@ -85,7 +91,8 @@ async def alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection | None]:
 
 async def days(conn: AsyncConnection) -> list[Day]:
     """Every day there is, with the first and last position of its events."""
-    named = [row for row in await conn.execute(PARTITIONS) if DAY_NAME.fullmatch(row.name)]
+    partitions = (await conn.execute(PARTITIONS)).all()
+    named = [row for row in partitions if DAY_NAME.fullmatch(row.name)]
     of_events = [row.name for row in named if row.parent == EVENTS]
     spans: dict[str, tuple[int | None, int | None]] = {}
     if of_events:
@@ -94,6 +101,11 @@ async def days(conn: AsyncConnection) -> list[Day]:
             for name in of_events
         )
         spans = {row[0]: (row[1], row[2]) for row in await conn.execute(text(ends))}
+    if any(row.name == KEPT for row in partitions):
+        # Receipts whose day of events is carried over: written since, while the clock stood back.
+        for row in named:
+            if row.name[-8:] not in spans:
+                spans[row.name[-8:]] = tuple((await conn.execute(KEPT_SPAN, {"day": row.name[-8:]})).one())
     return [
         Day(
             parent=row.parent,

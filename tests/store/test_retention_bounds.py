@@ -186,6 +186,19 @@ async def test_dedup_is_never_known_further_back_than_it_was_cut(engine: AsyncEn
     assert abs(floor - (NOW - timedelta(days=13) + timedelta(hours=1))) < timedelta(minutes=5)
 
 
+@pytest.mark.parametrize("back", [93, 40])
+async def test_receipts_written_while_the_clock_stood_back_stay(engine: AsyncEngine, back: int) -> None:
+    """Whether the events of that day are there, or carried over already."""
+    for ago in (93, 0):
+        await write(engine, ago)
+    await caught_up(engine)
+    await run(engine)
+    await write(engine, back, provider=1, own=0)
+    await caught_up(engine)
+    await run(engine)
+    assert name(back, "receipts") in await tables(engine)
+
+
 async def test_small_tables_are_cut(engine: AsyncEngine) -> None:
     """Conflicts with the receipts, replays and recoveries with the dedup, poison and marks with the log."""
     await write(engine, 99)
