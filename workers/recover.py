@@ -8,11 +8,11 @@ duplicates.
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from service.errors import DeliveryFailed, Unavailable
+from service.habits import PROVIDER_RETRIES
 from service.observe import log as logger
 from service.provider_apis import open_api, sources_of
 from service.provider_apis.base import ProviderApi
@@ -29,11 +29,12 @@ from service.settings import RetentionSettings
 from service.store import readers, recoveries, retention_state
 from service.store.recoveries import Recovery
 from service.store.session import begin
+from workers.every import Every
 
 LEASE = timedelta(seconds=90)  # held longer while we live: after a kill -9 it goes on that much later
 HOLD_SECONDS = 20.0
 AGAIN_MIN, AGAIN_MAX = timedelta(seconds=15), timedelta(minutes=10)
-LISTING_LOOK_EVERY = timedelta(minutes=10)
+LISTING_LOOK_EVERY_SECONDS = 600.0
 
 
 @dataclass(slots=True)
@@ -41,10 +42,10 @@ class Recovering:
     """What this process remembers; nothing here is truth but the API's token."""
 
     api: ProviderApi | None = None
-    listing_looked_at: datetime | None = None
+    listing_look: Every = field(default_factory=lambda: Every(LISTING_LOOK_EVERY_SECONDS))
     listing_wanted: set[str] = field(default_factory=set)
     environment_id: str | None = None
-    environment_again: float = 0.0
+    environment_look: Every = field(default_factory=lambda: Every(LISTING_LOOK_EVERY_SECONDS))
 
 
 class Lost(Exception):
@@ -105,8 +106,8 @@ async def hold(runtime: Runtime, recovery: Recovery) -> None:
 async def of_our_environment(runtime: Runtime, memory: Recovering, api: ProviderApi, sources: list[str]) -> list[str]:
     """Of several sources of one provider those with accounts in the credentials' environment: the events of production
     must not come in through the door of development."""
-    if memory.environment_id is None and time.monotonic() >= memory.environment_again:
-        memory.environment_again = time.monotonic() + LISTING_LOOK_EVERY.total_seconds()
+    if memory.environment_id is None and memory.environment_look.due:
+        memory.environment_look.done()
         try:
             memory.environment_id = await api.environment_id()
         except DeliveryFailed as exc:
@@ -119,13 +120,11 @@ async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, 
     """Once for each source and environment, ever: without it an account that broke before we came would be unknown until
     its next event. Asked again from time to time until the environment is known, which its first event tells."""
     waiting = [source for source in sources if source not in memory.listing_wanted]
-    if not waiting:
+    if not waiting or not memory.listing_look.due:
         return
+    memory.listing_look.done()
     async with begin(runtime.engine) as conn:
         now = await readers.clock(conn)
-    if memory.listing_looked_at is not None and now - memory.listing_looked_at < LISTING_LOOK_EVERY:
-        return
-    memory.listing_looked_at = now
     for source in waiting:
         try:
             scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[source], api)
@@ -181,9 +180,12 @@ async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tall
         total = await reconcile_all(scope, recovery.environment_id, page_token, progress, missing_too=False)
     else:
         async with begin(scope.engine) as conn:
-            floor = await retention_state.recover_floor(conn, await readers.clock(conn), keep)
-        since = max(recovery.done_until or recovery.since, floor)
-        total = await recover_events(scope, since, recovery.until, progress)
+            now = await readers.clock(conn)
+            floor = await retention_state.recover_floor(conn, now, keep)
+        # What happened before we went down was still being tried when we did. An outage that ends later than now was
+        # noted by a clock that ran ahead.
+        since = max(recovery.done_until or recovery.since - PROVIDER_RETRIES, floor)
+        total = await recover_events(scope, since, min(recovery.until, now), progress)
         environment_id = await environment_of(scope)
         if environment_id is not None:
             total = total.plus(await reconcile_all(scope, environment_id, None, progress, missing_too=True))
@@ -200,7 +202,7 @@ async def put_off(runtime: Runtime, recovery: Recovery, exc: DeliveryFailed) -> 
         now = await readers.clock(conn)
         wait = min(AGAIN_MIN * 2 ** min(recovery.attempts - 1, 10), AGAIN_MAX)
         if exc.retry_after_seconds is not None:
-            wait = max(wait, timedelta(seconds=exc.retry_after_seconds))
+            wait = min(max(wait, timedelta(seconds=exc.retry_after_seconds)), recoveries.PUT_OFF_MAX)
         if exc.status == 400 and recovery.page_token is not None:
             await recoveries.start_over(conn, recovery)
         await recoveries.failed(conn, recovery, now + wait, exc.code, str(exc))

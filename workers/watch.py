@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import habits, own_alerts
-from service.habits import Habit
+from service.habits import PROVIDER_RETRIES, Habit
 from service.own_alerts import OwnAlert
 from service.runtime import Runtime
 from service.store import habits as habit_store
 from service.store import log, readers, recoveries, retention_state
 from service.store.session import begin
+from workers.every import Every
 
-WATCH_EVERY = timedelta(seconds=5)
+WATCH_EVERY_SECONDS = 5.0
 ROUNDS_MAX = 10  # of catching up with the log; the rest is found at the next look
-PROVIDER_RETRIES = timedelta(minutes=22)  # the provider's own attempts end then, by its documentation
 FAILED_ATTEMPTS_MAX = 3
 SILENT, LATE, LOST, STUCK = "source-silent", "delivery-lag", "events-may-be-lost", "recovery-failing"
 
 
 @dataclass(slots=True)
 class Watch:
-    at: datetime | None = None
+    every: Every = field(default_factory=lambda: Every(WATCH_EVERY_SECONDS))
 
 
-async def watch(runtime: Runtime, last: Watch, now: datetime) -> None:
-    if last.at is not None and now - last.at < WATCH_EVERY:
+async def watch(runtime: Runtime, last: Watch) -> None:
+    if not last.every.due:
         return
-    last.at = now
+    last.every.done()
     for _ in range(ROUNDS_MAX):
         if await learn(runtime):
             break
@@ -47,18 +47,23 @@ async def learn(runtime: Runtime) -> bool:
         position = await readers.take(conn, habit_store.READER)
         if position is None:
             return True
+        known, now = await habit_store.load(conn), await readers.clock(conn)
+        changed = {
+            source: right for source, habit in known.items() if (right := habits.righted(habit, now)) is not habit
+        }
+        known |= changed
         head, _ = await log.head(conn)
         if head <= position:
+            await habit_store.save(conn, list(changed.values()))
             return True
         upto = min(head, position + habit_store.ROWS_MAX)
-        known, downs = await habit_store.load(conn), await habit_store.downs(conn)
-        changed = {}
+        downs = await habit_store.downs(conn)
         for heard in await habit_store.heard(conn, position, upto):
             known[heard.source] = changed[heard.source] = habits.learn(
                 known.get(heard.source), heard, downs.get(heard.source)
             )
         await habit_store.save(conn, list(changed.values()))
-        await readers.move(conn, habit_store.READER, upto, await readers.clock(conn))
+        await readers.move(conn, habit_store.READER, upto, now)
         return upto == head
 
 

@@ -143,6 +143,30 @@ async def test_a_restart_is_no_outage(ward: Ward) -> None:
     assert await ward.house.rows("SELECT * FROM recoveries") == []
 
 
+async def test_what_was_still_being_tried_when_we_went_down_is_fetched(ward: Ward) -> None:
+    """It happened up to 22 minutes before the outage, and its remaining attempts fell into it."""
+    await ward.no_listing()
+    for number, minutes in enumerate((90, 80, 65)):
+        ward.said(number, ago(minutes=minutes))
+    await ward.down(minutes=60)
+    await ward.recover()
+    assert [row["event_id"] for row in await ward.log()] == ["evt_1", "evt_2"]
+
+
+async def test_an_outage_noted_by_a_clock_that_ran_ahead_is_filled_and_hides_no_later_one(ward: Ward) -> None:
+    await ward.no_listing()
+    ward.said(1, ago(minutes=30))
+    await ward.down(minutes=60)
+    await ward.house.run(
+        "UPDATE recoveries SET until = until + interval '3 days', created_at = created_at + interval '3 days',"
+        " next_attempt_at = next_attempt_at + interval '3 days', lease_until = now() + interval '3 days'"
+    )
+    await ward.recover()
+    (row,) = await ward.house.rows("SELECT state, done_until <= now() AS clamped FROM recoveries")
+    assert (row["state"], row["clamped"]) == ("done", True)
+    assert [row["event_id"] for row in await ward.log()] == ["evt_1"]
+
+
 async def test_two_receivers_see_one_outage(ward: Ward) -> None:
     await intake.note(ward.house.runtime.engine, ["scalekit"])
     await ward.house.run("UPDATE intake SET able_until = able_until - interval '1 hour'")
@@ -234,14 +258,14 @@ async def test_a_provider_that_fails_is_asked_again_later_and_it_is_said(ward: W
     for _ in range(3):
         await ward.recover()
         await ward.house.run("UPDATE recoveries SET next_attempt_at = now()")
-    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    await watch(ward.house.runtime, Watch())
     (alert,) = await ward.house.alerts()
     assert (alert["rule_id"], alert["severity"], alert["state"]) == ("recovery-failing", "P2", "firing")
     assert "refused the client id and secret" in alert["summary"]
     assert CLIENT_SECRET not in json.dumps(alert, default=str)
     ward.fake.secret = CLIENT_SECRET
     await ward.recover()
-    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    await watch(ward.house.runtime, Watch())
     (alert,) = await ward.house.alerts()
     assert alert["state"] == "resolved"
 
@@ -255,7 +279,7 @@ async def test_what_fails_after_the_events_are_in_is_said_too(ward: Ward) -> Non
     for _ in range(4):
         await ward.recover()
         await ward.house.run("UPDATE recoveries SET next_attempt_at = now()")
-    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    await watch(ward.house.runtime, Watch())
     assert [alert["rule_id"] for alert in await ward.house.alerts()] == ["recovery-failing"]
     assert len(await ward.log()) == 1
 
@@ -296,7 +320,7 @@ async def test_without_credentials_a_long_outage_is_said_and_a_short_one_left(wi
         await without_api.run(f"UPDATE intake SET able_until = able_until - interval '{minutes} minutes'")
         await intake.note(without_api.runtime.engine, ["scalekit"])
     for _ in range(2):
-        await watch(without_api.runtime, Watch(), datetime.now(UTC))
+        await watch(without_api.runtime, Watch())
     (alert,) = await without_api.alerts()
     assert (alert["rule_id"], alert["severity"]) == ("events-may-be-lost", "P2")
     assert "SCALEKIT_ENV_URL" in alert["what_to_do"]

@@ -80,8 +80,8 @@ async def test_the_watchdog_hears_of_us_once_a_minute_while_all_is_current(
     for _ in range(3):
         await sweep(runtime, last)
     assert watchdog[0].calls == 1
-    assert last.heartbeat_at is not None
-    last.heartbeat_at -= timedelta(minutes=1)
+    assert last.heartbeat.done_at is not None
+    last.heartbeat.done_at -= 60
     await sweep(runtime, last)
     assert watchdog[0].calls == 2
 
