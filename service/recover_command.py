@@ -90,12 +90,14 @@ async def run(since: datetime, until: datetime | None, source: str | None, dry_r
             else:
                 click.echo(f"{name}: {seen.accounts} accounts compared, {seen.changed} not as here")
 
+        environment = await environment_of(scope)
         total = await recover_events(scope, since, upto, progress)
-        environment_id = await environment_of(scope)
-        if environment_id is None:
+        environment = environment or await environment_of(scope)
+        if environment is None:
             click.echo(f"{name}: the provider names no environment yet, so that accounts are not compared", err=True)
         else:
-            total = total.plus(await reconcile_all(scope, environment_id, None, progress, missing_too=True))
+            compared = await reconcile_all(scope, environment.id, None, progress, missing_too=environment.named)
+            total = total.plus(compared)
         if not dry_run:
             async with begin(runtime.engine) as conn:
                 await recoveries.cover(conn, name, since, upto, now)

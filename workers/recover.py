@@ -128,17 +128,17 @@ async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, 
     for source in waiting:
         try:
             scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[source], api)
-            environment_id = await environment_of(scope)
+            environment = await environment_of(scope)
         except DeliveryFailed as exc:
             logger.warning("recover.environment_unknown", source=source, code=exc.code, error=str(exc))
             continue
-        if environment_id is None:
+        if environment is None:
             logger.info("recover.environment_unknown", source=source, code="no_event_yet")
             continue
         async with begin(runtime.engine) as conn:
             # Of several sources of one provider, the credentials are of that whose accounts are in their environment.
-            if len(sources) == 1 or environment_id in await recoveries.environments(conn, source):
-                await recoveries.want(conn, source, "listing", now, now, now, environment_id)
+            if len(sources) == 1 or environment.id in await recoveries.environments(conn, source):
+                await recoveries.want(conn, source, "listing", now, now, now, environment.id)
                 memory.listing_wanted.add(source)
 
 
@@ -174,9 +174,16 @@ async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tall
             changed=step.changed,
         )
 
-    total = Tally()
+    total, environment = Tally(), await environment_of(scope)
     if recovery.reason == "listing":
         assert recovery.environment_id is not None
+        if environment is not None and environment.id != recovery.environment_id:
+            raise DeliveryFailed(
+                f"the credentials are for the environment {environment.id} now, and no longer for"
+                f" {recovery.environment_id}, whose accounts were being listed",
+                code="environment_foreign",
+                permanent=True,
+            )
         total = await reconcile_all(scope, recovery.environment_id, page_token, progress, missing_too=False)
     else:
         async with begin(scope.engine) as conn:
@@ -186,9 +193,11 @@ async def run(scope: Scope, recovery: Recovery, keep: RetentionSettings) -> Tall
         # noted by a clock that ran ahead.
         since = max(recovery.done_until or recovery.since - PROVIDER_RETRIES, floor)
         total = await recover_events(scope, since, min(recovery.until, now), progress)
-        environment_id = await environment_of(scope)
-        if environment_id is not None:
-            total = total.plus(await reconcile_all(scope, environment_id, None, progress, missing_too=True))
+        environment = environment or await environment_of(scope)
+        if environment is not None:
+            total = total.plus(
+                await reconcile_all(scope, environment.id, None, progress, missing_too=environment.named)
+            )
     async with begin(scope.engine) as conn:
         if not await recoveries.finished(conn, recovery, await readers.clock(conn)):
             raise Lost

@@ -18,7 +18,7 @@ from service import intake
 from service.errors import Unavailable
 from service.provider_apis import open_api
 from service.providers import PROVIDERS
-from service.recover import Scope, environment_of, fetch_slice, reconcile, recover_events, scope_of, wider
+from service.recover import Environment, Scope, environment_of, fetch_slice, reconcile, recover_events, scope_of, wider
 from service.store import log, readers, recoveries
 from service.store.log import Receipt
 from service.store.session import begin
@@ -377,7 +377,7 @@ async def test_no_environment_no_listing_until_an_event_names_it(ward: Ward) -> 
     assert await ward.log() == []
     assert await environment_of(ward.scope) is None
     await ward.house.told("ACTIVE", account="ca_2")
-    assert await environment_of(ward.scope) == "env_1"
+    assert await environment_of(ward.scope) == Environment("env_1", named=False)
 
 
 async def test_states_are_reconciled_after_an_outage(ward: Ward) -> None:
@@ -391,6 +391,7 @@ async def test_states_are_reconciled_after_an_outage(ward: Ward) -> None:
     ward.fake.set_account("ca_broke", "DISCONNECTED", updated_at=broke_at)
     ward.fake.set_account("ca_tie", "EXPIRED", updated_at=ago(hours=3))  # older than what we were told
     del ward.fake.accounts["ca_gone"]
+    ward.said(1, ago(days=2))  # so that the provider names its environment
     await ward.down(minutes=60)
     await ward.recover()
     states = [row for row in await ward.log() if row["origin"] == "recovery"]
