@@ -30,11 +30,14 @@ from service.store import readers, recoveries, retention_state
 from service.store.recoveries import Recovery
 from service.store.session import begin
 from workers.every import Every
+from workers.reach import RECOVER, Reach
 
 LEASE = timedelta(seconds=90)  # held longer while we live: after a kill -9 it goes on that much later
 HOLD_SECONDS = 20.0
 AGAIN_MIN, AGAIN_MAX = timedelta(seconds=15), timedelta(minutes=10)
 LISTING_LOOK_EVERY_SECONDS = 600.0
+LOOKS_IN_VAIN_MAX = 3
+SAY_EVERY_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -46,6 +49,18 @@ class Recovering:
     listing_wanted: set[str] = field(default_factory=set)
     environment_id: str | None = None
     environment_look: Every = field(default_factory=lambda: Every(LISTING_LOOK_EVERY_SECONDS))
+    in_vain: dict[str, tuple[int, str]] = field(
+        default_factory=dict
+    )  # by source: looks in a row, and what the last met
+    said: Reach | None = None
+    say: Every = field(default_factory=lambda: Every(SAY_EVERY_SECONDS))
+
+    def looked(self, source: str, why: str | None) -> None:
+        """For the environment, once more; `why` it was in vain."""
+        if why is None:
+            self.in_vain.pop(source, None)
+        else:
+            self.in_vain[source] = (self.in_vain.get(source, (0, ""))[0] + 1, why[:500])
 
 
 class Lost(Exception):
@@ -58,10 +73,10 @@ async def recover(runtime: Runtime, memory: Recovering) -> None:
         memory.api = open_api(runtime.settings, runtime.http)
         if memory.api is None:
             return
-    sources = [name for name in sources_of(runtime.settings, memory.api.provider) if name in runtime.sources]
-    if len(sources) > 1:
-        sources = await of_our_environment(runtime, memory, memory.api, sources)
+    known = [name for name in sources_of(runtime.settings, memory.api.provider) if name in runtime.sources]
+    sources = known if len(known) <= 1 else await of_our_environment(runtime, memory, memory.api, known)
     await want_listings(runtime, memory, memory.api, sources)
+    await say_reach(runtime, memory, known, sources)
     async with begin(runtime.engine) as conn:
         now = await readers.clock(conn)
         recovery = await recoveries.claim(conn, sources, now, LEASE)
@@ -108,12 +123,31 @@ async def of_our_environment(runtime: Runtime, memory: Recovering, api: Provider
     must not come in through the door of development."""
     if memory.environment_id is None and memory.environment_look.due:
         memory.environment_look.done()
+        why = "it names no environment, so that which source it is for cannot be told"
         try:
             memory.environment_id = await api.environment_id()
         except DeliveryFailed as exc:
             logger.warning("recover.environment_unknown", code=exc.code, error=str(exc))
+            why = str(exc)
+        for source in sources:
+            memory.looked(source, None if memory.environment_id is not None else why)
     async with begin(runtime.engine) as conn:
         return [one for one in sources if memory.environment_id in await recoveries.environments(conn, one)]
+
+
+async def say_reach(runtime: Runtime, memory: Recovering, known: list[str], served: list[str]) -> None:
+    decided = len(known) <= 1 or memory.environment_id is not None
+    reach = Reach(
+        served=frozenset(served),
+        undecided=frozenset() if decided else frozenset(known),
+        stuck={name: why for name, (looks, why) in memory.in_vain.items() if looks >= LOOKS_IN_VAIN_MAX},
+    )
+    if reach == memory.said and not memory.say.due:
+        return
+    async with begin(runtime.engine) as conn:
+        await readers.beat(conn, RECOVER, await readers.clock(conn), reach.write())
+    memory.said = reach
+    memory.say.done()
 
 
 async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, sources: list[str]) -> None:
@@ -131,7 +165,9 @@ async def want_listings(runtime: Runtime, memory: Recovering, api: ProviderApi, 
             environment = await environment_of(scope)
         except DeliveryFailed as exc:
             logger.warning("recover.environment_unknown", source=source, code=exc.code, error=str(exc))
+            memory.looked(source, str(exc))
             continue
+        memory.looked(source, None)
         if environment is None:
             logger.info("recover.environment_unknown", source=source, code="no_event_yet")
             continue

@@ -25,7 +25,7 @@ GAP_SECONDS = 6.0  # more than lies between two beats: a restart, whose events c
 BEAT_LOCK_MS = 5_000  # of the bound that a receipt waits for the log's lock (service/commit.py), the larger part
 PUT_OFF_MAX = timedelta(hours=1)
 MARGIN = timedelta(seconds=60)  # fetched around a span as well: what is known already is a duplicate
-WAITING_MAX = 100
+WAITING_MAX = 100  # of one source
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,14 +263,17 @@ async def cover(conn: AsyncConnection, source: str, since: datetime, until: date
     )
 
 
-async def leave(conn: AsyncConnection, longest: timedelta, oldest: datetime, now: datetime) -> None:
-    """Without an API: outages that the provider's own retries outlast are left to those, and what is too old to be
-    recovered is left for good."""
+async def leave(
+    conn: AsyncConnection, longest: timedelta, oldest: datetime, now: datetime, *, but_of: Collection[str] = ()
+) -> None:
+    """Without an API, which serves at most the sources `but_of`: outages that the provider's own retries outlast are left
+    to those, and what is too old to be recovered is left for good."""
     await conn.execute(
         update(recoveries)
         .where(
             recoveries.c.reason == "outage",
             recoveries.c.state == "waiting",
+            recoveries.c.source.not_in(list(but_of)),
             or_(recoveries.c.until - recoveries.c.since <= longest, recoveries.c.until < oldest),
         )
         .values(state="left", finished_at=now)
@@ -278,13 +281,12 @@ async def leave(conn: AsyncConnection, longest: timedelta, oldest: datetime, now
 
 
 async def waiting(conn: AsyncConnection) -> list[Row[Any]]:
-    """The oldest that are not done."""
+    """The oldest of each source that are not done."""
+    number = func.row_number().over(partition_by=recoveries.c.source, order_by=recoveries.c.created_at)
+    numbered = select(recoveries, number.label("number")).where(recoveries.c.state == "waiting").subquery()
     return list(
         await conn.execute(
-            select(recoveries)
-            .where(recoveries.c.state == "waiting")
-            .order_by(recoveries.c.created_at)
-            .limit(WAITING_MAX)
+            select(numbered).where(numbered.c.number <= WAITING_MAX).order_by(numbered.c.created_at, numbered.c.id)
         )
     )
 

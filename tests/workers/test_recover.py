@@ -329,6 +329,34 @@ async def test_without_credentials_a_long_outage_is_said_and_a_short_one_left(wi
     assert [row["state"] for row in rows] == ["left", "waiting"]
 
 
+async def test_who_recovers_by_hand_ends_the_alert(without_api: House) -> None:
+    await intake.note(without_api.runtime.engine, ["scalekit"])
+    await without_api.run("UPDATE intake SET able_until = able_until - interval '1 hour'")
+    await intake.note(without_api.runtime.engine, ["scalekit"])
+    await watch(without_api.runtime, Watch())
+    assert [alert["state"] for alert in await without_api.alerts()] == ["firing"]
+    async with begin(without_api.runtime.engine) as conn:
+        await recoveries.cover(conn, "scalekit", ago(minutes=30), ago(), ago())
+    await watch(without_api.runtime, Watch())
+    assert [alert["state"] for alert in await without_api.alerts()] == ["firing"], "half of it is not all of it"
+    async with begin(without_api.runtime.engine) as conn:
+        await recoveries.cover(conn, "scalekit", ago(hours=2), ago(), ago())
+    await watch(without_api.runtime, Watch())
+    assert [alert["state"] for alert in await without_api.alerts()] == ["resolved"]
+
+
+async def test_credentials_of_another_environment_are_told_without_any_outage(ward: Ward) -> None:
+    ward.said(1, ago(minutes=30))
+    await ward.house.told("ACTIVE", environment="env_2")
+    for _ in range(3):
+        ward.memory.listing_look.done_at = None
+        await ward.recover()
+    await watch(ward.house.runtime, Watch())
+    (alert,) = await ward.house.alerts()
+    assert (alert["rule_id"], alert["group_key"]) == ("recovery-failing", "scalekit:environment")
+    assert "of which scalekit never sent anything" in alert["summary"]
+
+
 async def test_the_first_listing_makes_accounts_known_that_broke_before_us(ward: Ward) -> None:
     ward.said(1, ago(days=60), account="ca_000")
     for number in range(250):
