@@ -329,6 +329,17 @@ async def test_without_credentials_a_long_outage_is_said_and_a_short_one_left(wi
     assert [row["state"] for row in rows] == ["left", "waiting"]
 
 
+async def test_no_recovery_goes_further_back_than_dedup_knows(ward: Ward) -> None:
+    """Further back, what is here already would come a second time."""
+    await ward.no_listing()
+    await ward.house.run("UPDATE retention_state SET dedup_before = now() - interval '10 days'")
+    for number, days in enumerate((12, 9)):
+        ward.said(number, ago(days=days))
+    await ward.down(minutes=60 * 24 * 20)
+    await ward.recover()
+    assert [row["event_id"] for row in await ward.log()] == ["evt_1"]
+
+
 async def test_who_recovers_by_hand_ends_the_alert(without_api: House) -> None:
     await intake.note(without_api.runtime.engine, ["scalekit"])
     await without_api.run("UPDATE intake SET able_until = able_until - interval '1 hour'")
