@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
+from typing import Any
 
 HABIT_DAYS = 14
 EVENTS_MIN, HISTORY_MIN = 20, timedelta(hours=24)  # before that, a source has no habit yet
 SILENCE_TIMES, SILENCE_MIN = 4.0, timedelta(minutes=15)
 LATE_SECONDS = 30.0
 LATE_OVER_AFTER = timedelta(minutes=10)
+PROVIDER_RETRIES = timedelta(minutes=22)  # the provider's own attempts end then, by its documentation
+AHEAD_MAX = timedelta(seconds=5)  # further ahead of the clock is no reading of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,17 @@ def learn(habit: Habit | None, heard: Heard, down: Down | None) -> Habit:
     if heard.late_break_at is not None:
         habit = replace(habit, late_break_at=heard.late_break_at, late_break_seconds=heard.late_break_seconds)
     return habit
+
+
+def righted(habit: Habit, now: datetime) -> Habit:
+    """The same habit unless it was learnt from a clock that ran ahead and was put right: until real time came to there,
+    the source would be taken for heard, and late, whatever it does."""
+    ahead: dict[str, Any] = {
+        name: now
+        for name in ("first_at", "last_at", "late_at", "late_break_at")
+        if (at := getattr(habit, name)) is not None and at > now + AHEAD_MAX
+    }
+    return replace(habit, **ahead) if ahead else habit
 
 
 def usual_gap(habit: Habit) -> timedelta | None:

@@ -88,19 +88,16 @@ async def recover_events(scope: Scope, since: datetime, until: datetime, progres
         high = min(low + width, end)
         # Whether the provider's ends belong to the span, and to how many digits, is not documented.
         bodies = await fetch_slice(scope.api, low - OVERLAP, high + OVERLAP)
-        if bodies is None:
-            if width <= WIDTH_MIN:
-                raise DeliveryFailed(
-                    f"more than {SLICE_PAGES_MAX} pages of events within {WIDTH_MIN.total_seconds():.0f} s",
-                    code="too_many_events",
-                    permanent=True,
-                )
+        if bodies is None and width > WIDTH_MIN:
             width = max(width / 4, WIDTH_MIN)
             continue
-        step = await keep_events(scope, bodies, low, high)
+        if bodies is None:
+            step = await keep_page_by_page(scope, low, high)
+        else:
+            step = await keep_events(scope, bodies, low, high)
         total, low = total.plus(step), high
         await progress(min(high, until), None, step)
-        width = wider(width, len(bodies))
+        width = wider(width, step.found)
     return total
 
 
@@ -122,16 +119,30 @@ async def fetch_slice(api: ProviderApi, low: datetime, high: datetime) -> list[b
     return None
 
 
+async def keep_page_by_page(scope: Scope, low: datetime, high: datetime) -> Tally:
+    """What is too much for one piece and cannot be cut any more: newest first, which judging by time makes up for."""
+    total, token = Tally(), None
+    for _ in range(LIST_PAGES_MAX):
+        page = await scope.api.events_page(low - OVERLAP, high + OVERLAP, token)
+        total = total.plus(await keep_events(scope, page.bodies, low, high))
+        token = page.next_page_token
+        if token is None:
+            return total
+    raise DeliveryFailed(
+        f"more than {LIST_PAGES_MAX} pages of events within {WIDTH_MIN.total_seconds():.0f} s",
+        code="too_many_events",
+        permanent=True,
+    )
+
+
 async def keep_events(scope: Scope, bodies: Sequence[bytes], low: datetime, high: datetime) -> Tally:
-    """Newest first comes in, oldest first goes out; only what is new, and of this slice unless its time is unreadable.
+    """Newest first comes in, oldest first goes out; all that is new, whatever time the provider meant by its span.
     Batches are transactions of their own."""
     async with begin(scope.engine) as conn:
         now = await readers.clock(conn)
     read: dict[tuple[str, str, str], Receipt] = {}
     for body in reversed(bodies):
         receipt = to_receipt(scope, body, now)
-        if receipt.event.occurred_at is not None and not low <= receipt.event.occurred_at < high:
-            continue
         read.setdefault((receipt.event.environment_id or "", receipt.event.event_id, receipt.event.type), receipt)
     receipts = sorted(read.items(), key=lambda item: item[1].event.occurred_at or now)
     added = unreadable = 0
@@ -142,7 +153,7 @@ async def keep_events(scope: Scope, bodies: Sequence[bytes], low: datetime, high
             known = await recoveries.known(conn, scope.source, [receipt.event for _, receipt in batch])
             fresh = [receipt for key, receipt in batch if key not in known]
             if scope.dry_run:
-                added += len(fresh)
+                added += sum(not beside(receipt.event.occurred_at, low, high) for receipt in fresh)
                 continue
             kept = await log.accept(conn, fresh) if fresh else []
         accepted = [receipt for receipt, outcome in zip(fresh, kept, strict=True) if outcome.accepted]
@@ -150,7 +161,13 @@ async def keep_events(scope: Scope, bodies: Sequence[bytes], low: datetime, high
         unreadable += sum(receipt.event.kind == "quarantine" for receipt in accepted)
         if accepted:
             scope.nudge()
-    return Tally(found=len(receipts), added=added, unreadable=unreadable)
+    # The neighbouring slices count what lies in the overlap.
+    overlap = sum(beside(receipt.event.occurred_at, low, high) for _, receipt in receipts)
+    return Tally(found=len(receipts) - overlap, added=added, unreadable=unreadable)
+
+
+def beside(at: datetime | None, low: datetime, high: datetime) -> bool:
+    return at is not None and (low - OVERLAP <= at < low or high <= at <= high + OVERLAP)
 
 
 def to_receipt(scope: Scope, body: bytes, now: datetime) -> Receipt:
@@ -180,21 +197,38 @@ def make_receipt(scope: Scope, event: ProviderEvent, body: bytes, clock_suspect:
     )
 
 
-async def environment_of(scope: Scope) -> str | None:
-    """The environment of the credentials: as its events name it, else the only one we know of this source."""
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """`named`: by the API itself, else it is the only one we know of this source."""
+
+    id: str
+    named: bool
+
+
+async def environment_of(scope: Scope) -> Environment | None:
+    """The environment of the credentials. Raises DeliveryFailed also when this source, which has sent something, never
+    sent anything of it: its events would come in through the wrong door, and its list would miss all our accounts."""
     named = await scope.api.environment_id()
-    if named is not None:
-        return named
     async with begin(scope.engine) as conn:
         known = await recoveries.environments(conn, scope.source)
-    return known.pop() if len(known) == 1 else None
+    if named is None:
+        return Environment(known.pop(), named=False) if len(known) == 1 else None
+    if known - {""} and named not in known:
+        raise DeliveryFailed(
+            f"the credentials are for the environment {named}, of which {scope.source} never sent anything;"
+            " mend SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET",
+            code="environment_foreign",
+            permanent=True,
+        )
+    return Environment(named, named=True)
 
 
 async def reconcile_all(
     scope: Scope, environment_id: str, page_token: str | None, progress: Progress, *, missing_too: bool
 ) -> Tally:
     """Goes through the provider's list. The list is the sieve: an account that is not as we have it is asked for by
-    itself, and with `missing_too` one of ours that the list does not have."""
+    itself, and with `missing_too` one of ours that the list does not have: only where the API itself named the
+    environment, or an end of all accounts is believed of whoever's list this is."""
     total, seen, details = Tally(), set[str](), 0
     for _ in range(LIST_PAGES_MAX):
         async with begin(scope.engine) as conn:
@@ -214,7 +248,7 @@ async def reconcile_all(
                 new.append((event, account.body))
             elif details < DETAILS_MAX:
                 details += 1
-                changed += await reconcile(scope, environment_id, account.account_id)
+                changed += await reconcile(scope, environment_id, account.account_id, listed=True)
         changed += await keep_states(scope, environment_id, new, asked_at)
         step = Tally(accounts=len(ids), changed=changed)
         total, page_token = total.plus(step), page.next_page_token
@@ -224,7 +258,10 @@ async def reconcile_all(
     else:
         logger.error("recover.list_endless", source=scope.source, pages=LIST_PAGES_MAX)
         return total  # who is missing from a list that was not read to its end is not missing
-    if missing_too and len(seen) <= ACCOUNTS_SEEN_MAX:
+    if missing_too and not seen:
+        # Nobody has an account there: so it is with the credentials of another place, and never where a source sent.
+        logger.error("recover.list_empty", source=scope.source)
+    elif missing_too and len(seen) <= ACCOUNTS_SEEN_MAX:
         total = total.plus(await reconcile_missing(scope, environment_id, seen, DETAILS_MAX - details, progress))
     return total
 
@@ -253,12 +290,15 @@ async def reconcile_missing(
     return total
 
 
-async def reconcile(scope: Scope, environment_id: str, account_id: str) -> int:
+async def reconcile(scope: Scope, environment_id: str, account_id: str, *, listed: bool = False) -> int:
     """Asks for one account now, and appends an event if it is not as we have it; how many (0 or 1)."""
     async with begin(scope.engine) as conn:
         asked_at = await readers.clock(conn)
         ours = (await recoveries.ours(conn, scope.source, environment_id, [account_id])).get(account_id)
     remote = await scope.api.account(account_id)
+    if remote is None and listed:
+        logger.warning("recover.details_missing", source=scope.source, account_id=account_id)
+        return 0
     event = state_event(account_id, environment_id, ours, remote, asked_at)
     if event is None:
         return 0

@@ -53,10 +53,9 @@ async def run(since: datetime, until: datetime | None, source: str | None, dry_r
         recover_events,
         scope_of,
     )
-    from service.retention import recover_since_min
     from service.runtime import open_runtime
     from service.settings import load_settings
-    from service.store import readers, recoveries
+    from service.store import readers, recoveries, retention_state
     from service.store.session import begin
 
     settings = load_settings(os.environ)
@@ -70,8 +69,8 @@ async def run(since: datetime, until: datetime | None, source: str | None, dry_r
         scope = scope_of(runtime.engine, runtime.nudger, runtime.sources[name], api, dry_run=dry_run)
         async with begin(runtime.engine) as conn:
             now = await readers.clock(conn)
+            oldest = await retention_state.recover_floor(conn, now, settings.retention)
         upto = min(until or now, now)
-        oldest = recover_since_min(now, settings.retention)
         if since < oldest:
             raise click.BadParameter(
                 f"no further back than {rfc3339(oldest)}: what is older may be here already without our knowing,"
@@ -91,12 +90,14 @@ async def run(since: datetime, until: datetime | None, source: str | None, dry_r
             else:
                 click.echo(f"{name}: {seen.accounts} accounts compared, {seen.changed} not as here")
 
+        environment = await environment_of(scope)
         total = await recover_events(scope, since, upto, progress)
-        environment_id = await environment_of(scope)
-        if environment_id is None:
+        environment = environment or await environment_of(scope)
+        if environment is None:
             click.echo(f"{name}: the provider names no environment yet, so that accounts are not compared", err=True)
         else:
-            total = total.plus(await reconcile_all(scope, environment_id, None, progress, missing_too=True))
+            compared = await reconcile_all(scope, environment.id, None, progress, missing_too=environment.named)
+            total = total.plus(compared)
         if not dry_run:
             async with begin(runtime.engine) as conn:
                 await recoveries.cover(conn, name, since, upto, now)

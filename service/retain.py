@@ -6,27 +6,53 @@ Nothing of it is in a hurry. It is asked for once an hour; whatever it does not 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from service import own_alerts
+from service.errors import Unavailable
 from service.event import rfc3339
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
 from service.retention import EVENTS, RECEIPTS, Plan, plan
 from service.settings import RetentionSettings
-from service.store import log, prune, readers, tables
+from service.store import alerts as alert_store
+from service.store import log, prune, readers, retention_state, tables
 from service.store import retention as store
 from service.store.log import Decision
 from service.store.session import begin
 
 BATCHES_MAX = 100  # of each kind in one run; the rest waits for the next
 REFUSED_RULE, LOST_RULE = "retention-refused", "sink-events-lost"
+
+
+# How far the database's clock, which reads that, moved beside the time that passed; None: nothing to compare with.
+Jumped = Callable[[datetime], timedelta | None]
+
+
+def unmoved(_now: datetime) -> None:
+    return None
+
+
+def configured(keep: RetentionSettings, sinks: Sequence[str]) -> dict[str, Any]:
+    """What decides what goes, as the worker writes it down and the command compares it."""
+    seconds = {name: each.total_seconds() for name, each in keep}
+    return {"retention": seconds, "sinks": sorted(sinks)}
+
+
+@dataclass(slots=True)
+class Done:
+    """`unfinished`: what this run did not come to, in words; it is worth coming back for soon."""
+
+    plan: Plan
+    gone: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +71,7 @@ async def look(
     sinks: Sequence[str],
     *,
     now: datetime | None = None,
+    jumped: Jumped = unmoved,
     confirmed: bool = False,
 ) -> Known:
     """`sinks` are the configured ones, by name. `now` is the database's clock unless given."""
@@ -60,6 +87,7 @@ async def look(
         sinks=positions,
         last_run_at=state.moved_at,
         kept_from=await store.kept_from(conn),
+        jumped=jumped(at),
         confirmed=confirmed,
     )
     return Known(decided, at, positions, state.position)
@@ -72,8 +100,9 @@ async def retain(
     notifiers: Sequence[str],
     *,
     now: datetime | None = None,
+    jumped: Jumped = unmoved,
     confirmed: bool = False,
-) -> Plan | None:
+) -> Done | None:
     """One run; None when another one is at it. Raises `Unavailable` and the driver's errors: the next run goes on."""
     async with store.alone(engine) as alone:
         if alone is None:
@@ -84,16 +113,24 @@ async def retain(
             if not store.gave_up(exc):
                 raise
             logger.warning("retention.finish_waits")
-        known = await write_down(engine, keep, sinks, notifiers, now=now, confirmed=confirmed)
+        known = await write_down(engine, keep, sinks, notifiers, now=now, jumped=jumped, confirmed=confirmed)
+        done = Done(known.plan)
         # What was marked by a run that died goes as well, refused or not: it was decided then.
-        gone = await remove(engine, alone, known.plan)
+        await remove(engine, alone, done)
     if known.plan.refused is None:
-        await cut(engine, known)
+        done.unfinished += await cut(engine, known)
+    async with begin(engine) as conn:
+        if done.unfinished:
+            await retention_state.unfinished(conn, "; ".join(done.unfinished))
+        else:
+            await retention_state.completed(conn, await readers.clock(conn))
     for held in known.plan.held:
         logger.info("retention.held", partition=held.day.name, by=held.by)
-    if gone:
-        logger.info("retention.dropped", partitions=gone)
-    return known.plan
+    if done.gone:
+        logger.info("retention.dropped", partitions=done.gone)
+    if done.unfinished:
+        logger.warning("retention.unfinished", what=done.unfinished)
+    return done
 
 
 async def write_down(
@@ -103,12 +140,13 @@ async def write_down(
     notifiers: Sequence[str],
     *,
     now: datetime | None,
+    jumped: Jumped,
     confirmed: bool,
 ) -> Known:
     """One transaction: what goes is marked, what a sink loses by it is said and recorded, its position passes over it."""
     async with begin(engine) as conn:
         await own_alerts.lock(conn)
-        known = await look(conn, keep, sinks, now=now, confirmed=confirmed)
+        known = await look(conn, keep, sinks, now=now, jumped=jumped, confirmed=confirmed)
         decided, at = known.plan, known.now
         if decided.refused is not None:
             out = await own_alerts.open_own(conn, [refused_alert(decided)], now=at, notifiers=notifiers)
@@ -128,9 +166,14 @@ async def write_down(
             )
         await readers.pass_over(conn, readers.RETENTION, floor)
         await readers.ran(conn, readers.RETENTION, at)
+        await retention_state.dedup_cut(conn, decided.dedup_before)
         closed = await own_alerts.close_own(conn, REFUSED_RULE, keep=(), now=at, notifiers=notifiers)
+        # A loss does not end by itself: a person who has seen it resolves its alert.
+        lost = await alert_store.open_of_rule(conn, LOST_RULE)
+        unseen = {alert.group_key for alert in lost if alert.state != "resolved"}
+        seen = await own_alerts.close_own(conn, LOST_RULE, keep=unseen, now=at, notifiers=notifiers)
         opened = await own_alerts.open_own(conn, alerts, now=at, notifiers=notifiers)
-        await log.append(conn, [*decisions, *closed.decisions, *opened.decisions])
+        await log.append(conn, [*decisions, *closed.decisions, *seen.decisions, *opened.decisions])
         return Known(decided, at, known.sinks, floor)
 
 
@@ -145,13 +188,15 @@ async def losses(conn: AsyncConnection, known: Known) -> tuple[list[OwnAlert], l
         if not count:
             continue
         first, last = min(one[1] for one in found if one[1]), max(one[2] for one in found if one[2])
+        counted = f"at least {count}" if any(one[0] == store.LOST_COUNTED_MAX for one in found) else f"{count}"
         span = f"received from {rfc3339(first)} to {rfc3339(last)}"
         alerts.append(
             OwnAlert(
                 rule_id=LOST_RULE,
-                about=sink,
+                # Of each stretch that is lost one, so that an older one nobody has resolved hides none.
+                about=f"{sink}:{first:%Y-%m-%d}",
                 severity="P1",
-                summary=f"The sink {sink} did not take {count} events in time; they are gone for it, {span}",
+                summary=f"The sink {sink} did not take {counted} events in time; they are gone for it, {span}",
                 what_to_do="Mend the sink (GET /v1/health says what it answers). What is still kept is shipped after that; a larger retention.sink_backlog_max waits longer.",
             )
         )
@@ -184,45 +229,74 @@ def refused_alert(decided: Plan) -> OwnAlert:
     )
 
 
-async def remove(engine: AsyncEngine, alone: AsyncConnection, decided: Plan) -> list[str]:
-    """Detaches what is to go and drops what is detached, of this run and of those before; the names that are gone."""
+async def remove(engine: AsyncEngine, alone: AsyncConnection, done: Done) -> None:
+    """Detaches what is to go and drops what is detached, of this run and of those before."""
+    decided = done.plan
     if decided.refused is None:
         for drop in decided.drops:
-            await store.detach(alone, drop.day.parent, drop.day.name)
+            if not await store.detach(alone, drop.day.parent, drop.day.name):
+                done.unfinished.append(f"{drop.day.name} cannot be detached while somebody reads it")
     ours, kept_apart = await store.loose(alone)
     for name in ours:
         if name.startswith(RECEIPTS):
-            await store.drop_receipts(alone, name)
+            try:
+                await store.drop_receipts(alone, name)
+            except DBAPIError as exc:
+                if not store.gave_up(exc):
+                    raise
+                done.unfinished.append(f"{name} cannot be dropped while somebody reads it")
+            else:
+                done.gone.append(name)
     days = [name for name in ours if name.startswith(EVENTS)]
-    if (days or kept_apart) and await store.detach_kept(alone):
-        async with begin(engine) as conn:
-            floor = await readers.position(conn, readers.RETENTION)
-            await store.fold(
-                conn, days, floor=floor, alerts_before=decided.alerts_before, audit_before=decided.audit_before
-            )
-    return ours
+    if not days and not kept_apart:
+        return
+    if not await store.detach_kept(alone):
+        done.unfinished.append(f"{store.KEPT} cannot be detached while somebody reads it")
+        return
+    async with begin(engine) as conn:
+        floor = await readers.position(conn, readers.RETENTION)
+    for name in days:
+        try:
+            async with begin(engine, seconds_max=store.FOLD_SECONDS_MAX) as conn:
+                await store.fold(
+                    conn, name, floor=floor, alerts_before=decided.alerts_before, audit_before=decided.audit_before
+                )
+        except Unavailable as exc:  # what was carried over before must not stay out of sight for it
+            logger.warning("retention.fold_failed", partition=name, error=type(exc.__cause__).__name__)
+            done.unfinished.append(f"{name} cannot be carried over")
+            break
+        done.gone.append(name)
+    async with begin(engine, seconds_max=store.FOLD_SECONDS_MAX) as conn:
+        await store.attach_kept(conn)
 
 
-async def cut(engine: AsyncEngine, known: Known) -> None:
-    """Everything that is deleted row by row, in small transactions."""
+async def cut(engine: AsyncEngine, known: Known) -> list[str]:
+    """Everything that is deleted row by row, in small transactions; the names of what there is more of."""
     decided = known.plan
-    steps: tuple[Callable[[AsyncConnection], Awaitable[bool]], ...] = (
-        partial(prune.alerts, before=decided.alerts_before),
-        partial(prune.manual, before=decided.alerts_before),
-        partial(prune.dedup, before=decided.dedup_before),
-        partial(prune.conflicts, before=decided.receipts_before),
-        partial(
-            prune.kept,
-            floor=known.floor,
-            events=decided.events_before,
-            alerts=decided.alerts_before,
-            audit=decided.audit_before,
-        ),
-        partial(prune.small, floor=known.floor, before=decided.events_before),
+    kept = partial(
+        prune.kept,
+        floor=known.floor,
+        events=decided.events_before,
+        alerts=decided.alerts_before,
+        audit=decided.audit_before,
     )
-    for step in steps:
+    steps: dict[str, Callable[[AsyncConnection], Awaitable[bool]]] = {
+        "alerts": partial(prune.alerts, before=decided.alerts_before),
+        "manual pauses": partial(prune.manual, before=decided.alerts_before),
+        "dedup": partial(prune.dedup, before=decided.dedup_before),
+        "conflicts": partial(prune.conflicts, before=decided.receipts_before),
+        store.KEPT: kept,
+        "replays": partial(prune.replays, before=decided.dedup_before),
+        "recoveries": partial(prune.recoveries, before=decided.dedup_before),
+        "marks": partial(prune.small, floor=known.floor, before=decided.events_before),
+    }
+    left = []
+    for name, step in steps.items():
         for _ in range(BATCHES_MAX):
             async with begin(engine) as conn:
                 more = await step(conn)
             if not more:
                 break
+        else:
+            left.append(f"more of {name} than one run cuts")
+    return left

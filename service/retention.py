@@ -19,6 +19,7 @@ DEDUP_LONGER = timedelta(hours=72)
 # confirmed by a person: a clock that jumped a year ahead would otherwise empty the log.
 DAYS_AT_ONCE_MAX = 7
 CLOCK_SLACK = timedelta(hours=1)
+JUMP_MAX = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,27 +74,32 @@ def plan(
     sinks: Mapping[str, int],
     last_run_at: datetime,
     kept_from: date | None = None,
+    jumped: timedelta | None = None,
     confirmed: bool = False,
 ) -> Plan:
-    """`evaluator` and `sinks` are positions in the log; `now` and `last_run_at` are the database's clock.
+    """`evaluator` and `sinks` are positions in the log; `now` and `last_run_at` are the database's clock; `jumped` is how
+    far it moved beyond the time that passed since this process ran retention, None at its first run.
 
     `kept_from` is the first day that was carried over: what is carried over is one stretch of days without a hole.
     """
     lengths = {EVENTS: keep.events, RECEIPTS: keep.receipts}
     over = {day for day in days if day.end + lengths[day.parent] <= now}
-    young = min(
-        (
-            day.first_position
-            for day in days
-            if day.parent == EVENTS and day not in over and day.first_position is not None and day.day <= now.date()
-        ),
-        default=None,
-    )
+    young = {
+        parent: min(
+            (
+                day.first_position
+                for day in days
+                if day.parent == parent and day not in over and day.first_position is not None and day.day <= now.date()
+            ),
+            default=None,
+        )
+        for parent in lengths
+    }
     drops: list[Drop] = []
     held: list[Held] = []
     begun, hole = kept_from or date.max, False
     for day in sorted(over, key=lambda day: (day.parent, day.day)):
-        by = held_by(day, now, keep, evaluator, sinks, young)
+        by = held_by(day, now, keep, evaluator, sinks, young[day.parent])
         if day.parent == EVENTS:
             if by is None and hole:
                 by = "a day before it must stay"
@@ -109,7 +115,7 @@ def plan(
     return Plan(
         drops=tuple(drops),
         held=tuple(held),
-        refused=None if confirmed else too_much(drops, now, last_run_at),
+        refused=None if confirmed else too_much(drops, now, last_run_at, jumped),
         alerts_before=now - keep.alerts,
         audit_before=now - keep.audit,
         events_before=now - keep.events,
@@ -126,12 +132,12 @@ def held_by(
         return None
     if day.last_position > evaluator:
         return "the evaluator has not read it"
-    if day.parent == RECEIPTS:
-        return None
     # Positions are the order in which rows came, whatever the clock said: a day that is old by its date and holds rows
     # newer than those of a day that stays was written while the clock stood back.
     if young is not None and day.last_position > young:
         return "its rows came later than its date says: the clock stood back when they were written"
+    if day.parent == RECEIPTS:
+        return None
     late = behind(day, sinks)
     if late and now < day.end + keep.events + keep.sink_backlog_max:
         return f"not yet shipped by {', '.join(late)}"
@@ -142,7 +148,10 @@ def behind(day: Day, sinks: Mapping[str, int]) -> list[str]:
     return sorted(name for name, position in sinks.items() if position < (day.last_position or 0))
 
 
-def too_much(drops: Sequence[Drop], now: datetime, last_run_at: datetime) -> str | None:
+def too_much(drops: Sequence[Drop], now: datetime, last_run_at: datetime, jumped: timedelta | None) -> str | None:
+    # Also where no day would go: what is cut row by row would.
+    if jumped is not None and abs(jumped) > JUMP_MAX:
+        return f"the clock moved {jumped.total_seconds() / 3600:+.0f} h beside the time that passed; unless it is put right, the next run believes it"
     if not drops:
         return None
     moved = now - last_run_at
@@ -155,9 +164,11 @@ def too_much(drops: Sequence[Drop], now: datetime, last_run_at: datetime) -> str
     return None
 
 
-def recover_since_min(now: datetime, keep: RetentionSettings) -> datetime:
+def recover_since_min(now: datetime, keep: RetentionSettings, dedup_before: datetime | None = None) -> datetime:
     """How far back a recovery may go: further, dedup no longer knows what was here, and events would come twice.
 
     An event may be received up to 5 minutes before it "occurred", and dedup is cut on while a recovery runs.
+    `dedup_before` is what it was cut to already, perhaps when less was configured to be kept.
     """
-    return now - keep.events - DEDUP_LONGER + CLOCK_SLACK
+    by_now = now - keep.events - DEDUP_LONGER
+    return (by_now if dedup_before is None else max(by_now, dedup_before)) + CLOCK_SLACK

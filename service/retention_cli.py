@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -14,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service.errors import AuthwatchError
 from service.retention import Plan
 from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.retain import Done
 
 T = TypeVar("T")
 NAMES_SHOWN_MAX = 20
@@ -41,9 +44,21 @@ def show() -> None:
 @click.option("--confirm", is_flag=True, help="Drop also what retention refuses to drop by itself.")
 def run(confirm: bool) -> None:
     """Run it now, as the worker does once an hour."""
-    from service.retain import retain
+    from service.retain import configured, retain
+    from service.store import retention_state
+    from service.store.session import begin
 
-    async def work(engine: AsyncEngine, settings: Settings) -> Plan | None:
+    async def work(engine: AsyncEngine, settings: Settings) -> Done | None:
+        async with begin(engine) as conn:
+            of_worker = (await retention_state.read(conn)).configured
+        if of_worker is not None and (
+            found := differing(of_worker, configured(settings.retention, list(settings.sinks)))
+        ):
+            raise AuthwatchError(
+                f"the worker runs with another {found} than this shell's configuration says; set AUTHWATCH_CONFIG and the"
+                " variables as the worker has them, or restart the worker with these first",
+                code="configuration_differs",
+            )
         return await retain(
             engine, settings.retention, list(settings.sinks), list(settings.notifiers), confirmed=confirm
         )
@@ -51,10 +66,18 @@ def run(confirm: bool) -> None:
     done = on_database(work)
     if done is None:
         raise AuthwatchError("another run of retention is under way; try again later")
-    say(done, "dropped")
-    if done.refused is not None:
+    say(done.plan, "dropped")
+    for what in done.unfinished:
+        click.echo(f"not finished: {what}")
+    if done.plan.refused is not None:
         click.echo("nothing was dropped; check the clock, then use --confirm", err=True)
         sys.exit(1)
+
+
+def differing(worker: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The names of what is not the same, for a sentence; empty when all is."""
+    kept = [f"retention.{name}" for name, each in ours["retention"].items() if worker["retention"].get(name) != each]
+    return ", ".join([*kept, *(["list of sinks"] if worker["sinks"] != ours["sinks"] else [])])
 
 
 def say(plan: Plan, what: str) -> None:

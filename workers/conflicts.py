@@ -34,6 +34,8 @@ async def tell_conflicts(runtime: Runtime, looked: Looked) -> None:
     """Opens an alert for each new conflict, up to OPEN_OF_SOURCE_MAX unresolved ones of a source at a time."""
     async with begin(runtime.engine) as conn:
         now = await readers.clock(conn)
+        if looked.since is not None:  # a clock that was put back: what came since is looked at from where it stands now
+            looked.since = min(looked.since, now - COMMITTED_LATE)
         found = await conflicts.untold(conn, RULE_ID, looked.since)
     if found:
         async with begin(runtime.engine) as conn:

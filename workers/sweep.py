@@ -5,7 +5,6 @@ that we are alive.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 
 import httpx
 
@@ -15,11 +14,12 @@ from service.runtime import Runtime
 from service.store import log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
+from workers.every import Every
 from workers.watch import Watch, watch
 
-PARTITIONS_EVERY = timedelta(minutes=10)
-PRUNE_EVERY = timedelta(seconds=10)
-HEARTBEAT_EVERY = timedelta(minutes=1)
+PARTITIONS_EVERY_SECONDS = 600.0
+PRUNE_EVERY_SECONDS = 10.0
+HEARTBEAT_EVERY_SECONDS = 60.0
 HEARTBEAT_SECONDS_MAX = 10
 
 
@@ -27,9 +27,9 @@ HEARTBEAT_SECONDS_MAX = 10
 class Sweep:
     """What the last sweep left behind in this process; nothing here is truth."""
 
-    partitions_at: datetime | None = None
-    heartbeat_at: datetime | None = None
-    pruned_at: datetime | None = None
+    partitions: Every = field(default_factory=lambda: Every(PARTITIONS_EVERY_SECONDS))
+    heartbeat: Every = field(default_factory=lambda: Every(HEARTBEAT_EVERY_SECONDS))
+    prune: Every = field(default_factory=lambda: Every(PRUNE_EVERY_SECONDS))
     rule_problems: tuple[str, ...] = field(default_factory=tuple)
     conflicts: Looked = field(default_factory=Looked)
     watch: Watch = field(default_factory=Watch)
@@ -42,22 +42,20 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
     await tell_conflicts(runtime, last.conflicts)
-    if last.partitions_at is None or now - last.partitions_at >= PARTITIONS_EVERY:
+    if last.partitions.due:
         async with begin(runtime.engine) as conn:
             made = await log.ensure_partitions(conn)
             await log.mark(conn)
-        last.partitions_at = now
+        last.partitions.done()
         if made:
             logger.info("partitions.made", count=made)
-    if last.pruned_at is None or now - last.pruned_at >= PRUNE_EVERY:
-        last.pruned_at = now
+    if last.prune.due:
+        last.prune.done()
         async with begin(runtime.engine) as conn:
             await rejected.prune(conn, now)
-    await watch(runtime, last.watch, now)
-    if runtime.settings.heartbeat_url is not None and (
-        last.heartbeat_at is None or now - last.heartbeat_at >= HEARTBEAT_EVERY
-    ):
-        last.heartbeat_at = now
+    await watch(runtime, last.watch)
+    if runtime.settings.heartbeat_url is not None and last.heartbeat.due:
+        last.heartbeat.done()
         await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())
 
 

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import habits, own_alerts
-from service.habits import Habit
+from service.habits import PROVIDER_RETRIES, Habit
 from service.own_alerts import OwnAlert
-from service.retention import recover_since_min
 from service.runtime import Runtime
 from service.store import habits as habit_store
-from service.store import log, readers, recoveries
+from service.store import log, readers, recoveries, retention_state
 from service.store.session import begin
+from workers.every import Every
+from workers.overdue import EXPIRING, QUARANTINED, STALLED, quarantined_wanted, retention_wanted
+from workers.reach import RECOVER, Reach
 
-WATCH_EVERY = timedelta(seconds=5)
+WATCH_EVERY_SECONDS = 5.0
 ROUNDS_MAX = 10  # of catching up with the log; the rest is found at the next look
-PROVIDER_RETRIES = timedelta(minutes=22)  # the provider's own attempts end then, by its documentation
 FAILED_ATTEMPTS_MAX = 3
+GRACE_SECONDS = 600.0  # after a start the first run of retention is given its time
 SILENT, LATE, LOST, STUCK = "source-silent", "delivery-lag", "events-may-be-lost", "recovery-failing"
+RULES = (SILENT, LATE, LOST, STUCK, QUARANTINED, EXPIRING, STALLED)
 
 
 @dataclass(slots=True)
 class Watch:
-    at: datetime | None = None
+    every: Every = field(default_factory=lambda: Every(WATCH_EVERY_SECONDS))
+    began_at: float = field(default_factory=time.monotonic)
 
 
-async def watch(runtime: Runtime, last: Watch, now: datetime) -> None:
-    if last.at is not None and now - last.at < WATCH_EVERY:
+async def watch(runtime: Runtime, last: Watch) -> None:
+    if not last.every.due:
         return
-    last.at = now
+    last.every.done()
     for _ in range(ROUNDS_MAX):
         if await learn(runtime):
             break
     else:
         return  # too far behind to say what is silent now
-    await speak(runtime)
+    await speak(runtime, last)
 
 
 async def learn(runtime: Runtime) -> bool:
@@ -48,30 +53,38 @@ async def learn(runtime: Runtime) -> bool:
         position = await readers.take(conn, habit_store.READER)
         if position is None:
             return True
+        known, now = await habit_store.load(conn), await readers.clock(conn)
+        changed = {
+            source: right for source, habit in known.items() if (right := habits.righted(habit, now)) is not habit
+        }
+        known |= changed
         head, _ = await log.head(conn)
         if head <= position:
+            await habit_store.save(conn, list(changed.values()))
             return True
         upto = min(head, position + habit_store.ROWS_MAX)
-        known, downs = await habit_store.load(conn), await habit_store.downs(conn)
-        changed = {}
+        downs = await habit_store.downs(conn)
         for heard in await habit_store.heard(conn, position, upto):
             known[heard.source] = changed[heard.source] = habits.learn(
                 known.get(heard.source), heard, downs.get(heard.source)
             )
         await habit_store.save(conn, list(changed.values()))
-        await readers.move(conn, habit_store.READER, upto, await readers.clock(conn))
+        await readers.move(conn, habit_store.READER, upto, now)
         return upto == head
 
 
-async def speak(runtime: Runtime) -> None:
+async def speak(runtime: Runtime, last: Watch) -> None:
     notifiers = list(runtime.notifiers)
     async with begin(runtime.engine) as conn:
         await own_alerts.lock(conn)
         now = await readers.clock(conn)
         wanted = await sources_wanted(conn, runtime.sources, now) + await recoveries_wanted(conn, runtime, now)
+        wanted += await quarantined_wanted(conn, runtime.sources, runtime.settings.retention, now)
+        if time.monotonic() - last.began_at > GRACE_SECONDS:
+            wanted += await retention_wanted(conn, now)
         out = await own_alerts.open_own(conn, wanted, now=now, notifiers=notifiers)
         decisions = out.decisions
-        for rule_id in (SILENT, LATE, LOST, STUCK):
+        for rule_id in RULES:
             keep = {own.about for own in wanted if own.rule_id == rule_id}
             closed = await own_alerts.close_own(conn, rule_id, keep=keep, now=now, notifiers=notifiers)
             decisions = [*decisions, *closed.decisions]
@@ -126,39 +139,63 @@ def spoken(seconds: float) -> str:
 
 async def recoveries_wanted(conn: AsyncConnection, runtime: Runtime, now: datetime) -> list[OwnAlert]:
     """What is still to be fetched, and cannot be."""
-    if runtime.settings.provider_api is None:
-        await recoveries.leave(conn, PROVIDER_RETRIES, recover_since_min(now, runtime.settings.retention), now)
-    wanted = []
+    reach = await reach_of(conn, runtime)
+    floor = await retention_state.recover_floor(conn, now, runtime.settings.retention)
+    await recoveries.leave(conn, PROVIDER_RETRIES, floor, now, but_of=reach.served | reach.undecided)
+    wanted = [
+        stuck(f"{source}:environment", source, why, "what an outage misses stays missing, and new accounts unknown")
+        for source, why in reach.stuck.items()
+        if source in runtime.sources
+    ]
     for row in await recoveries.waiting(conn):
         if row.source not in runtime.sources:
             continue
         since, until = (f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in (row.since, row.until))
-        if runtime.settings.provider_api is None:
+        if row.source not in reach.served | reach.undecided:
             if row.reason == "outage":
-                wanted.append(
-                    OwnAlert(
-                        rule_id=LOST,
-                        about=f"{row.source}:{since}",
-                        severity="P2",
-                        summary=f"Events of {row.source} between {since} and {until} may be lost: nothing could be"
-                        " committed for longer than the provider tries again",
-                        what_to_do="Set SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET and run"
-                        f" `authwatch recover --since {since}`; with them set here, it happens by itself.",
-                    )
-                )
+                wanted.append(lost(row.source, since, until, credentials=runtime.settings.provider_api is not None))
         elif row.attempts >= FAILED_ATTEMPTS_MAX:
-            wanted.append(
-                OwnAlert(
-                    rule_id=STUCK,
-                    about=f"{row.source}:{row.reason}:{since}",
-                    severity="P2",
-                    summary=f"Recovering {row.source} from the provider's API fails: {row.last_error or 'it ends half way'}",
-                    what_to_do="It is tried again by itself; `authwatch doctor` checks the API credentials. Until it"
-                    + (
-                        f" succeeds, events between {since} and {until} may be missing."
-                        if row.reason == "outage"
-                        else " succeeds, accounts that broke before the installation are unknown."
-                    ),
-                )
+            missing = (
+                f"events between {since} and {until} may be missing"
+                if row.reason == "outage"
+                else "accounts that broke before the installation are unknown"
             )
+            about = f"{row.source}:{row.reason}:{since}"
+            wanted.append(stuck(about, row.source, row.last_error or "it ends half way", missing))
     return wanted
+
+
+async def reach_of(conn: AsyncConnection, runtime: Runtime) -> Reach:
+    """As the recovering story last said it; before it said anything, all is undecided."""
+    if runtime.settings.provider_api is None:
+        return Reach()
+    said = await readers.beat_details(conn, RECOVER)
+    return Reach.read(said) if said is not None else Reach(undecided=frozenset(runtime.sources))
+
+
+def lost(source: str, since: str, until: str, *, credentials: bool) -> OwnAlert:
+    return OwnAlert(
+        rule_id=LOST,
+        about=f"{source}:{since}",
+        severity="P2",
+        summary=f"Events of {source} between {since} and {until} may be lost: nothing could be committed for longer than"
+        " the provider tries again",
+        what_to_do=(
+            f"The API credentials here are not those of its environment: run `authwatch recover --since {since} --source"
+            f" {source}` with its own SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET."
+            if credentials
+            else "Set SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET and run"
+            f" `authwatch recover --since {since}`; with them set here, it happens by itself."
+        ),
+    )
+
+
+def stuck(about: str, source: str, why: str, missing: str) -> OwnAlert:
+    return OwnAlert(
+        rule_id=STUCK,
+        about=about,
+        severity="P2",
+        summary=f"Recovering {source} from the provider's API fails: {why}",
+        what_to_do="It is tried again by itself; `authwatch doctor` checks the API credentials. Until it succeeds,"
+        f" {missing}.",
+    )

@@ -10,24 +10,29 @@ from sqlalchemy import bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.habits import LATE_SECONDS, Down, Habit, Heard
+from service.habits import LATE_SECONDS, PROVIDER_RETRIES, Down, Habit, Heard
 from service.store.recovery_tables import habits, intake
 
 READER = "habits"
 ROWS_MAX = 20_000  # of the log, in one step
 
 # Only webhooks are signs of life: a probe is ours, a recovery is what we fetched. What happened while we were down came
-# late through us and not through its source.
+# late through us and not through its source: it was still being tried when we went down, or we were down when it
+# happened. What cannot be read does not say that its source speaks.
 HEARD = text(
     """
     WITH fresh AS (
         SELECT e.source, e.received_at, e.kind,
-            CASE WHEN NOT e.clock_suspect AND NOT coalesce(e.occurred_at >= i.down_from AND e.occurred_at < i.up_since,
-                false) THEN e.lag_seconds END AS late_by,
+            CASE WHEN NOT e.clock_suspect
+                AND NOT coalesce(e.received_at >= i.down_from AND e.occurred_at < i.up_since
+                    AND e.occurred_at >= i.down_from - CAST(:retries AS interval), false)
+                AND NOT coalesce(e.received_at >= i.gap_from AND e.occurred_at < i.gap_until
+                    AND e.occurred_at >= i.gap_from - CAST(:retries AS interval), false)
+                THEN e.lag_seconds END AS late_by,
             extract(epoch FROM e.received_at - lag(e.received_at) OVER (PARTITION BY e.source ORDER BY e.position))
                 AS gap
         FROM events e LEFT JOIN intake i ON i.source = e.source
-        WHERE e.position > :after AND e.position <= :upto AND e.origin = 'webhook'
+        WHERE e.position > :after AND e.position <= :upto AND e.origin = 'webhook' AND e.kind <> 'quarantine'
     ), judged AS (
         SELECT *, late_by > :late AS late, kind IN ('account.disconnected', 'account.deleted',
             'account.reauth_required', 'token.refresh_failed') AS break FROM fresh
@@ -40,7 +45,7 @@ HEARD = text(
         max(late_by) FILTER (WHERE late AND break) AS late_break_seconds
     FROM judged GROUP BY 1, 2 ORDER BY 2
     """
-).bindparams(bindparam("late", value=LATE_SECONDS))
+).bindparams(bindparam("late", value=LATE_SECONDS), bindparam("retries", value=PROVIDER_RETRIES))
 
 
 async def heard(conn: AsyncConnection, after: int, upto: int) -> list[Heard]:

@@ -106,6 +106,17 @@ def _arrays() -> dict[str, Any]:
 
 ARRAYS = _arrays()
 JSON_COLUMNS = ("details", "headers")
+# Where the clock stands so far back that the day is carried over already, `events_kept` takes its rows.
+TAKES_TODAY = text(
+    """
+    SELECT count(DISTINCT inhparent) = 2 FROM pg_inherits
+    WHERE NOT inhdetachpending AND (
+        (inhparent = 'events'::regclass AND inhrelid IN (to_regclass('events_' || to_char(now(), 'YYYYMMDD')),
+            CASE WHEN to_regclass('events_' || to_char(now(), 'YYYYMMDD')) IS NULL
+            THEN to_regclass('events_kept') END))
+        OR (inhparent = 'receipts'::regclass AND inhrelid = to_regclass('receipts_' || to_char(now(), 'YYYYMMDD'))))
+    """
+)
 # The front door sends the same rows in binary (service/store/pipeline.py); here the driver's own arrays will do.
 ACCEPT = text(
     "SELECT number, event_row_id, same_body FROM accept_rows(ARRAY(SELECT ROW("
@@ -299,6 +310,11 @@ async def ensure_partitions(conn: AsyncConnection, *, days_ahead: int = PARTITIO
         text("SELECT ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, :days)"), {"days": days_ahead + 2}
     )
     return int(made.scalar_one())
+
+
+async def takes_today(conn: AsyncConnection) -> bool:
+    """Whether a row received now has a partition to go to, of the log and of the receipts."""
+    return bool((await conn.execute(TAKES_TODAY)).scalar_one())
 
 
 def partition_is_missing(exc: DBAPIError) -> bool:

@@ -58,6 +58,15 @@ OLD_CONFLICTS = text(
         SELECT ctid FROM conflicts WHERE received_at < :before LIMIT {BATCH_ROWS_MAX}))
     """
 )
+# Every event of a day that stays was received later than dedup is cut before: what was replayed of an older one is gone.
+OLD_REPLAYS = text(
+    f"""
+    DELETE FROM replays WHERE event_row_id = ANY (ARRAY(
+        SELECT event_row_id FROM replays WHERE at < :before LIMIT {BATCH_ROWS_MAX}))
+    """
+)
+# A listing's row stays: it says that this environment was listed, once and for ever.
+OLD_RECOVERIES = text("DELETE FROM recoveries WHERE reason = 'outage' AND state <> 'waiting' AND finished_at < :before")
 OLD_POISON = text("DELETE FROM poison WHERE position <= :floor AND at < :before")
 # A provider's event is in there only if the clock stood far back when it came; it then has the position of now.
 OLD_KEPT = text(
@@ -101,6 +110,16 @@ async def kept(conn: AsyncConnection, *, floor: int, events: datetime, alerts: d
         return False
     done = await conn.execute(OLD_KEPT, {"floor": floor, "events": events, "alerts": alerts, "audit": audit})
     return done.rowcount == BATCH_ROWS_MAX
+
+
+async def replays(conn: AsyncConnection, before: datetime) -> bool:
+    return (await conn.execute(OLD_REPLAYS, {"before": before})).rowcount == BATCH_ROWS_MAX
+
+
+async def recoveries(conn: AsyncConnection, before: datetime) -> bool:
+    """An outage is a row: some a day at most."""
+    await conn.execute(OLD_RECOVERIES, {"before": before})
+    return False
 
 
 async def small(conn: AsyncConnection, *, floor: int, before: datetime) -> bool:

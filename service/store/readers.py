@@ -138,5 +138,13 @@ async def beat(conn: AsyncConnection, part: str, now: datetime, details: dict[st
     await conn.execute(statement.on_conflict_do_update(index_elements=("part",), set_={"at": now, "details": details}))
 
 
+async def beat_details(conn: AsyncConnection, part: str) -> dict[str, Any] | None:
+    """What the part said with its last beat; None when it never said anything."""
+    found: dict[str, Any] | None = (
+        await conn.execute(select(heartbeats.c.details).where(heartbeats.c.part == part))
+    ).scalar_one_or_none()
+    return found
+
+
 async def beats(conn: AsyncConnection) -> dict[str, datetime]:
     return {row.part: row.at for row in await conn.execute(select(heartbeats.c.part, heartbeats.c.at))}

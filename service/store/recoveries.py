@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,16 +11,21 @@ from sqlalchemy import ARRAY, Row, Text, and_, bindparam, func, or_, select, tex
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.errors import Unavailable
 from service.event import ProviderEvent, new_id
-from service.store import readers
-from service.store.recovery_tables import recoveries
+from service.habits import PROVIDER_RETRIES
+from service.store import log, readers
+from service.store.recovery_tables import intake, recoveries
 from service.store.tables import accounts, dedup, events
 
 LOCK = 7_305_201_006  # of who claims a recovery: one is under way at a time, whatever the number of workers
 # Of a gap in the receivers' beats: longer than a restart takes, well below the provider's 22 minutes of retries.
 OUTAGE_SECONDS = 60.0
+GAP_SECONDS = 6.0  # more than lies between two beats: a restart, whose events come a little late
+BEAT_LOCK_MS = 5_000  # of the bound that a receipt waits for the log's lock (service/commit.py), the larger part
+PUT_OFF_MAX = timedelta(hours=1)
 MARGIN = timedelta(seconds=60)  # fetched around a span as well: what is known already is a duplicate
-WAITING_MAX = 100
+WAITING_MAX = 100  # of one source
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +53,68 @@ class Recovery:
     token: str
 
 
-ABLE = text(
-    """
-    INSERT INTO intake AS i (source, able_until) VALUES (:source, clock_timestamp())
-    ON CONFLICT (source) DO UPDATE SET
-        able_until = greatest(i.able_until, excluded.able_until),
-        down_from = CASE WHEN excluded.able_until - i.able_until > :outage THEN i.able_until ELSE i.down_from END,
-        up_since = CASE WHEN excluded.able_until - i.able_until > :outage THEN excluded.able_until ELSE i.up_since END
-    RETURNING down_from, up_since, coalesce(up_since = able_until, false) AS came_back
-    """
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A source's row of `intake`: up to when its receipts could be committed, its last outage, its last shorter gap."""
+
+    able_until: datetime
+    down_from: datetime | None = None
+    up_since: datetime | None = None
+    gap_from: datetime | None = None
+    gap_until: datetime | None = None
+
+
+def beaten(before: Beat, at: datetime) -> Beat:
+    """Able again at `at`, by the clock as it reads now: one that was put back is believed, or what is missed until it
+    comes to where it stood would be nobody's gap."""
+    gap = (at - before.able_until).total_seconds()
+    after = Beat(
+        able_until=at,
+        down_from=least(before.down_from, at),
+        up_since=least(before.up_since, at),
+        gap_from=least(before.gap_from, at),
+        gap_until=least(before.gap_until, at),
+    )
+    if gap > GAP_SECONDS:
+        # Of several restarts in a row one gap, while what the first one kept out may still be tried again.
+        first = before.gap_from
+        merged = first is not None and first < before.able_until and at - first < PROVIDER_RETRIES
+        after = replace(after, gap_from=first if merged else before.able_until, gap_until=at)
+    return replace(after, down_from=before.able_until, up_since=at) if gap > OUTAGE_SECONDS else after
+
+
+def least(one: datetime | None, at: datetime) -> datetime | None:
+    return None if one is None else min(one, at)
 
 
 async def able(conn: AsyncConnection, sources: Sequence[str]) -> list[tuple[str, datetime, datetime]]:
-    """Notes that receipts of these sources can be committed now. A gap before it becomes a recovery to do, in the same
-    transaction; answers (source, from, to) of each."""
+    """Notes that receipts of these sources can be committed now: the log's lock is to be had, and the accept function
+    answers. A gap before it becomes a recovery to do, in the same transaction; answers (source, from, to) of each."""
+    names = sorted(sources)  # always in one order: several receivers do this at once
+    await conn.execute(text(f"SET LOCAL lock_timeout = {BEAT_LOCK_MS}"))
+    if not await log.takes_today(conn):
+        await log.ensure_partitions(conn)
+        if not await log.takes_today(conn):
+            raise Unavailable("no partition takes the receipts of today", code="partition_missing")
+    now = await readers.clock(conn)
+    fresh = [{"source": name, "able_until": now} for name in names]
+    await conn.execute(insert(intake).values(fresh).on_conflict_do_nothing())
+    rows = await conn.execute(
+        select(intake).where(intake.c.source.in_(names)).order_by(intake.c.source).with_for_update()
+    )
+    found = rows.all()
+    await log.accept(conn, [])
+    # Read with the locks held: no older reading comes after it.
+    at = await readers.clock(conn)
     outages = []
-    for source in sorted(sources):  # always in one order: several receivers do this at once
-        row = (await conn.execute(ABLE, {"source": source, "outage": timedelta(seconds=OUTAGE_SECONDS)})).one()
-        if row.came_back:
-            await want(conn, source, "outage", row.down_from, row.up_since, row.up_since)
-            outages.append((source, row.down_from, row.up_since))
+    for row in found:
+        before = Beat(**{name: getattr(row, name) for name in Beat.__slots__})
+        after = beaten(before, at)
+        values = {name: getattr(after, name) for name in Beat.__slots__}
+        await conn.execute(update(intake).where(intake.c.source == row.source).values(**values))
+        if (at - before.able_until).total_seconds() > OUTAGE_SECONDS:
+            await want(conn, row.source, "outage", before.able_until, at, at)
+            outages.append((row.source, before.able_until, at))
     return outages
 
 
@@ -106,13 +152,22 @@ async def claim(conn: AsyncConnection, sources: Collection[str], now: datetime, 
     await conn.execute(select(func.pg_advisory_xact_lock(LOCK)))
     waiting = recoveries.c.state == "waiting"
     if (
-        await conn.execute(select(recoveries.c.id).where(waiting, recoveries.c.lease_until > now).limit(1))
+        await conn.execute(
+            # Neither a lease nor a putting off reaches further than it may: such a time is of a clock that ran ahead.
+            select(recoveries.c.id)
+            .where(waiting, recoveries.c.lease_until > now, recoveries.c.lease_until <= now + 2 * lease)
+            .limit(1)
+        )
     ).first() is not None:
         return None
     row = (
         await conn.execute(
             select(recoveries)
-            .where(waiting, recoveries.c.next_attempt_at <= now, recoveries.c.source.in_(sources))
+            .where(
+                waiting,
+                or_(recoveries.c.next_attempt_at <= now, recoveries.c.next_attempt_at > now + PUT_OFF_MAX),
+                recoveries.c.source.in_(sources),
+            )
             .order_by(recoveries.c.created_at)
             .limit(1)
         )
@@ -208,14 +263,17 @@ async def cover(conn: AsyncConnection, source: str, since: datetime, until: date
     )
 
 
-async def leave(conn: AsyncConnection, longest: timedelta, oldest: datetime, now: datetime) -> None:
-    """Without an API: outages that the provider's own retries outlast are left to those, and what is too old to be
-    recovered is left for good."""
+async def leave(
+    conn: AsyncConnection, longest: timedelta, oldest: datetime, now: datetime, *, but_of: Collection[str] = ()
+) -> None:
+    """Without an API, which serves at most the sources `but_of`: outages that the provider's own retries outlast are left
+    to those, and what is too old to be recovered is left for good."""
     await conn.execute(
         update(recoveries)
         .where(
             recoveries.c.reason == "outage",
             recoveries.c.state == "waiting",
+            recoveries.c.source.not_in(list(but_of)),
             or_(recoveries.c.until - recoveries.c.since <= longest, recoveries.c.until < oldest),
         )
         .values(state="left", finished_at=now)
@@ -223,13 +281,12 @@ async def leave(conn: AsyncConnection, longest: timedelta, oldest: datetime, now
 
 
 async def waiting(conn: AsyncConnection) -> list[Row[Any]]:
-    """The oldest that are not done."""
+    """The oldest of each source that are not done."""
+    number = func.row_number().over(partition_by=recoveries.c.source, order_by=recoveries.c.created_at)
+    numbered = select(recoveries, number.label("number")).where(recoveries.c.state == "waiting").subquery()
     return list(
         await conn.execute(
-            select(recoveries)
-            .where(recoveries.c.state == "waiting")
-            .order_by(recoveries.c.created_at)
-            .limit(WAITING_MAX)
+            select(numbered).where(numbered.c.number <= WAITING_MAX).order_by(numbered.c.created_at, numbered.c.id)
         )
     )
 

@@ -15,6 +15,8 @@ intake = Table(
     Column("able_until", Instant, nullable=False),
     Column("down_from", Instant),  # the last outage, null before the first
     Column("up_since", Instant),
+    Column("gap_from", Instant),  # the last shorter gap, a restart's, which only the lag of events needs to know
+    Column("gap_until", Instant),
 )
 
 # A span of a source's events, or the first listing of its accounts, to be fetched from the provider's API.

@@ -3,8 +3,8 @@
 A day goes in steps, each found again at the next run if we die after it:
   1. its partition is marked (COMMENT) in the transaction that records what its going means;
   2. DETACH ... CONCURRENTLY, which cannot run in a transaction; interrupted, it is finished with FINALIZE;
-  3. one transaction copies what Authwatch decided itself into `events_kept`, drops the day and attaches `events_kept`
-     with its new, longer range.
+  3. with `events_kept` detached too, a transaction for each day copies what Authwatch decided itself into it and drops
+     the day; then it is attached again with its new, longer range.
 One table holds all that is kept, so that readers open one partition more and not three hundred. While it is apart, in
 steps 2 and 3, entries older than `events` are out of sight for a moment; sinks and feed never read back so far
 (`readers.RETENTION`), and the alternative is a lock on the log that stops the front door.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import date, datetime, timedelta
 
@@ -37,6 +37,8 @@ DAY_NAME = re.compile(r"(events|receipts)_(\d{8})")
 LOCK_TIMEOUT_MS = 2_000
 STATEMENT_TIMEOUT_MS = 15_000  # a detach waits for every reader of the day; nobody waits for it longer than this
 DETACH_ATTEMPTS_MAX = 3
+FOLD_SECONDS_MAX = 3600.0  # of carrying one day over: one that was made before it had its index is read from end to end
+LOST_COUNTED_MAX = 100_000
 GAVE_UP = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled
 
 PARTITIONS = text(
@@ -54,6 +56,12 @@ LOOSE = text(
     """
 )
 KEPT_MARKED = text("SELECT obj_description(to_regclass('events_kept'), 'pg_class')")
+KEPT_SPAN = text(
+    """
+    SELECT min(position), max(position) FROM events_kept
+    WHERE received_at >= CAST(:day AS date) AND received_at < CAST(:day AS date) + 1
+    """
+)
 
 
 @asynccontextmanager
@@ -83,7 +91,8 @@ async def alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection | None]:
 
 async def days(conn: AsyncConnection) -> list[Day]:
     """Every day there is, with the first and last position of its events."""
-    named = [row for row in await conn.execute(PARTITIONS) if DAY_NAME.fullmatch(row.name)]
+    partitions = (await conn.execute(PARTITIONS)).all()
+    named = [row for row in partitions if DAY_NAME.fullmatch(row.name)]
     of_events = [row.name for row in named if row.parent == EVENTS]
     spans: dict[str, tuple[int | None, int | None]] = {}
     if of_events:
@@ -92,6 +101,11 @@ async def days(conn: AsyncConnection) -> list[Day]:
             for name in of_events
         )
         spans = {row[0]: (row[1], row[2]) for row in await conn.execute(text(ends))}
+    if any(row.name == KEPT for row in partitions):
+        # Receipts whose day of events is carried over: written since, while the clock stood back.
+        for row in named:
+            if row.name[-8:] not in spans:
+                spans[row.name[-8:]] = tuple((await conn.execute(KEPT_SPAN, {"day": row.name[-8:]})).one())
     return [
         Day(
             parent=row.parent,
@@ -119,12 +133,15 @@ async def days_ahead(conn: AsyncConnection, now: datetime) -> int:
 
 
 async def lost(conn: AsyncConnection, day: Day, position: int) -> tuple[int, datetime | None, datetime | None]:
-    """How many of that day's rows a reader at `position` has not read, and from when to when they were received."""
+    """How many of that day's rows a reader at `position` has not read, counted up to LOST_COUNTED_MAX, and when the first
+    and the last of them were received."""
+    unread = f"FROM {checked(day.name)} WHERE position > :position AND origin <> 'probe'"
     row = (
         await conn.execute(
             text(
-                f"SELECT count(*), min(received_at), max(received_at) FROM {checked(day.name)}"
-                " WHERE position > :position AND origin <> 'probe'"
+                f"SELECT (SELECT count(*) FROM (SELECT {unread} LIMIT {LOST_COUNTED_MAX}) AS unread),"
+                f" (SELECT received_at {unread} ORDER BY position LIMIT 1),"
+                f" (SELECT received_at {unread} ORDER BY position DESC LIMIT 1)"
             ),
             {"position": position},
         )
@@ -185,17 +202,9 @@ async def drop_receipts(conn: AsyncConnection, name: str) -> None:
     await conn.execute(text(f"DROP TABLE {checked(name)}"))
 
 
-async def fold(
-    conn: AsyncConnection, names: Sequence[str], *, floor: int, alerts_before: datetime, audit_before: datetime
-) -> None:
-    """Step 3 for detached days of events, in the caller's transaction; `events_kept` must be apart. No name: only attach.
-
-    What came after `floor`, the last position that was to go, came while the clock stood back: it is carried over too.
-    """
+async def open_kept(conn: AsyncConnection) -> None:
     await conn.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     await conn.execute(text(f"CREATE TABLE IF NOT EXISTS {KEPT} (LIKE events INCLUDING DEFAULTS INCLUDING INDEXES)"))
-    written = KEPT_MARK.fullmatch((await conn.execute(KEPT_MARKED)).scalar_one() or "")
-    bounds = {date.fromisoformat(written[1]), date.fromisoformat(written[2])} if written else set()
     # Detaching leaves the old range behind as a check constraint.
     for (name,) in (
         await conn.execute(
@@ -203,34 +212,55 @@ async def fold(
         )
     ).all():
         await conn.execute(text(f'ALTER TABLE {KEPT} DROP CONSTRAINT "{name}"'))
-    for name in names:
-        day = date.fromisoformat(checked(name)[-8:])
-        bounds |= {day, day + timedelta(days=1)}
-        columns = (
-            await conn.execute(
-                text(
-                    "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute"
-                    f" WHERE attrelid = '{name}'::regclass AND attnum > 0 AND NOT attisdropped"
-                )
-            )
-        ).scalar_one()
+
+
+async def kept_bounds(conn: AsyncConnection) -> set[date]:
+    written = KEPT_MARK.fullmatch((await conn.execute(KEPT_MARKED)).scalar_one() or "")
+    return {date.fromisoformat(written[1]), date.fromisoformat(written[2])} if written else set()
+
+
+async def fold(
+    conn: AsyncConnection, name: str, *, floor: int, alerts_before: datetime, audit_before: datetime
+) -> None:
+    """Step 3 for one detached day of events, in the caller's transaction; `events_kept` must be apart.
+
+    What came after `floor`, the last position that was to go, came while the clock stood back: it is carried over too.
+    """
+    await open_kept(conn)
+    day = date.fromisoformat(checked(name)[-8:])
+    bounds = {day, day + timedelta(days=1)} | await kept_bounds(conn)
+    columns = (
         await conn.execute(
             text(
-                f"INSERT INTO {KEPT} ({columns}) SELECT {columns} FROM {name} WHERE position > :floor OR ("
-                " origin = 'authwatch' AND received_at >="
-                " CASE WHEN kind LIKE 'alert.%' THEN CAST(:alerts AS timestamptz) ELSE :audit END)"
-            ),
-            {"floor": floor, "alerts": alerts_before, "audit": audit_before},
+                "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute"
+                f" WHERE attrelid = '{name}'::regclass AND attnum > 0 AND NOT attisdropped"
+            )
         )
-        await conn.execute(text(f"DROP TABLE {name}"))
-    if bounds:
+    ).scalar_one()
+    copied = f"INSERT INTO {KEPT} ({columns}) SELECT {columns} FROM {name} WHERE "
+    # Two statements: each finds its rows by an index.
+    await conn.execute(text(copied + "position > :floor"), {"floor": floor})
+    await conn.execute(
+        text(
+            copied + "origin = 'authwatch' AND position <= :floor AND received_at >="
+            " CASE WHEN kind LIKE 'alert.%' THEN CAST(:alerts AS timestamptz) ELSE :audit END"
+        ),
+        {"floor": floor, "alerts": alerts_before, "audit": audit_before},
+    )
+    await conn.execute(text(f"DROP TABLE {name}"))
+    await conn.execute(text(f"COMMENT ON TABLE {KEPT} IS 'authwatch: kept {min(bounds)} {max(bounds)}'"))
+
+
+async def attach_kept(conn: AsyncConnection) -> None:
+    """The end of step 3, after the last day: over all days that were ever carried over."""
+    await open_kept(conn)
+    if bounds := await kept_bounds(conn):
         first, last = min(bounds), max(bounds)
         await conn.execute(
             text(
                 f"ALTER TABLE events ATTACH PARTITION {KEPT} FOR VALUES FROM ('{first} 00:00:00+00') TO ('{last} 00:00:00+00')"
             )
         )
-        await conn.execute(text(f"COMMENT ON TABLE {KEPT} IS 'authwatch: kept {first} {last}'"))
 
 
 async def ensure_at_start(engine: AsyncEngine) -> None:

@@ -66,10 +66,15 @@ def connection_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def begin(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """One transaction, committed at the end of the block; a database that is away raises `Unavailable`."""
+async def begin(engine: AsyncEngine, *, seconds_max: float | None = None) -> AsyncIterator[AsyncConnection]:
+    """One transaction, committed at the end of the block; a database that is away raises `Unavailable`.
+
+    `seconds_max` is for work that nobody waits for: it bounds each of its statements as well.
+    """
     try:
-        async with asyncio.timeout(TRANSACTION_SECONDS_MAX) as bound, engine.begin() as conn:
+        async with asyncio.timeout(seconds_max or TRANSACTION_SECONDS_MAX) as bound, engine.begin() as conn:
+            if seconds_max is not None:
+                await conn.execute(text(f"SET LOCAL statement_timeout = {int(seconds_max * 1000)}"))
             yield conn
     except TimeoutError as exc:
         if not bound.expired():

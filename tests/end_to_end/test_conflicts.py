@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -86,6 +87,15 @@ async def test_after_a_person_resolved_it_a_further_body_is_said_anew(api: Api) 
         await tell_conflicts(api.runtime, Looked())
         assert await told(api, "firing") == []
     assert len(await told(api)) == 2
+
+
+async def test_a_clock_that_ran_ahead_and_was_put_right_hides_no_conflict(api: Api) -> None:
+    looked = Looked(since=datetime.now(UTC) + timedelta(days=2))
+    first = event_body()
+    await send(api, first)
+    await send(api, event_body(id=json.loads(first)["id"], data={"id": "ca_other"}))
+    await tell_conflicts(api.runtime, looked)
+    assert len(await told(api, "firing")) == 1
 
 
 async def test_who_holds_the_secret_cannot_flood_the_on_call(api: Api) -> None:

@@ -138,6 +138,19 @@ async def test_what_cannot_be_is_refused_in_a_sentence(
     assert place.rows("SELECT count(*) FROM events") == [(0,)]
 
 
+async def test_credentials_of_another_environment_are_refused(place: Place) -> None:
+    with psycopg.connect(place.database_url) as conn:
+        conn.execute(
+            "INSERT INTO accounts (source, environment_id, account_id, first_seen_at) VALUES ('scalekit', 'env_2', 'a', now())"
+        )
+    place.say(3, datetime.now(UTC) - timedelta(hours=3), timedelta(seconds=30))
+    for words in ((), ("--source", "scalekit")):
+        ended = await place.run("--since", hours_ago(4), *words)
+        assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
+        assert "environment env_1, of which scalekit never sent anything" in ended.stderr
+    assert place.rows("SELECT count(*) FROM events") == [(0,)]
+
+
 async def test_killed_in_the_middle_and_run_again_nothing_is_doubled(place: Place) -> None:
     place.say(2000, datetime.now(UTC) - timedelta(hours=40), timedelta(minutes=1))
     clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}

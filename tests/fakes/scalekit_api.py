@@ -64,6 +64,7 @@ class FakeScalekit:
         self.calls: Counter[str] = Counter()
         self.asked: list[str] = []
         self.refuse_lists = False  # a client without the right to read accounts
+        self.without_details: set[str] = set()  # listed, and 404 when asked for
         self._pages: dict[str, tuple[str, int]] = {}
         self.app = Starlette(
             routes=[
@@ -160,7 +161,7 @@ class FakeScalekit:
         self.asked.append(account_id)
         if not account_id.startswith("ca_"):
             return refusal(400, "a malformed connected account id")
-        if account_id not in self.accounts:
+        if account_id not in self.accounts or account_id in self.without_details:
             return refusal(404, "connected account not found")
         return JSONResponse({"connected_account": self.accounts[account_id]})
 

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service import migrate, own_alerts
 from service.errors import Unavailable
 from service.own_alerts import OwnAlert
-from service.retain import look, remove, retain
+from service.retain import Done, look, remove, retain
 from service.retention import Plan
 from service.settings import RetentionSettings
 from service.store import alerts, log, prune, readers
@@ -45,7 +45,7 @@ def name(ago: int, parent: str = "events") -> str:
 async def run(engine: AsyncEngine, sinks: Sequence[str] = (), **more: Any) -> Plan:
     done = await retain(engine, KEEP, sinks, ["console"], **more)
     assert done is not None
-    return done
+    return done.plan
 
 
 async def write(engine: AsyncEngine, ago: int, *, provider: int = 3, own: int = 2) -> None:
@@ -196,7 +196,7 @@ async def test_a_lagging_sink_is_waited_for_then_its_loss_is_said_once_and_recor
     assert [drop.day.name for drop in done.drops if drop.day.parent == "events"] == [name(99)]
     assert [(held.day.name, held.by) for held in done.held] == [(name(96), "not yet shipped by splunk")]
     async with begin(engine) as conn:
-        opened = await alerts.open_of_group(conn, "sink-events-lost", "splunk")
+        opened = await alerts.open_of_group(conn, "sink-events-lost", f"splunk:{day(99)}")
         assert opened is not None
         assert (opened.severity, opened.state) == ("P1", "firing")
         assert "splunk did not take 4 events in time" in opened.summary
@@ -248,7 +248,7 @@ async def test_what_is_not_ours_is_never_dropped(old: AsyncEngine) -> None:
 
 async def test_two_runs_at_once_are_one(old: AsyncEngine) -> None:
     done = await asyncio.gather(*(retain(old, KEEP, [], []) for _ in range(3)))
-    assert sum(1 for plan in done if plan is not None and plan.drops) == 1
+    assert sum(1 for each in done if each is not None and each.plan.drops) == 1
     assert await value(old, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
@@ -436,7 +436,7 @@ async def test_a_row_written_into_a_day_that_is_going_is_carried_over(old: Async
         other.execute(f"ALTER TABLE events DETACH PARTITION {name(93)} CONCURRENTLY")
     async with store.alone(old) as alone:
         assert alone is not None
-        await remove(old, alone, replace((await peek(old)), drops=()))
+        await remove(old, alone, Done(replace((await peek(old)), drops=())))
     assert name(93) not in await tables(old)
     assert (
         await value(

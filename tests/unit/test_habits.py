@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from service.habits import Down, Habit, Heard, is_late, learn, silent_since, usual_gap
+from service.habits import Down, Habit, Heard, is_late, learn, righted, silent_since, usual_gap
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -75,3 +75,14 @@ def test_late_is_over_after_ten_minutes_without_it() -> None:
     assert not is_late(None, START)
     assert is_late(START, START + 9 * MINUTE)
     assert not is_late(START, START + 10 * MINUTE)
+
+
+def test_a_habit_of_a_clock_that_ran_ahead_is_put_right_with_it() -> None:
+    habit = regular(3, HOUR)
+    now = habit.last_at
+    assert righted(habit, now) is habit
+    ahead = learn(habit, Heard(source="s", events=1, first_at=now + DAY, last_at=now + DAY, late_at=now + DAY), None)
+    right = righted(ahead, now)
+    assert (right.last_at, right.late_at, right.first_at) == (now, now, habit.first_at)
+    assert silent_since(ahead, None, now + 5 * HOUR) is None, "blind until real time comes to there"
+    assert silent_since(right, None, now + 5 * HOUR) == now

@@ -37,6 +37,7 @@ def decide(
     sinks: dict[str, int] | None = None,
     last_run_at: datetime | None = None,
     kept_from: date | None = None,
+    jumped: timedelta | None = None,
     confirmed: bool = False,
 ) -> Plan:
     return plan(
@@ -47,6 +48,7 @@ def decide(
         sinks=sinks or {},
         last_run_at=last_run_at or now - timedelta(hours=1),
         kept_from=kept_from,
+        jumped=jumped,
         confirmed=confirmed,
     )
 
@@ -116,6 +118,29 @@ def test_what_was_written_while_the_clock_stood_back_is_not_old() -> None:
     assert dropped(decide([a_day(91), a_day(0), a_day(-300, first=5)])) == [a_day(91).name]
 
 
+def test_receipts_written_while_the_clock_stood_back_are_not_old() -> None:
+    """Their own retention decides what is young beside them: 40 days back is old for receipts, and not for events."""
+    back = {parent: a_day(40, parent=parent, first=HEAD - 100) for parent in (EVENTS, RECEIPTS)}
+    days = [*(a_day(ago, parent=parent) for parent in (EVENTS, RECEIPTS) for ago in range(29)), *back.values()]
+    decided = decide(days)
+    assert dropped(decided) == []
+    assert [(held.day.name, "stood back" in held.by) for held in decided.held] == [(back[RECEIPTS].name, True)]
+
+
+@pytest.mark.parametrize("days", [2, 6, -2])
+def test_a_jump_of_some_days_is_not_believed_at_once(days: int) -> None:
+    """Seven days at once may go; a clock that jumped so far ahead must not be what takes them."""
+    log = [a_day(ago) for ago in range(90)]
+    jump = timedelta(days=days)
+    held = decide(log, now=NOW + jump, last_run_at=NOW, jumped=jump)
+    assert held.refused is not None
+    assert f"the clock moved {24 * days:+d} h beside the time that passed" in held.refused
+    assert decide([], now=NOW + jump, last_run_at=NOW, jumped=jump).refused is not None
+    for small in (None, timedelta(hours=23), timedelta(0)):
+        assert decide(log, now=NOW + jump, last_run_at=NOW, jumped=small).refused is None
+    assert decide(log, now=NOW + jump, last_run_at=NOW, jumped=jump, confirmed=True).refused is None
+
+
 def test_what_is_carried_over_has_no_hole() -> None:
     hole = a_day(95, first=HEAD - 10)
     days = [a_day(ago) for ago in (96, 94, 3)] + [hole]
@@ -138,6 +163,12 @@ def test_recovery_stays_within_what_dedup_knows() -> None:
     since = recover_since_min(NOW, KEEP)
     assert since > decide([a_day(3)]).dedup_before
     assert since < NOW - KEEP.events
+
+
+def test_recovery_stays_within_what_dedup_was_ever_cut_to() -> None:
+    cut = NOW - timedelta(days=40)
+    assert recover_since_min(NOW, KEEP, cut) == cut + timedelta(hours=1)
+    assert recover_since_min(NOW, KEEP, NOW - timedelta(days=400)) == recover_since_min(NOW, KEEP)
 
 
 def settings_of(tmp_path: Path, text: str) -> RetentionSettings:

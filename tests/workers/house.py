@@ -237,9 +237,10 @@ def write_rules(folder: Path, rules: str) -> Path:
     return folder / "rules"
 
 
-def write_config(folder: Path, orchestrator_url: str) -> Path:
+def write_config(folder: Path, orchestrator_url: str, sources: Mapping[str, Any] | None) -> Path:
     section = {"kind": "webhook", "url": orchestrator_url + PATH, "secret": SECRET}
-    (folder / "config.yaml").write_text(json.dumps({"orchestrators": {"flows": section}}))
+    named = {"sources": dict(sources)} if sources else {}
+    (folder / "config.yaml").write_text(json.dumps({"orchestrators": {"flows": section}} | named))
     return folder / "config.yaml"
 
 
@@ -252,6 +253,7 @@ async def open_house(
     expired_for: str = "1s",
     rules: str | None = None,
     variables: Mapping[str, str] | None = None,
+    sources: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[House]:
     rules_folder = write_rules(folder, rules or RULES.format(stable_for=stable_for, expired_for=expired_for))
     slack, hec, orchestrator = FakeSlack(), FakeHec(HEC_TOKEN), FakeOrchestrator()
@@ -263,7 +265,7 @@ async def open_house(
             {
                 "DATABASE_URL": database_url,
                 "AUTHWATCH_RULES": str(rules_folder),
-                "AUTHWATCH_CONFIG": str(write_config(folder, orchestrator_url)),
+                "AUTHWATCH_CONFIG": str(write_config(folder, orchestrator_url, sources)),
                 "SLACK_BOT_TOKEN": fake_slack.TOKEN,
                 "SLACK_CHANNEL": fake_slack.CHANNEL,
                 "SLACK_API_URL": slack.url + "/api/",

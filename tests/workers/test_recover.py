@@ -18,7 +18,7 @@ from service import intake
 from service.errors import Unavailable
 from service.provider_apis import open_api
 from service.providers import PROVIDERS
-from service.recover import Scope, environment_of, fetch_slice, reconcile, recover_events, scope_of, wider
+from service.recover import Environment, Scope, environment_of, fetch_slice, reconcile, recover_events, scope_of, wider
 from service.store import log, readers, recoveries
 from service.store.log import Receipt
 from service.store.session import begin
@@ -143,6 +143,30 @@ async def test_a_restart_is_no_outage(ward: Ward) -> None:
     assert await ward.house.rows("SELECT * FROM recoveries") == []
 
 
+async def test_what_was_still_being_tried_when_we_went_down_is_fetched(ward: Ward) -> None:
+    """It happened up to 22 minutes before the outage, and its remaining attempts fell into it."""
+    await ward.no_listing()
+    for number, minutes in enumerate((90, 80, 65)):
+        ward.said(number, ago(minutes=minutes))
+    await ward.down(minutes=60)
+    await ward.recover()
+    assert [row["event_id"] for row in await ward.log()] == ["evt_1", "evt_2"]
+
+
+async def test_an_outage_noted_by_a_clock_that_ran_ahead_is_filled_and_hides_no_later_one(ward: Ward) -> None:
+    await ward.no_listing()
+    ward.said(1, ago(minutes=30))
+    await ward.down(minutes=60)
+    await ward.house.run(
+        "UPDATE recoveries SET until = until + interval '3 days', created_at = created_at + interval '3 days',"
+        " next_attempt_at = next_attempt_at + interval '3 days', lease_until = now() + interval '3 days'"
+    )
+    await ward.recover()
+    (row,) = await ward.house.rows("SELECT state, done_until <= now() AS clamped FROM recoveries")
+    assert (row["state"], row["clamped"]) == ("done", True)
+    assert [row["event_id"] for row in await ward.log()] == ["evt_1"]
+
+
 async def test_two_receivers_see_one_outage(ward: Ward) -> None:
     await intake.note(ward.house.runtime.engine, ["scalekit"])
     await ward.house.run("UPDATE intake SET able_until = able_until - interval '1 hour'")
@@ -234,14 +258,14 @@ async def test_a_provider_that_fails_is_asked_again_later_and_it_is_said(ward: W
     for _ in range(3):
         await ward.recover()
         await ward.house.run("UPDATE recoveries SET next_attempt_at = now()")
-    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    await watch(ward.house.runtime, Watch())
     (alert,) = await ward.house.alerts()
     assert (alert["rule_id"], alert["severity"], alert["state"]) == ("recovery-failing", "P2", "firing")
     assert "refused the client id and secret" in alert["summary"]
     assert CLIENT_SECRET not in json.dumps(alert, default=str)
     ward.fake.secret = CLIENT_SECRET
     await ward.recover()
-    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    await watch(ward.house.runtime, Watch())
     (alert,) = await ward.house.alerts()
     assert alert["state"] == "resolved"
 
@@ -255,7 +279,7 @@ async def test_what_fails_after_the_events_are_in_is_said_too(ward: Ward) -> Non
     for _ in range(4):
         await ward.recover()
         await ward.house.run("UPDATE recoveries SET next_attempt_at = now()")
-    await watch(ward.house.runtime, Watch(), datetime.now(UTC))
+    await watch(ward.house.runtime, Watch())
     assert [alert["rule_id"] for alert in await ward.house.alerts()] == ["recovery-failing"]
     assert len(await ward.log()) == 1
 
@@ -296,13 +320,52 @@ async def test_without_credentials_a_long_outage_is_said_and_a_short_one_left(wi
         await without_api.run(f"UPDATE intake SET able_until = able_until - interval '{minutes} minutes'")
         await intake.note(without_api.runtime.engine, ["scalekit"])
     for _ in range(2):
-        await watch(without_api.runtime, Watch(), datetime.now(UTC))
+        await watch(without_api.runtime, Watch())
     (alert,) = await without_api.alerts()
     assert (alert["rule_id"], alert["severity"]) == ("events-may-be-lost", "P2")
     assert "SCALEKIT_ENV_URL" in alert["what_to_do"]
     assert "authwatch recover --since 20" in alert["what_to_do"]
     rows = await without_api.rows("SELECT state FROM recoveries ORDER BY created_at")
     assert [row["state"] for row in rows] == ["left", "waiting"]
+
+
+async def test_no_recovery_goes_further_back_than_dedup_knows(ward: Ward) -> None:
+    """Further back, what is here already would come a second time."""
+    await ward.no_listing()
+    await ward.house.run("UPDATE retention_state SET dedup_before = now() - interval '10 days'")
+    for number, days in enumerate((12, 9)):
+        ward.said(number, ago(days=days))
+    await ward.down(minutes=60 * 24 * 20)
+    await ward.recover()
+    assert [row["event_id"] for row in await ward.log()] == ["evt_1"]
+
+
+async def test_who_recovers_by_hand_ends_the_alert(without_api: House) -> None:
+    await intake.note(without_api.runtime.engine, ["scalekit"])
+    await without_api.run("UPDATE intake SET able_until = able_until - interval '1 hour'")
+    await intake.note(without_api.runtime.engine, ["scalekit"])
+    await watch(without_api.runtime, Watch())
+    assert [alert["state"] for alert in await without_api.alerts()] == ["firing"]
+    async with begin(without_api.runtime.engine) as conn:
+        await recoveries.cover(conn, "scalekit", ago(minutes=30), ago(), ago())
+    await watch(without_api.runtime, Watch())
+    assert [alert["state"] for alert in await without_api.alerts()] == ["firing"], "half of it is not all of it"
+    async with begin(without_api.runtime.engine) as conn:
+        await recoveries.cover(conn, "scalekit", ago(hours=2), ago(), ago())
+    await watch(without_api.runtime, Watch())
+    assert [alert["state"] for alert in await without_api.alerts()] == ["resolved"]
+
+
+async def test_credentials_of_another_environment_are_told_without_any_outage(ward: Ward) -> None:
+    ward.said(1, ago(minutes=30))
+    await ward.house.told("ACTIVE", environment="env_2")
+    for _ in range(3):
+        ward.memory.listing_look.done_at = None
+        await ward.recover()
+    await watch(ward.house.runtime, Watch())
+    (alert,) = await ward.house.alerts()
+    assert (alert["rule_id"], alert["group_key"]) == ("recovery-failing", "scalekit:environment")
+    assert "of which scalekit never sent anything" in alert["summary"]
 
 
 async def test_the_first_listing_makes_accounts_known_that_broke_before_us(ward: Ward) -> None:
@@ -353,7 +416,7 @@ async def test_no_environment_no_listing_until_an_event_names_it(ward: Ward) -> 
     assert await ward.log() == []
     assert await environment_of(ward.scope) is None
     await ward.house.told("ACTIVE", account="ca_2")
-    assert await environment_of(ward.scope) == "env_1"
+    assert await environment_of(ward.scope) == Environment("env_1", named=False)
 
 
 async def test_states_are_reconciled_after_an_outage(ward: Ward) -> None:
@@ -367,6 +430,7 @@ async def test_states_are_reconciled_after_an_outage(ward: Ward) -> None:
     ward.fake.set_account("ca_broke", "DISCONNECTED", updated_at=broke_at)
     ward.fake.set_account("ca_tie", "EXPIRED", updated_at=ago(hours=3))  # older than what we were told
     del ward.fake.accounts["ca_gone"]
+    ward.said(1, ago(days=2))  # so that the provider names its environment
     await ward.down(minutes=60)
     await ward.recover()
     states = [row for row in await ward.log() if row["origin"] == "recovery"]

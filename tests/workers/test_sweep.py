@@ -80,8 +80,8 @@ async def test_the_watchdog_hears_of_us_once_a_minute_while_all_is_current(
     for _ in range(3):
         await sweep(runtime, last)
     assert watchdog[0].calls == 1
-    assert last.heartbeat_at is not None
-    last.heartbeat_at -= timedelta(minutes=1)
+    assert last.heartbeat.done_at is not None
+    last.heartbeat.done_at -= 60
     await sweep(runtime, last)
     assert watchdog[0].calls == 2
 
@@ -121,3 +121,21 @@ async def test_a_mistake_in_a_rule_file_keeps_its_last_good_rules_and_a_mend_is_
     await sweep(runtime, last)
     assert [rule.id for rule in runtime.rules.rules] == ["three-in-a-row"]
     assert last.rule_problems == ()
+
+
+async def test_what_was_refused_over_a_day_ago_is_swept_out(runtime: Runtime) -> None:
+    async with begin(runtime.engine) as conn:
+        for hours in (25, 1):
+            await conn.execute(
+                text(
+                    "INSERT INTO rejected (source, reason, received_at, headers, body_bytes)"
+                    " VALUES ('scalekit', 'no_match', now() - make_interval(hours => :hours), '{}', 0)"
+                ),
+                {"hours": hours},
+            )
+    await sweep(runtime, Sweep())
+    async with begin(runtime.engine) as conn:
+        left = await conn.execute(
+            text("SELECT count(*), bool_and(received_at > now() - interval '2 hours') FROM rejected")
+        )
+        assert tuple(left.one()) == (1, True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service import intake
 from service.store import habits
 from service.store.session import begin
 from tests.conftest import SECRET
@@ -24,7 +25,7 @@ async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
 
 
 async def look(house: House) -> list[dict[str, Any]]:
-    await watch(house.runtime, Watch(), datetime.now(UTC))
+    await watch(house.runtime, Watch())
     return [dict(row) for row in await house.alerts()]
 
 
@@ -85,6 +86,36 @@ async def test_a_habit_is_the_same_in_whatever_pieces_it_is_learnt(
     async with begin(house.runtime.engine) as conn:
         assert await habits.load(conn) == whole
     assert whole["scalekit"].events == 48
+
+
+async def test_what_cannot_be_read_is_no_sign_of_life(house: House) -> None:
+    await hourly(house, hours=48, silent_hours=5)
+    await house.accept(make_receipt(kind="quarantine", type="quarantine"))
+    assert "source-silent" in {alert["rule_id"] for alert in await look(house)}
+
+
+async def test_a_clock_that_ran_ahead_and_was_put_right_blinds_no_watch(house: House) -> None:
+    await hourly(house, hours=48, silent_hours=5)
+    await look(house)
+    await house.run("UPDATE alerts SET state = 'resolved', condition_ended_at = now(), resolved_at = now()")
+    await house.run("UPDATE habits SET last_at = now() + interval '2 days', late_at = now() + interval '2 days'")
+    assert {row["state"] for row in await look(house) if row["rule_id"] == "source-silent"} == {"resolved"}
+    rows = await house.rows("SELECT last_at <= now() AS heard, late_at <= now() AS late FROM habits")
+    assert [dict(row) for row in rows] == [{"heard": True, "late": True}]
+
+
+async def test_a_restart_of_ours_makes_nothing_late(house: House) -> None:
+    """Down for twenty seconds: what was tried meanwhile comes half a minute later, and what was tried before as well."""
+    await intake.note(house.runtime.engine, ["scalekit"])
+    await house.run("UPDATE intake SET able_until = able_until - interval '20 seconds'")
+    await intake.note(house.runtime.engine, ["scalekit"])
+    for ago in (15, 45, 600):
+        event = make_event("failed", datetime.now(UTC) - timedelta(seconds=ago))
+        await house.accept(event)
+    assert await look(house) == []
+    assert await house.rows("SELECT * FROM recoveries") == []
+    await house.tell("failed", ago=3600)
+    assert [alert["group_key"] for alert in await look(house)] == ["scalekit:breaks"]
 
 
 async def test_after_an_outage_of_ours_it_is_given_its_time(house: House) -> None:

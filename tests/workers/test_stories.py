@@ -1,0 +1,44 @@
+"""The worker's stories are all there, and each does what it is named for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from workers import main
+from workers.retain import Retaining
+
+CALLED = {"evaluate": "evaluate", "act": "act", "ship": "ship", "sweep": "sweep", "recover": "recover"}
+
+
+class Read:
+    read, decided, acted, next_due_at = 0, 0, 0, None
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of the stories' functions were called, by name."""
+    names: list[str] = []
+
+    def noting(name: str) -> Any:
+        async def call(*_words: Any) -> Any:
+            names.append(name)
+            return Read()
+
+        return call
+
+    for name in CALLED.values():
+        monkeypatch.setattr(main, name, noting(name))
+    monkeypatch.setattr(Retaining, "step", noting("retain"))
+    monkeypatch.setattr(main, "beat", noting("beat"))
+    return names
+
+
+async def test_every_story_is_there_and_does_what_it_is_named_for(called: list[str]) -> None:
+    stories = {story.name: story for story in main.stories_of(None).values()}  # type: ignore[arg-type]
+    assert set(stories) == {*CALLED, "retain"}
+    for name, story in stories.items():
+        called.clear()
+        await story._step()
+        assert [what for what in called if what != "beat"] == [name]
