@@ -21,6 +21,7 @@ from service import own_alerts
 from service.errors import ConfigError, Unavailable
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
+from service.redact import redact_text
 from service.runtime import Runtime, stop
 from service.settings import Environment, load_sources
 from service.sources import Source, open_sources
@@ -113,7 +114,7 @@ class Watch:
                 self._take(await asyncio.to_thread(self._files.read))
                 self.problem = None
             except ConfigError as exc:
-                self.problem = str(exc)
+                self.problem = redact_text(str(exc))  # it goes into logs, an alert and a channel
                 logger.error("sources.not_taken", problem=self.problem)
         bad = self.problem is not None
         if self._told is not bad or (bad and time.monotonic() - self._told_at > TOLD_SECONDS):

@@ -11,7 +11,7 @@ from service.errors import ConfigError
 from service.limits import RateLimit
 from service.providers import PROVIDERS
 from service.providers.base import Provider
-from service.settings import SourceSettings
+from service.settings import SourceSettings, harmless
 from service.signatures import Secret, Verified
 
 PROBE_PREFIX = "authwatch_probe_"  # only who holds the secret can sign such a message id
@@ -100,7 +100,9 @@ def open_source(name: str, section: SourceSettings) -> Source:
     """Raises ConfigError for an unknown provider and whatever `open_secrets` refuses."""
     provider = PROVIDERS.get(section.provider)
     if provider is None:
-        raise ConfigError(f'sources.{name}: unknown provider "{section.provider}"; known: {", ".join(PROVIDERS)}')
+        raise ConfigError(
+            f'sources.{name}: unknown provider "{harmless(section.provider)}"; known: {", ".join(PROVIDERS)}'
+        )
     secrets = open_secrets(name, provider, section)
     gate: Callable[[Sequence[tuple[bytes, bytes]], bytes], None] | None = None
     if section.verify_with == "sdk":

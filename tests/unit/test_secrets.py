@@ -17,6 +17,8 @@ from service.sources import Source, fingerprint, open_sources
 from service.store.secrets import WAITING_MAX, SecretUses, Use
 
 NEW, OLD, OTHER = make_secret(), make_secret(), make_secret()
+# 24 bytes: base64 without padding, and without + and / a word of letters and digits.
+PADLESS = "whsec_" + base64.b64encode(b"authwatch test secret 24").decode()
 KNOWN = "whsec_" + "QXV0aHdhdGNoIHRlc3Qgc2VjcmV0IDAwMDAwMDAwMDI="
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DATABASE = "postgresql://user:pw@127.0.0.1/authwatch"
@@ -91,6 +93,33 @@ sources:
 def test_what_cannot_be_right_is_named(tmp_path: Path, secrets: str, said: str) -> None:
     text = f"sources: {{one: {{secrets: {secrets}}}}}"
     assert mistake(tmp_path, text, NEW=NEW, OLD=OLD, KNOWN=KNOWN, START=KNOWN[6:20]).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sources: {{one: {{secrets: [{{{secret}}}]}}}}",
+        "sources:\n  one:\n    secrets:\n    - {secret}:\n",
+        "sources:\n  one:\n    secrets:\n    - name: a\n      {secret}: x\n",
+        "sources: {{one: {{secrets: [a], {secret}: 1}}}}",
+        "sources: {{{secret}: {{secrets: [a]}}}}",
+        "sources: {{{secret}: 1}}",
+        "{secret}: 1",
+        "retention: {{{secret}: 1d}}",
+        "sources: {{one: {{provider: {secret}, secrets: ['${{NEW}}']}}}}",
+        "sources: {{one: {{secrets: [{{name: {secret}, value: '${{NEW}}'}}]}}}}",
+        "sources: {{one: {{secrets: ['${{{secret}}}']}}}}",
+        "!{secret}!x a",
+        "sources: {{one: {{secrets: [a, secrets: [{secret}]}}}}",
+    ],
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_slip_of_yaml_that_makes_a_secret_a_key_shows_it_nowhere(tmp_path: Path, text: str, bare: bool) -> None:
+    # A name without the prefix is what it says it is.
+    named = bare and ("{{name: {secret}" in text or "${{{secret}}}" in text or "sources: {{{secret}: {{" in text)
+    for secret in () if named else (OLD, PADLESS):
+        said = mistake(tmp_path, text.format(secret=secret.removeprefix("whsec_") if bare else secret), NEW=NEW)
+        assert not any(form[:16] in said for form in forms(secret))
 
 
 def test_the_same_key_twice_in_the_environment_is_named_by_its_fingerprint() -> None:
