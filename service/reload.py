@@ -160,7 +160,7 @@ def keys_of(sources: Mapping[str, Source]) -> dict[str, tuple[object, ...]]:
 
 
 def replaced(old: Mapping[str, Source], new: Mapping[str, Source]) -> list[str]:
-    """`source/secret` of every name that now stands for another key: its times of use are of both."""
+    """`source/secret` of every name that now stands for another key."""
     was = {(name, one.name): one.key for name, source in old.items() for one in source.secrets}
     now = {(name, one.name): one.key for name, source in new.items() for one in source.secrets}
     return [f"{name}/{secret}" for (name, secret), key in now.items() if was.get((name, secret), key) != key]

@@ -351,16 +351,18 @@ tokens = Table(
     Column("last_used_at", Instant),
 )
 
-# When a signing secret was used, so that `authwatch secrets list` can say which is safe to remove. Names, never keys.
+# When a signing secret was used, so that `authwatch secrets list` can say which is safe to remove. Never a key: its
+# fingerprint, because a name may stand for another key tomorrow, and the name it last had.
 secret_uses = Table(
     "secret_uses",
     metadata,
     Column("source", Text, nullable=False),
-    Column("secret_name", Text, nullable=False),
+    Column("secret_name", Text, key="fingerprint", nullable=False),  # by name until 0008, and by old code beside us
+    Column("shown_name", Text),
     Column("first_used_at", Instant, nullable=False),
     Column("last_used_at", Instant, nullable=False),
     Column("uses", BigInteger, nullable=False),
-    PrimaryKeyConstraint("source", "secret_name"),
+    PrimaryKeyConstraint("source", "fingerprint"),
 )
 
 heartbeats = Table(
