@@ -39,14 +39,23 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`result` is `verified`, `hash_mismatch`, `not_signed`, `source_gone`, `secret_gone`, `signature_wrong`,
-    `outside_window`, or the front door's own reason (`signature_missing`, ...) for headers that it would refuse."""
+    `attempt_differs`, `outside_window`, or the front door's own reason (`signature_missing`, ...) for headers that it would refuse."""
 
     result: str
     detail: str
 
 
+TIME_CODES = ("timestamp_too_old", "timestamp_in_future")
+ATTEMPT_DIFFERS = Verdict(
+    "attempt_differs", "the stored time of the attempt is not the one in the stored headers: one of the two was changed"
+)
+
+
 def verify_again(kept: Evidence, source: Source | None) -> Verdict:
-    """With the secret that verified it then, if it is still configured."""
+    """With the secret that verified it then, if it is still configured; then with all that are.
+
+    A name may stand for another key by now, and a key may have another name.
+    """
     if hashlib.sha256(kept.body).digest() != kept.body_sha256:
         return Verdict("hash_mismatch", "the stored body is not the one that was received: its SHA-256 differs")
     if kept.secret_name is None:
@@ -58,25 +67,30 @@ def verify_again(kept: Evidence, source: Source | None) -> Verdict:
         (name.encode("latin-1", "replace"), text.encode("latin-1", "replace")) for name, text in kept.headers.items()
     ]
     try:
-        # A secret that was given another name since is found by its key.
         verified = source.provider.verify(
-            headers, kept.body, named or source.secrets, kept.attempted_at or kept.received_at
+            headers, kept.body, [*named, *source.secrets], kept.attempted_at or kept.received_at
         )
     except SignatureInvalid as exc:
+        if exc.code in TIME_CODES and kept.attempted_at is not None:
+            return ATTEMPT_DIFFERS
         if not named:
             return Verdict(
                 "secret_gone", f"the secret {kept.secret_name} is no longer configured, and no live one matches"
             )
         if exc.code == "signature_wrong":
             return Verdict(
-                exc.code, f"the secret {kept.secret_name} does not match: what is stored was changed, or the key was"
+                exc.code,
+                f"neither the secret {kept.secret_name} nor another live one matches: what is stored was changed, or the"
+                " key was",
             )
         return Verdict(exc.code, str(exc))
+    if kept.attempted_at is not None and kept.attempted_at != verified.attempted_at:
+        return ATTEMPT_DIFFERS
     if abs((kept.received_at - verified.attempted_at).total_seconds()) > WINDOW_SECONDS + COMMIT_SECONDS_MAX:
         return Verdict(
             "outside_window", "the signature is right, but it was made more than 300 s away from the receipt"
         )
-    if not named:
+    if verified.secret_name != kept.secret_name:
         return Verdict("verified", f"by the secret now named {verified.secret_name}; it was {kept.secret_name} then")
     return Verdict("verified", f"by the secret {verified.secret_name}, as of when it was received")
 

@@ -124,7 +124,7 @@ def test_a_body_without_a_token_is_shown_as_it_came() -> None:
 
 async def test_what_was_changed_since_is_said(api: Api) -> None:
     body, other = event_body(), event_body(data={"id": "ca_2"})
-    event_id = await kept(api, body)
+    event_id = await kept(api, body, message_id="msg_1")
     await change(api, event_id, "body = :body", body=other)
     assert await result(api, event_id) == "hash_mismatch"
     await change(api, event_id, "body = :body, body_sha256 = :sha", body=other, sha=hashlib.sha256(other).digest())
@@ -133,6 +133,12 @@ async def test_what_was_changed_since_is_said(api: Api) -> None:
     assert await result(api, event_id) == "verified"
     await change(api, event_id, "headers = headers || jsonb_build_object('webhook-id', 'msg_other')")
     assert await result(api, event_id) == "signature_wrong"
+    await change(api, event_id, "headers = headers || jsonb_build_object('webhook-id', 'msg_1')")
+    assert await result(api, event_id) == "verified"
+    for seconds in (60, 3600):
+        await change(api, event_id, "attempted_at = attempted_at + :late", late=timedelta(seconds=seconds))
+        assert await result(api, event_id) == "attempt_differs"
+        await change(api, event_id, "attempted_at = attempted_at - :late", late=timedelta(seconds=seconds))
     await change(api, event_id, "headers = headers - 'webhook-signature'")
     assert await result(api, event_id) == "signature_missing"
 
@@ -151,6 +157,13 @@ async def test_a_secret_that_is_gone_or_renamed_is_said(api: Api) -> None:
     assert said == {"result": "verified", "detail": f"by the secret now named 2026-08; it was {NAME} then"}
     live(SecretSettings.model_validate({"name": NAME, "value": make_secret()}))
     assert await result(api, event_id) == "signature_wrong"
+    # The name stands for another key by now, and the key has moved on to the next slot.
+    live(
+        SecretSettings.model_validate({"name": NAME, "value": make_secret()}),
+        SecretSettings.model_validate({"name": "previous", "value": SECRET}),
+    )
+    said = (await receipt(api, event_id))["verification"]
+    assert said == {"result": "verified", "detail": f"by the secret now named previous; it was {NAME} then"}
     sources.swap({})
     assert await result(api, event_id) == "source_gone"
 
