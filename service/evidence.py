@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from service.errors import SignatureInvalid
+from service.event import rfc3339
 from service.headers import SIGNATURE_HEADERS
 from service.redact import MASK, is_secret_name, redact, redact_text
 from service.signatures import WINDOW_SECONDS
@@ -25,15 +26,21 @@ COMMIT_SECONDS_MAX = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One signed request as it is stored."""
+    """One signed request as it is stored. `first_received_at` is of what was put aside and taken in later."""
 
     source: str
     received_at: datetime
+    first_received_at: datetime | None = None
     attempted_at: datetime | None
     headers: Mapping[str, str]
     body: bytes
     body_sha256: bytes
     secret_name: str | None
+
+    @property
+    def came_at(self) -> datetime:
+        """When the request was at our door: what its signature's time is held to."""
+        return self.first_received_at or self.received_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ def verify_again(kept: Evidence, source: Source | None) -> Verdict:
     ]
     try:
         verified = source.provider.verify(
-            headers, kept.body, [*named, *source.secrets], kept.attempted_at or kept.received_at
+            headers, kept.body, [*named, *source.secrets], kept.attempted_at or kept.came_at
         )
     except SignatureInvalid as exc:
         if exc.code in TIME_CODES and kept.attempted_at is not None:
@@ -86,7 +93,7 @@ def verify_again(kept: Evidence, source: Source | None) -> Verdict:
         return Verdict(exc.code, str(exc))
     if kept.attempted_at is not None and kept.attempted_at != verified.attempted_at:
         return ATTEMPT_DIFFERS
-    if abs((kept.received_at - verified.attempted_at).total_seconds()) > WINDOW_SECONDS + COMMIT_SECONDS_MAX:
+    if abs((kept.came_at - verified.attempted_at).total_seconds()) > WINDOW_SECONDS + COMMIT_SECONDS_MAX:
         return Verdict(
             "outside_window", "the signature is right, but it was made more than 300 s away from the receipt"
         )
@@ -99,10 +106,11 @@ def shown(kept: Evidence, source: Source | None, *, raw: bool) -> dict[str, Any]
     """As JSON. `raw` is for who may read token-like fields."""
     verdict = verify_again(kept, source)
     body, masked = (kept.body, False) if raw else shown_body(kept.body)
-    skew = (kept.received_at - kept.attempted_at).total_seconds() if kept.attempted_at else None
+    skew = (kept.came_at - kept.attempted_at).total_seconds() if kept.attempted_at else None
     return {
-        "received_at": kept.received_at.isoformat().replace("+00:00", "Z"),
-        "attempted_at": kept.attempted_at.isoformat().replace("+00:00", "Z") if kept.attempted_at else None,
+        "received_at": rfc3339(kept.received_at),
+        "first_received_at": rfc3339(kept.first_received_at),
+        "attempted_at": rfc3339(kept.attempted_at),
         "clock_skew_seconds": skew,
         "headers": {name: shown_header(name, value) for name, value in kept.headers.items()},
         "body_base64": base64.b64encode(body).decode() if body is not None else None,

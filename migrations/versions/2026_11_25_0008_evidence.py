@@ -1,4 +1,4 @@
-"""Uses of secrets by their keys."""
+"""Uses of secrets by their keys; when a replayed request first came."""
 
 from alembic import op
 
@@ -10,7 +10,12 @@ def upgrade() -> None:
     # Old code beside us goes on writing its rows by name. It gives a fingerprint to a secret without a name, and so
     # its history goes on as it is; what it counted for a named one cannot be told from an earlier key's and is let be.
     op.execute("ALTER TABLE secret_uses ADD COLUMN shown_name TEXT")
+    op.execute("ALTER TABLE conflicts ADD COLUMN first_received_at TIMESTAMP WITH TIME ZONE")
+    # Last: every receiver waits for this one, for an instant.
+    op.execute("ALTER TABLE receipts ADD COLUMN first_received_at TIMESTAMP WITH TIME ZONE")
 
 
 def downgrade() -> None:
+    op.execute("ALTER TABLE receipts DROP COLUMN first_received_at")
+    op.execute("ALTER TABLE conflicts DROP COLUMN first_received_at")
     op.execute("ALTER TABLE secret_uses DROP COLUMN shown_name")

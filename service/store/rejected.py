@@ -7,12 +7,27 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Identity, Index, Integer, LargeBinary, Row, Table, Text, Uuid, and_, delete, func, select
+from sqlalchemy import (
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Row,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger
 
-from service.store.tables import Instant, events, metadata, receipts
+from service.store.tables import Instant, conflicts, events, metadata, receipts
 
 KEPT_BYTES_MAX = 50 * 1024 * 1024  # of each source
 KEPT_FOR = timedelta(hours=24)
@@ -159,6 +174,7 @@ async def quarantined(
             receipts.c.body_sha256,
             receipts.c.secret_name,
             receipts.c.attempted_at,
+            func.coalesce(receipts.c.first_received_at, receipts.c.received_at).label("came_at"),
             events.c.event_id,
             replays.c.replayed_as,
         )
@@ -194,3 +210,19 @@ async def replayed(conn: AsyncConnection, event_row_id: str, replayed_as: str, a
         .values(event_row_id=event_row_id, replayed_as=replayed_as, at=at)
         .on_conflict_do_nothing(index_elements=("event_row_id",))
     )
+
+
+async def came(conn: AsyncConnection, event_row_id: str, body_sha256: bytes, at: datetime) -> None:
+    """Of a request that this transaction took in: when it came. Whether it was the first of its event or another body
+    under its identity; where it was there already nothing is changed."""
+    for table in (receipts, conflicts):
+        await conn.execute(
+            update(table)
+            .where(
+                table.c.event_row_id == event_row_id,
+                table.c.body_sha256 == body_sha256,
+                table.c.received_at >= func.now(),  # the transaction's start
+                table.c.received_at > at,
+            )
+            .values(first_received_at=at)
+        )

@@ -87,6 +87,9 @@ receipts = Table(
     Column("body_sha256", LargeBinary, nullable=False),
     Column("secret_name", Text),  # which secret verified it; never the secret
     Column("attempted_at", Instant),
+    Column(
+        "first_received_at", Instant
+    ),  # of what was replayed: when it came, where `received_at` is when it was taken
     PrimaryKeyConstraint("event_row_id", "received_at"),
     postgresql_partition_by="RANGE (received_at)",
 )
@@ -118,6 +121,7 @@ conflicts = Table(
     Column("body", LargeBinary, nullable=False),
     Column("secret_name", Text),
     Column("attempted_at", Instant),
+    Column("first_received_at", Instant),
     PrimaryKeyConstraint("event_row_id", "body_sha256"),
     Index(None, "received_at"),
 )

@@ -16,10 +16,13 @@ from sqlalchemy import text
 
 from service.event import new_id
 from service.evidence import Evidence, shown_body, verify_again
+from service.providers.scalekit import Scalekit
+from service.replay import replay_quarantined, replay_rejected
 from service.settings import SecretSettings, SourceSettings
 from service.signatures import make_secret, parse_secret
 from service.sources import PROBE_PREFIX, fingerprint, open_source
-from service.store import log
+from service.store import log, rejected
+from service.store.rejected import Rejected
 from service.store.session import begin
 from tests.conftest import SECRET
 from tests.end_to_end.test_api import Api, opened, problem
@@ -245,3 +248,69 @@ def test_the_window_is_held_to_the_time_of_receipt(late: int, expected: str) -> 
         secret_name=NAME,
     )
     assert verify_again(evidence, source).result == expected
+
+
+async def age(api: Api, table: str) -> None:
+    """As if everything in it had come an hour ago."""
+    async with begin(api.runtime.engine) as conn:
+        await conn.execute(text(f"UPDATE {table} SET received_at = received_at - interval '1 hour'"))
+
+
+async def test_what_was_refused_an_hour_ago_and_replayed_keeps_the_time_it_came(api: Api) -> None:
+    now = datetime.now(UTC)
+    came, secret = now - timedelta(hours=1), make_secret()
+    first, other = event_body(), event_body()
+    batch = []
+    for body in (first, other, event_body(id=json.loads(other)["id"], data={"id": "ca_x"})):
+        headers = signed(body, secret, at=int(came.timestamp()) - 2)
+        batch.append(
+            Rejected(
+                source="scalekit",
+                reason="signature_wrong",
+                received_at=came,
+                headers=headers,
+                body=body,
+                body_bytes=len(body),
+            )
+        )
+    async with begin(api.runtime.engine) as conn:
+        await rejected.keep(conn, batch)
+    secrets = (SecretSettings.model_validate(secret), SecretSettings.model_validate(SECRET))
+    api.runtime.sources.swap({"scalekit": open_source("scalekit", SourceSettings(secrets=secrets))})
+    done = await replay_rejected(api.runtime.engine, api.runtime.sources)
+    assert (done.taken, done.known) == (3, 1)
+    found = [await receipt(api, event["id"]) for event in await api.items("/v1/events")]
+    assert sorted(len(said["conflicts"]) for said in found) == [0, 1]
+    for said in found:
+        for shown in (said, *said["conflicts"]):
+            assert shown["verification"]["result"] == "verified"
+            assert datetime.fromisoformat(shown["first_received_at"]) == came
+            assert 2 <= shown["clock_skew_seconds"] < 4
+            assert datetime.fromisoformat(shown["received_at"]) >= now
+
+
+async def test_what_could_not_be_read_an_hour_ago_and_is_replayed_keeps_the_time_it_came(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b"\xff\xfe" + event_body(data={"id": "ca_bom"})
+    hour_ago = int(datetime.now(UTC).timestamp()) - 3600
+    answer = await send(api, body)
+    assert answer.json()["status"] == "quarantined"
+    headers = json.dumps(signed(body, SECRET, at=hour_ago))
+    at = datetime.fromtimestamp(hour_ago, UTC)
+    await change(api, answer.json()["id"], "headers = cast(:h as jsonb), attempted_at = :at", h=headers, at=at)
+    for table in ("events", "receipts"):
+        await age(api, table)
+    plain = Scalekit.normalise
+    monkeypatch.setattr(Scalekit, "normalise", lambda self, raw, id_: plain(self, raw.removeprefix(b"\xff\xfe"), id_))
+    assert (await replay_quarantined(api.runtime.engine, api.runtime.sources)).taken == 1
+    [event] = await api.items("/v1/events?account_id=ca_bom")
+    said = await receipt(api, event["id"])
+    assert said["verification"]["result"] == "verified"
+    assert abs(datetime.fromisoformat(said["first_received_at"]).timestamp() - hour_ago) < 60
+    assert abs(said["clock_skew_seconds"]) < 60
+
+
+async def test_a_receipt_that_was_not_replayed_has_no_other_time(api: Api) -> None:
+    event_id = await kept(api, event_body())
+    assert (await receipt(api, event_id))["first_received_at"] is None
