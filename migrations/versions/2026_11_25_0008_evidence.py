@@ -1,4 +1,4 @@
-"""Uses of secrets by their keys; when a replayed request first came."""
+"""Uses of secrets by their keys; when a replayed request first came; how many rejected ones were not kept."""
 
 from alembic import op
 
@@ -6,7 +6,19 @@ revision = "0008_evidence"
 down_revision = "0006_secrets"
 
 
+NOT_KEPT = """
+CREATE TABLE rejected_not_kept (
+    source TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    requests BIGINT NOT NULL,
+    CONSTRAINT pk_rejected_not_kept PRIMARY KEY (source, reason, hour)
+)
+"""
+
+
 def upgrade() -> None:
+    op.execute(NOT_KEPT)
     # Old code beside us goes on writing its rows by name. It gives a fingerprint to a secret without a name, and so
     # its history goes on as it is; what it counted for a named one cannot be told from an earlier key's and is let be.
     op.execute("ALTER TABLE secret_uses ADD COLUMN shown_name TEXT")
@@ -19,3 +31,4 @@ def downgrade() -> None:
     op.execute("ALTER TABLE receipts DROP COLUMN first_received_at")
     op.execute("ALTER TABLE conflicts DROP COLUMN first_received_at")
     op.execute("ALTER TABLE secret_uses DROP COLUMN shown_name")
+    op.execute("DROP TABLE rejected_not_kept")
