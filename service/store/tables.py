@@ -124,6 +124,7 @@ conflicts = Table(
     Column("first_received_at", Instant),
     PrimaryKeyConstraint("event_row_id", "body_sha256"),
     Index(None, "received_at"),
+    Index("ix_conflicts_source_received_at", "source", "received_at"),
 )
 
 accounts = Table(
