@@ -82,7 +82,7 @@ async def list_rejected(request: Request) -> Response:
     """`count` is what is kept, `not_kept` what a limit of rate or bytes left out since."""
     query = read_query(request, RejectedQuery)
     before = read_cursor("rejected", query.cursor, cursor_instant, cursor_position) if query.cursor else None
-    which = {"source": query.source, "reason": query.reason, "since": query.since}
+    which: dict[str, Any] = {"source": query.source, "reason": query.reason, "since": query.since}
     async with begin(runtime_of(request).engine) as conn:
         counts = await rejected.summary(conn, **which)
         left_out = await rejected.left_out(conn, **which)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -183,6 +184,7 @@ async def test_the_longest_ids_that_are_let_through_fit_the_index_of_identities(
 
     names = ("event_id", "type", "environment_id", "account_id", "connection_id", "status")
     async with running(database_url, engine) as (committer, _):
-        receipt = make_receipt(source="s" * 64, **{name: longest() for name in names})
+        long: dict[str, Any] = {name: longest() for name in names}
+        receipt = make_receipt(source="s" * 64, **long)
         assert (await asyncio.wait_for(start(committer, receipt), 10)).kept.accepted
     assert len(receipt.event.type.encode()) == TEXT_BYTES_MAX
