@@ -1,6 +1,7 @@
 """What a receiver does beside its requests: it takes changed secrets without a restart, and writes down which were used.
+The worker does the same, so that it watches and recovers the sources that there are.
 
-The files the sources come from are looked at every second and on SIGHUP; each receiver process looks for itself. What
+The files the sources come from are looked at every second and on SIGHUP; each process looks for itself. What
 they say is taken whole or not at all: while it cannot be right the last good sources stay in force, and an alert of our
 own says so. A value given as a plain environment variable cannot change in a running process; name a file instead.
 """
@@ -79,7 +80,7 @@ def mark_of(path: Path) -> bytes | None:
 
 
 class Watch:
-    """`run` is a task of the receiver. `problem` is why the newest files are not taken, None when they are."""
+    """`run` is a task of a receiver or a worker. `problem` is why the newest files are not taken, None when they are."""
 
     def __init__(self, runtime: Runtime, variables: Mapping[str, str]) -> None:
         self._runtime = runtime
@@ -144,8 +145,8 @@ class Watch:
                     rule_id=RULE_ID,
                     about=ABOUT,
                     severity="P2",
-                    summary=f"The changed sources cannot be right, so the receiver goes on with the last good ones: {problem}",
-                    what_to_do="Mend the file: it is looked at every second. Restart no receiver before: it would not start.",
+                    summary=f"The changed sources cannot be right, so the last good ones stay in force: {problem}",
+                    what_to_do="Mend the file: it is looked at every second. Restart nothing before: it would not start.",
                 )
                 out = await own_alerts.open_own(conn, [wanted], now=now, notifiers=notifiers)
             await log.append(conn, out.decisions)
@@ -178,6 +179,7 @@ def on_hangup(asked: asyncio.Event) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is left of us to do must not end by it
 
 
 async def write_uses(runtime: Runtime) -> None:
