@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Longer than any retry the provider documents (about 22 minutes), and than a night without events.
 QUIET = timedelta(hours=24)
+NUMBERS = (2, 5)  # columns of the table
 UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"))
 
 
@@ -153,10 +154,16 @@ def to_json(line: Line) -> dict[str, object]:
 
 
 def table(lines: Sequence[Line]) -> list[str]:
-    rows = [("source", "secret", "place", "first used", "last used", "uses", "advice")]
+    rows = [("source", "secret", "place", "first used (UTC)", "last used (UTC)", "uses", "advice")]
     for line in lines:
         place = "-" if line.position is None else str(line.position)
         times = (when(line.first_used_at), when(line.last_used_at))
         rows.append((line.source, line.name, place, *times, str(line.uses), line.advice))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in NUMBERS else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

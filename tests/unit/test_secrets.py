@@ -242,6 +242,17 @@ def test_what_is_no_longer_configured_is_listed_after_the_live_ones() -> None:
     assert to_json(lines[0])["last_used_at"] is None
 
 
+def test_the_table_can_be_read_and_shows_no_key() -> None:
+    uses = [Use("scalekit", "key of old", "old", NOW - timedelta(days=90), NOW - timedelta(minutes=5), 1234567)]
+    assert table(judge(live("2026-11", "old"), uses, NOW)) == [
+        "source    secret   place  first used (UTC)  last used (UTC)      uses  advice",
+        "scalekit  2026-11      1  -                 -                       0  never used; an older one still is: is it"
+        " registered with the provider?",
+        "scalekit  old          2  2026-08-26 12:00  2026-11-24 11:55  1234567  in use, last used 5 minutes ago; the newer"
+        " one was never used",
+    ]
+
+
 def test_slots_whose_content_moves_at_a_rotation_keep_their_keys_times() -> None:
     """`current` and `previous`: the key in use moved to `previous`, and is not yet safe to remove."""
     moved = {"scalekit": {"current": "key of new", "previous": "key of old"}}
