@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def up(host: str, port: int, workers: int, parts: frozenset[str], data_dir: Path
 @WORKERS
 def serve(host: str, port: int, workers: int) -> None:
     """Run the receiver: the front door and the API."""
+    _outlive_hangups()
     from service.serve import serve as run
 
     _need_database()
@@ -165,11 +167,17 @@ def serve(host: str, port: int, workers: int) -> None:
 @authwatch.command(params=[data_dir_option()])
 def worker() -> None:
     """Run the worker: evaluates, acts, ships and sweeps."""
+    _outlive_hangups()
     _need_database()
     ended = _load(WORKER_MAIN)()
     if inspect.iscoroutine(ended):
         ended = asyncio.run(ended)
     sys.exit(ended if isinstance(ended, int) else 0)
+
+
+def _outlive_hangups() -> None:
+    """SIGHUP means "look at the files now", and whoever sends it cannot know how far our start has come."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @authwatch.command(params=[data_dir_option()])

@@ -81,6 +81,7 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
     yield database
     readable = False
     if database.ok:
+        yield await of_durability(runtime)
         migrations = await of_migrations(runtime)
         yield migrations
         readable = bool(migrations.ok)
@@ -130,6 +131,24 @@ async def of_database(runtime: Runtime) -> Finding:
         what = "does not answer" if exc.code == "database_unavailable" else str(exc)
         return Finding(False, "database", f"{what}; is DATABASE_URL right and Postgres up?")
     return Finding(True, "database", "takes a commit")
+
+
+async def of_durability(runtime: Runtime) -> Finding:
+    """As our own connections have it: a role and a database may have settings of their own."""
+    from sqlalchemy import text
+
+    from service.durability import GOOD, Given, faults
+    from service.store.session import begin
+
+    what = "durability"
+    async with begin(runtime.engine) as conn:
+        role, database = (await conn.execute(text("SELECT current_user, current_database()"))).one()
+        asked = text("SELECT name, setting, source FROM pg_settings WHERE name = ANY(:names)")
+        settings = [Given(*row) for row in await conn.execute(asked, {"names": list(GOOD)})]
+    wrong = faults(settings, role=role, database=database)
+    if wrong:
+        return Finding(False, what, f"an accepted event may be lost when the database crashes; {'; '.join(wrong)}")
+    return Finding(True, what, "a commit is on the disk before it is answered")
 
 
 async def of_migrations(runtime: Runtime) -> Finding:

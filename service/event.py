@@ -46,7 +46,9 @@ WELL = "ACTIVE"  # contract.md: "Well means ACTIVE."
 
 CLOCK_AHEAD_MAX = timedelta(minutes=5)
 YEAR_MIN, YEAR_MAX = 2000, 2200
-TEXT_CHARS_MAX = 512  # an id or a name longer than this is not one; the event is quarantined
+# An id or a name longer than this in UTF-8 is not one, and the event is quarantined. A source's name and three of them
+# fit into the 2,704 bytes of an index entry, where dedup's key must.
+TEXT_BYTES_MAX = 512
 
 
 # Ids need no secrecy, and the operating system's randomness would be a system call for each.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from service.redact import MASK
+from service.redact import MASK, is_secret_name, redact_text
 from service.signatures import PARTS, PREFIXES
 
 SIGNATURE_HEADERS = frozenset(prefix + part for prefix in PREFIXES for part in PARTS)
 HEADER_CHARS_MAX = 4096  # as long as a signature may be
 HEADERS_MAX = 64
+NAME_CHARS_MAX = 128
+NAMES_MAX = 1024
 # Never kept: what could be used to sign in somewhere, at the provider's, at ours or at a proxy's.
 CREDENTIAL_HEADERS = frozenset(
     {
@@ -59,7 +62,7 @@ CREDENTIAL_HEADERS = frozenset(
         b"x-xsrf-token",
     }
 )
-# A token under a name that nobody thought of; cheap, because it is asked for every header of every request.
+# A token under a name that nobody thought of: the value is masked whole, where `redact_text` would leave its beginning.
 TOKEN_STARTS = (
     b"Bearer ",
     b"bearer ",
@@ -88,16 +91,48 @@ PLAIN_HEADERS = {
 }
 
 
+@lru_cache(maxsize=NAMES_MAX)
+def shown_name(name: bytes) -> tuple[str, bool]:
+    """The name as it is kept, and whether what it carries is not: a name that nobody thought of may say so too."""
+    text = name.decode("latin-1")
+    return text, is_secret_name(text) or text.endswith("-key")
+
+
 def kept_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     """Bounded; the signature's headers come first, so that whatever came with them the receipt can be verified again."""
     if len(headers) > HEADERS_MAX:
         headers = sorted(headers, key=lambda header: header[0] not in SIGNATURE_HEADERS)[:HEADERS_MAX]
     kept: dict[str, str] = {}
+    left_off = 0
     for name, value in headers:
         plain = PLAIN_HEADERS.get(name)
         if plain is not None and len(value) <= HEADER_CHARS_MAX:
             kept[plain] = value.decode("latin-1")
-        elif name not in CREDENTIAL_HEADERS:
-            token = value.startswith(TOKEN_STARTS)
-            kept[name.decode("latin-1")] = MASK if token else value[:HEADER_CHARS_MAX].decode("latin-1")
+        elif name in CREDENTIAL_HEADERS:
+            left_off += 1
+        else:
+            text, secret = shown_name(name[:NAME_CHARS_MAX])
+            kept[text] = MASK if secret else kept_value(value)
+    # One of a name is the rule; what came twice is told whole, as a proxy would join it.
+    return kept if len(kept) + left_off == len(headers) else joined(headers)
+
+
+def joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    for name, value in headers:
+        if name in CREDENTIAL_HEADERS:
+            continue
+        text, secret = shown_name(name[:NAME_CHARS_MAX])
+        one = (
+            MASK
+            if secret
+            else value[:HEADER_CHARS_MAX].decode("latin-1")
+            if name in PLAIN_HEADERS
+            else kept_value(value)
+        )
+        kept[text] = f"{kept[text]}, {one}"[:HEADER_CHARS_MAX] if text in kept else one
     return kept
+
+
+def kept_value(value: bytes) -> str:
+    return MASK if value.startswith(TOKEN_STARTS) else redact_text(value[:HEADER_CHARS_MAX].decode("latin-1"))

@@ -129,7 +129,7 @@ class FrontDoor:
                 if source.limit is not None and not source.limit.take(began):
                     raise RateLimited("more requests than this source's rate; send it again", retry_after_seconds=1)
                 if receipt.origin == "webhook":  # our own probe is no sign that the provider uses this secret
-                    runtime.uses.note(source.name, receipt.secret_name or "", now)
+                    runtime.uses.note(source, receipt.secret_name or "", now)
                 runtime.committer.commit(receipt, began, answer)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is answered to the request it belongs to
                 answer.set_exception(exc)

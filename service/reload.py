@@ -1,6 +1,7 @@
 """What a receiver does beside its requests: it takes changed secrets without a restart, and writes down which were used.
+The worker does the same, so that it watches and recovers the sources that there are.
 
-The files the sources come from are looked at every second and on SIGHUP; each receiver process looks for itself. What
+The files the sources come from are looked at every second and on SIGHUP; each process looks for itself. What
 they say is taken whole or not at all: while it cannot be right the last good sources stay in force, and an alert of our
 own says so. A value given as a plain environment variable cannot change in a running process; name a file instead.
 """
@@ -21,6 +22,7 @@ from service import own_alerts
 from service.errors import ConfigError, Unavailable
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
+from service.redact import redact_text
 from service.runtime import Runtime, stop
 from service.settings import Environment, load_sources
 from service.sources import Source, open_sources
@@ -78,7 +80,7 @@ def mark_of(path: Path) -> bytes | None:
 
 
 class Watch:
-    """`run` is a task of the receiver. `problem` is why the newest files are not taken, None when they are."""
+    """`run` is a task of a receiver or a worker. `problem` is why the newest files are not taken, None when they are."""
 
     def __init__(self, runtime: Runtime, variables: Mapping[str, str]) -> None:
         self._runtime = runtime
@@ -113,7 +115,7 @@ class Watch:
                 self._take(await asyncio.to_thread(self._files.read))
                 self.problem = None
             except ConfigError as exc:
-                self.problem = str(exc)
+                self.problem = redact_text(str(exc))  # it goes into logs, an alert and a channel
                 logger.error("sources.not_taken", problem=self.problem)
         bad = self.problem is not None
         if self._told is not bad or (bad and time.monotonic() - self._told_at > TOLD_SECONDS):
@@ -143,8 +145,8 @@ class Watch:
                     rule_id=RULE_ID,
                     about=ABOUT,
                     severity="P2",
-                    summary=f"The changed sources cannot be right, so the receiver goes on with the last good ones: {problem}",
-                    what_to_do="Mend the file: it is looked at every second. Restart no receiver before: it would not start.",
+                    summary=f"The changed sources cannot be right, so the last good ones stay in force: {problem}",
+                    what_to_do="Mend the file: it is looked at every second. Restart nothing before: it would not start.",
                 )
                 out = await own_alerts.open_own(conn, [wanted], now=now, notifiers=notifiers)
             await log.append(conn, out.decisions)
@@ -159,7 +161,7 @@ def keys_of(sources: Mapping[str, Source]) -> dict[str, tuple[object, ...]]:
 
 
 def replaced(old: Mapping[str, Source], new: Mapping[str, Source]) -> list[str]:
-    """`source/secret` of every name that now stands for another key: its times of use are of both."""
+    """`source/secret` of every name that now stands for another key."""
     was = {(name, one.name): one.key for name, source in old.items() for one in source.secrets}
     now = {(name, one.name): one.key for name, source in new.items() for one in source.secrets}
     return [f"{name}/{secret}" for (name, secret), key in now.items() if was.get((name, secret), key) != key]
@@ -177,6 +179,7 @@ def on_hangup(asked: asyncio.Event) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is left of us to do must not end by it
 
 
 async def write_uses(runtime: Runtime) -> None:

@@ -69,7 +69,8 @@ async def replay_quarantined(
             read = [(row, receipt) for row in rows if (receipt := read_again(row, sources, now, done)) is not None]
             if read and not dry_run:
                 kept = await log.accept(conn, [receipt for _, receipt in read])
-                for (row, _), one in zip(read, kept, strict=True):
+                for (row, receipt), one in zip(read, kept, strict=True):
+                    await rejected.came(conn, one.id, receipt.body_sha256, row.came_at)
                     await rejected.replayed(conn, str(row.id), one.id, now)
                     done.known += not one.accepted
         done.looked_at += len(rows)
@@ -112,7 +113,9 @@ async def replay_rejected(
             genuine = [(row, receipt) for row in rows if (receipt := verify_again(row, sources, done)) is not None]
             if genuine and not dry_run:
                 kept = await log.accept(conn, [receipt for _, receipt in genuine])
-                done.known += sum(not one.accepted for one in kept)
+                for (row, receipt), one in zip(genuine, kept, strict=True):
+                    await rejected.came(conn, one.id, receipt.body_sha256, row.received_at)
+                    done.known += not one.accepted
                 await rejected.forget(conn, [row.id for row, _ in genuine])
         done.looked_at += len(rows)
         done.taken += len(genuine)

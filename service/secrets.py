@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Longer than any retry the provider documents (about 22 minutes), and than a night without events.
 QUIET = timedelta(hours=24)
+NUMBERS = (2, 5)  # columns of the table
 UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"))
 
 
@@ -51,7 +52,7 @@ def list_(as_json: bool) -> None:
 
     # As the files say now; a receiver that runs takes them within a second or two.
     sources = open_sources(load_sources(Environment(os.environ)))
-    live = {name: [secret.name for secret in source.secrets] for name, source in sources.items()}
+    live = {name: source.fingerprints for name, source in sources.items()}
 
     async def read(conn: AsyncConnection) -> tuple[list[Use], datetime]:
         from service.store import readers
@@ -69,19 +70,23 @@ def list_(as_json: bool) -> None:
         click.echo(row)
 
 
-def judge(live: Mapping[str, Sequence[str]], uses: Sequence[Use], now: datetime) -> list[Line]:
-    """`live` is each source's secrets, newest first. What was used and is no longer configured comes after them."""
-    found = {(use.source, use.secret_name): use for use in uses}
+def judge(live: Mapping[str, Mapping[str, str]], uses: Sequence[Use], now: datetime) -> list[Line]:
+    """`live` is each source's secrets, name and fingerprint, newest first. What was used and is no longer configured
+    comes after them."""
+    found = {(use.source, use.fingerprint): use for use in uses}
     lines: list[Line] = []
     for source, names in live.items():
-        of_source = [found.get((source, name)) for name in names]
+        of_source = [found.get((source, fingerprint)) for fingerprint in names.values()]
         for index, name in enumerate(names):
             safe, advice = advise(of_source, index, now)
             lines.append(line_of(source, name, index + 1, of_source[index], safe, advice))
     for use in uses:
-        if use.secret_name not in live.get(use.source, ()):
+        configured = live.get(use.source, {})
+        if use.fingerprint not in configured.values():
             said = f"no longer configured; last used {ago(now - use.last_at)}"
-            lines.append(line_of(use.source, use.secret_name, None, use, False, said))
+            # Its name may stand for another key by now.
+            name = f"{use.name} ({use.fingerprint})" if use.name in configured else use.name
+            lines.append(line_of(use.source, name, None, use, False, said))
     return lines
 
 
@@ -92,16 +97,18 @@ def advise(uses: Sequence[Use | None], index: int, now: datetime) -> tuple[bool,
     """
     use, newer = uses[index], [other for other in uses[:index] if other is not None]
     latest = max((other.last_at for other in newer), default=None)
+    since = min((other.first_at for other in newer), default=now)
     if use is None:
+        if latest is not None and now - since >= QUIET:
+            return True, f"never used, and a newer one is in use since {when(since)}: safe to remove"
         if latest is not None:
-            return True, "never used, and a newer one is in use: safe to remove"
+            return False, f"never used; a newer one is in use since {when(since)}: wait until it was for a day"
         if any(other is not None for other in uses[index + 1 :]):
             return False, "never used; an older one still is: is it registered with the provider?"
         return False, "never used: is it registered with the provider?"
     last = f"last used {ago(now - use.last_at)}"
     if latest is not None and latest > use.last_at:
-        since = min(other.first_at for other in newer)
-        if now - use.last_at >= QUIET:
+        if now - max(use.last_at, since) >= QUIET:
             return True, f"{last}; the newer one is in use since {when(since)}: safe to remove"
         return False, f"{last}; the newer one is in use since {when(since)}: wait until this one was quiet for a day"
     if any(other is not None and other.last_at > use.last_at for other in uses[index + 1 :]):
@@ -147,10 +154,16 @@ def to_json(line: Line) -> dict[str, object]:
 
 
 def table(lines: Sequence[Line]) -> list[str]:
-    rows = [("source", "secret", "place", "first used", "last used", "uses", "advice")]
+    rows = [("source", "secret", "place", "first used (UTC)", "last used (UTC)", "uses", "advice")]
     for line in lines:
         place = "-" if line.position is None else str(line.position)
         times = (when(line.first_used_at), when(line.last_used_at))
         rows.append((line.source, line.name, place, *times, str(line.uses), line.advice))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in NUMBERS else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -41,8 +40,6 @@ def serve(host: str, port: int, workers: int) -> None:
 
     from service.connections import BoundedProtocol
 
-    # Until the process listens to it, "look at the secrets now" must not end it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
     # Before any process is started: what can be judged without opening anything.
     open_sources(load_settings(os.environ).sources)

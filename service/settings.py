@@ -32,6 +32,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from service.errors import ConfigError
+from service.redact import MASK, redact_text
 
 CONFIG_BYTES_MAX = 256 * 1024
 TOKEN_CHARS_MIN = 8
@@ -39,6 +40,8 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SECRET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SECRETS_MAX = 16  # of one source: every request is checked against each
+# A key as people write them: no secret of any use is as short.
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,29}|.{1,8}")
 # ruamel's own words for these quote the value, which may be a secret.
 YAML_MISTAKES: tuple[tuple[type[Exception], str], ...] = (
     (DuplicateKeyError, "a key is given twice"),
@@ -74,6 +77,8 @@ class SecretSettings(Strict):
         name = str(given) if isinstance(given, int | date) else given  # what YAML makes of 2026 and of 2026-11-24
         if isinstance(name, str) and SECRET_NAME.fullmatch(name) is None:
             raise ValueError("a secret's name is letters, digits, dots, - and _, at most 64")
+        if isinstance(name, str) and redact_text(name) != name:
+            raise ValueError("a secret's name looks like a secret; names are shown")
         return name
 
     @model_validator(mode="after")
@@ -336,8 +341,10 @@ def read_config(path: Path, env: Environment) -> ConfigFile:
     except ValidationError as exc:
         raise ConfigError(f"{path.name}: {explain(exc, ConfigFile)}") from None
     for name in file.sources or {}:
-        if not SOURCE_NAME.fullmatch(name):  # it stands in a path, and before the colon of a full account id
-            raise ConfigError(f"{path.name}: sources.{name}: a source's name is letters, digits, - and _, at most 64")
+        # It stands in a path, in labels, and before the colon of a full account id.
+        if not SOURCE_NAME.fullmatch(name) or redact_text(name) != name:
+            where = f"{path.name}: sources.{harmless(name)}"
+            raise ConfigError(f"{where}: a source's name is letters, digits, - and _, at most 64, and no secret")
     if file.sources is None:
         return file
     return file.model_copy(
@@ -367,7 +374,8 @@ def explain_yaml(exc: Exception) -> str:
     mark = getattr(exc, "problem_mark", None)
     where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     known = next((words for kind, words in YAML_MISTAKES if isinstance(exc, kind)), None)
-    return f"{where}: not YAML: {known or getattr(exc, 'problem', None) or type(exc).__name__}"
+    problem = redact_text(getattr(exc, "problem", None) or type(exc).__name__).partition(" '!")[0]
+    return f"{where}: not YAML: {known or problem}"
 
 
 def resolve(value: Any, env: Environment) -> Any:
@@ -376,7 +384,7 @@ def resolve(value: Any, env: Environment) -> Any:
     def replace(match: re.Match[str]) -> str:
         found = env.get(match[1])
         if found is None:
-            raise ConfigError(f"the config file asks for ${{{match[1]}}}, which is not set")
+            raise ConfigError(f"the config file asks for ${{{redact_text(match[1])}}}, which is not set")
         return found
 
     if isinstance(value, str):
@@ -389,9 +397,12 @@ def resolve(value: Any, env: Environment) -> Any:
 
 
 def explain(exc: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing that is wrong, with the nearest right word for an unknown key; never the value itself."""
+    """The first thing that is wrong, with the nearest right word for an unknown key; never the value itself.
+
+    A slip of YAML (`- whsec_...:`) makes a value a key, so keys are shown only as far as they are harmless.
+    """
     error = exc.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(harmless(str(part)) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         depth = len(error["loc"]) if model is ConfigFile else 0
         inner = RetentionSettings if error["loc"][0] == "retention" else SourceSettings
@@ -399,4 +410,9 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
         known = list(at.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f'unknown key "{where}"' + (f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}")
-    return f"{where}: {error['msg']}"
+    return f"{where}: {redact_text(error['msg'])}"
+
+
+def harmless(key: str) -> str:
+    """A key of the config file as it may stand in a log, an alert or a channel."""
+    return redact_text(key) if WORD.fullmatch(key) else MASK

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from service.errors import ConfigError
 from service.limits import RateLimit
 from service.providers import PROVIDERS
 from service.providers.base import Provider
-from service.settings import SourceSettings
+from service.settings import SourceSettings, harmless
 from service.signatures import Secret, Verified
 
 PROBE_PREFIX = "authwatch_probe_"  # only who holds the secret can sign such a message id
@@ -28,6 +28,11 @@ class Source:
     secrets: Sequence[Secret]
     gate: Callable[[Sequence[tuple[bytes, bytes]], bytes], None] | None
     limit: RateLimit | None = None
+    fingerprints: Mapping[str, str] = field(init=False, repr=False)  # of the secrets, by name
+
+    def __post_init__(self) -> None:
+        by_name = {secret.name: fingerprint(secret.key) for secret in self.secrets}
+        object.__setattr__(self, "fingerprints", by_name)  # as a frozen dataclass must
 
     def verify(self, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: datetime) -> Verified:
         """Our own strict verifier always runs, and runs first."""
@@ -89,7 +94,8 @@ def open_secrets(source: str, provider: Provider, section: SourceSettings) -> li
 
 
 def fingerprint(key: bytes) -> str:
-    """What a secret without a name is called: it stays with the key whatever is put before it, and tells nothing of it.
+    """What stays with a key whatever it is named and wherever it stands, and tells nothing of it; the name of a secret
+    that was given none.
 
     32 bits of a hash of at least 192 random ones.
     """
@@ -100,7 +106,9 @@ def open_source(name: str, section: SourceSettings) -> Source:
     """Raises ConfigError for an unknown provider and whatever `open_secrets` refuses."""
     provider = PROVIDERS.get(section.provider)
     if provider is None:
-        raise ConfigError(f'sources.{name}: unknown provider "{section.provider}"; known: {", ".join(PROVIDERS)}')
+        raise ConfigError(
+            f'sources.{name}: unknown provider "{harmless(section.provider)}"; known: {", ".join(PROVIDERS)}'
+        )
     secrets = open_secrets(name, provider, section)
     gate: Callable[[Sequence[tuple[bytes, bytes]], bytes], None] | None = None
     if section.verify_with == "sdk":

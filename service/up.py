@@ -55,13 +55,24 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Runs until SIGINT or SIGTERM and gives the exit status. What stops the start is raised, with all parts ended."""
+    """Runs until SIGINT or SIGTERM and gives the exit status. What stops the start is raised, with all parts ended.
+
+    SIGHUP means "look at the files now", which the parts do every second in any case; it ends us only with our terminal.
+    """
     asked: list[int] = []
-    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for how in (signal.SIGINT, signal.SIGTERM):
         signal.signal(how, lambda number, frame: asked.append(number))
-    supervisor = Supervisor(say=say, stop_asked=lambda: bool(asked))
+    hung_up: list[int] = []
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # by nohup it is
+        signal.signal(signal.SIGHUP, lambda number, frame: hung_up.append(number))
+    had_terminal = has_terminal()
+
+    def stop_asked() -> bool:
+        return bool(asked) or (bool(hung_up) and had_terminal and not has_terminal())
+
+    supervisor = Supervisor(say=say, stop_asked=stop_asked)
     try:
-        _start(options, supervisor, stop_asked=lambda: bool(asked))
+        _start(options, supervisor, stop_asked)
         supervisor.watch()
         say("stopping")
     except Stopped:
@@ -70,6 +81,14 @@ def run(options: Options) -> int:
         supervisor.stop()
     say("stopped")
     return 0
+
+
+def has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def say(message: str) -> None:

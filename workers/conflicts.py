@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import own_alerts
 from service.observe import log as logger
@@ -25,36 +27,64 @@ COMMITTED_LATE = timedelta(seconds=60)  # longer than any statement may run
 
 @dataclass(slots=True)
 class Looked:
-    """Up to where this process has looked; None: from the beginning."""
+    """Up to where this process has looked, for each source: what is before it is told. None: from the beginning."""
 
-    since: datetime | None = None
+    since: dict[str, datetime | None] = field(default_factory=dict)
+    waiting: frozenset[str] = frozenset()  # sources with more than they may have told at a time
 
 
 async def tell_conflicts(runtime: Runtime, looked: Looked) -> None:
-    """Opens an alert for each new conflict, up to OPEN_OF_SOURCE_MAX unresolved ones of a source at a time."""
+    """Opens an alert for each new conflict, up to OPEN_OF_SOURCE_MAX unresolved ones of a source at a time; the next one
+    is told when one of them is resolved."""
+    looked.since |= {source: None for source in runtime.sources if source not in looked.since}
     async with begin(runtime.engine) as conn:
         now = await readers.clock(conn)
-        if looked.since is not None:  # a clock that was put back: what came since is looked at from where it stands now
-            looked.since = min(looked.since, now - COMMITTED_LATE)
-        found = await conflicts.untold(conn, RULE_ID, looked.since)
-    if found:
+        # A clock that was put back: what came since is looked at from where it stands now.
+        looked.since = {
+            source: None if since is None else min(since, now - COMMITTED_LATE)
+            for source, since in looked.since.items()
+        }
+        found = await untold(conn, looked)
+        # Those that wait for a place cost no lock while there is none.
+        pending = bool(choose(found, await unresolved(conn))) if found else False
+    told: set[str] = set()
+    if pending:
         async with begin(runtime.engine) as conn:
             await own_alerts.lock(conn)
             now, notifiers = await readers.clock(conn), list(runtime.notifiers)
-            found = await conflicts.untold(conn, RULE_ID, looked.since)
+            found, still_open = await untold(conn, looked), await unresolved(conn)
             # What a person resolved is over: the next one is a new episode.
-            unresolved = {
-                alert.group_key for alert in await alerts.open_of_rule(conn, RULE_ID) if alert.state != "resolved"
-            }
-            ended = await own_alerts.close_own(conn, RULE_ID, keep=unresolved, now=now, notifiers=notifiers)
-            wanted = choose(found, unresolved)
+            ended = await own_alerts.close_own(conn, RULE_ID, keep=still_open, now=now, notifiers=notifiers)
+            wanted = choose(found, still_open)
             out = await own_alerts.open_own(conn, [alert_of(each) for each in wanted], now=now, notifiers=notifiers)
             await log.append(conn, [*ended.decisions, *out.decisions])
-        if len(wanted) < len({each.about for each in found}):
-            logger.error("conflicts.not_all_told", sources=sorted({each.source for each in found}))
-        elif len(found) == UNTOLD_MAX:
-            return  # there may be more of the same time
-    looked.since = now - COMMITTED_LATE
+        told = {each.about for each in wanted}
+    left: dict[str, datetime] = {}
+    for each in found:
+        if each.about not in told:
+            left.setdefault(each.source, each.received_at)
+    # As many as are read at a time may hide others behind them, of whatever time.
+    more = {source for source, count in Counter(each.source for each in found).items() if count >= UNTOLD_MAX}
+    looked.since = {
+        source: left.get(source, since if source in more else now - COMMITTED_LATE)
+        for source, since in looked.since.items()
+    }
+    if left.keys() != looked.waiting:
+        looked.waiting = frozenset(left)
+        if left:
+            logger.error("conflicts.not_all_told", sources=sorted(left))
+
+
+async def untold(conn: AsyncConnection, looked: Looked) -> list[Conflict]:
+    return [
+        each
+        for source, since in sorted(looked.since.items())
+        for each in await conflicts.untold(conn, RULE_ID, source, since)
+    ]
+
+
+async def unresolved(conn: AsyncConnection) -> set[str]:
+    return {alert.group_key for alert in await alerts.open_of_rule(conn, RULE_ID) if alert.state != "resolved"}
 
 
 def choose(found: Sequence[Conflict], unresolved: Collection[str]) -> list[Conflict]:

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from service import queue
 from service.errors import ConfigError, Unavailable
 from service.observe import configure_logging, log
+from service.reload import kept_current
 from service.runtime import WORKER_CONNECTIONS_MAX, Runtime, open_runtime
 from service.settings import load_settings
 from service.store import readers
@@ -176,7 +177,10 @@ async def work() -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX) as runtime:
+    async with (
+        open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX) as runtime,
+        kept_current(runtime, os.environ),
+    ):
         stories = stories_of(runtime)
         tasks = [asyncio.create_task(story.run(), name=story.name) for story in stories.values()]
         if settings.redis_url is not None:

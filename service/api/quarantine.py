@@ -44,6 +44,7 @@ class RejectedQuery(Strict):
     reason: Text | None = None
     since: Instant | None = Field(None, description="received at or after this time")
     limit: int = Field(100, ge=1, le=LIMIT_MAX)
+    cursor: Text | None = None
 
 
 async def list_quarantine(request: Request) -> Response:
@@ -78,25 +79,27 @@ def to_json(row: Any) -> dict[str, Any]:
 
 
 async def list_rejected(request: Request) -> Response:
+    """`count` is what is kept, `not_kept` what a limit of rate or bytes left out since."""
     query = read_query(request, RejectedQuery)
+    before = read_cursor("rejected", query.cursor, cursor_instant, cursor_position) if query.cursor else None
+    which: dict[str, Any] = {"source": query.source, "reason": query.reason, "since": query.since}
     async with begin(runtime_of(request).engine) as conn:
-        counts = await rejected.summary(conn, source=query.source, reason=query.reason, since=query.since)
+        counts = await rejected.summary(conn, **which)
+        left_out = await rejected.left_out(conn, **which)
         rows = await rejected.listed(
-            conn, source=query.source, reason=query.reason, since=query.since, limit=query.limit
+            conn, **which, before=(before[0], before[1]) if before else None, limit=query.limit + 1
         )
+    items = rows[: query.limit]
+    more = len(rows) > query.limit
+    cursor = write_cursor("rejected", items[-1].received_at.isoformat(), items[-1].id) if more else None
+    summary = [
+        to_summary(row.source, row.reason, row.requests, left_out.pop((row.source, row.reason), 0), row)
+        for row in counts
+    ]
+    summary += [to_summary(source, reason, 0, count, None) for (source, reason), count in sorted(left_out.items())]
     return JSONResponse(
         {
-            "summary": [
-                {
-                    "source": row.source,
-                    "reason": row.reason,
-                    "count": row.requests,
-                    "first_at": rfc3339(row.first_at),
-                    "last_at": rfc3339(row.last_at),
-                    "diagnosis": diagnosis(row.reason),
-                }
-                for row in counts
-            ],
+            "summary": summary,
             "items": [
                 {
                     "id": row.id,
@@ -105,10 +108,23 @@ async def list_rejected(request: Request) -> Response:
                     "received_at": rfc3339(row.received_at),
                     "body_bytes": row.body_bytes,
                 }
-                for row in rows
+                for row in items
             ],
+            "next_cursor": cursor,
         }
     )
+
+
+def to_summary(source: str, reason: str, count: int, not_kept: int, row: Any) -> dict[str, Any]:
+    return {
+        "source": source,
+        "reason": reason,
+        "count": count,
+        "not_kept": not_kept,
+        "first_at": rfc3339(row.first_at) if row else None,
+        "last_at": rfc3339(row.last_at) if row else None,
+        "diagnosis": diagnosis(reason),
+    }
 
 
 CALLS = (

@@ -1,7 +1,8 @@
 """`GET /v1/events/{id}/receipt`: the evidence of one event, verified again as it is asked for.
 
 The true body may hold tokens of the provider's user. It is given to the scope `admin` alone; every other reader has it
-with token-like fields masked (`body_masked`). Length, hash and verification are always of the true bytes. `conflicts`
+with token-like fields masked (`body_masked`). `first_received_at` is when a request came that was replayed later; its
+skew and its verification are of then. Length, hash and verification are always of the true bytes. `conflicts`
 are the first of the other bodies that came under the same identity, shown and verified in the same way.
 """
 
@@ -58,6 +59,7 @@ def evidence_of(row: Row[Any]) -> Evidence:
     return Evidence(
         source=row.source,
         received_at=row.received_at,
+        first_received_at=row.first_received_at,
         attempted_at=row.attempted_at,
         headers=row.headers,
         body=bytes(row.body),

@@ -22,22 +22,22 @@ from service.api.http import (
     write_cursor,
 )
 from service.errors import BadRequest, NotFound
+from service.event import TEXT_BYTES_MAX
 from service.runtime import Runtime
 from service.steer import Context, Wanted
 from service.store import workflows
 from service.store.session import begin
 
 IDS_MAX = 1000
-ID_CHARS_MAX = 512
 
 
 class Orchestrator(Strict):
-    name: Text = Field(min_length=1, max_length=ID_CHARS_MAX)
-    ref: Text = Field(min_length=1, max_length=ID_CHARS_MAX)
+    name: Text = Field(min_length=1, max_length=TEXT_BYTES_MAX)
+    ref: Text = Field(min_length=1, max_length=TEXT_BYTES_MAX)
 
 
 class WorkflowBody(Strict):
-    name: Text | None = Field(None, max_length=ID_CHARS_MAX)
+    name: Text | None = Field(None, max_length=TEXT_BYTES_MAX)
     account_ids: list[Text] = Field(default_factory=list, max_length=IDS_MAX)
     connection_ids: list[Text] = Field(default_factory=list, max_length=IDS_MAX)
     active: bool = True
@@ -50,8 +50,8 @@ class WorkflowBody(Strict):
 
     @model_validator(mode="after")
     def ids_are_ids(self) -> Self:
-        if any(not written or len(written) > ID_CHARS_MAX for written in (*self.account_ids, *self.connection_ids)):
-            raise ValueError(f"an id has 1 to {ID_CHARS_MAX} characters")
+        if not all(map(is_id, (*self.account_ids, *self.connection_ids))):
+            raise ValueError(f"an id has 1 to {TEXT_BYTES_MAX} bytes in UTF-8")
         return self
 
 
@@ -74,10 +74,15 @@ def context_of(request: Request, runtime: Runtime) -> Context:
     )
 
 
+def is_id(text: str) -> bool:
+    """As long as an event's may be: two of them are an index entry."""
+    return 0 < len(text.encode()) <= TEXT_BYTES_MAX
+
+
 def workflow_id_of(request: Request) -> str:
     workflow_id = path_text(request, "workflow_id")
-    if not workflow_id or len(workflow_id) > ID_CHARS_MAX:
-        raise BadRequest(f"a workflow id has 1 to {ID_CHARS_MAX} characters", code="invalid_path")
+    if not is_id(workflow_id):
+        raise BadRequest(f"a workflow id has 1 to {TEXT_BYTES_MAX} bytes in UTF-8", code="invalid_path")
     return workflow_id
 
 

@@ -15,7 +15,7 @@ import orjson
 
 from service import signatures
 from service.errors import BadRequest, PayloadUnreadable
-from service.event import TEXT_CHARS_MAX, ProviderEvent
+from service.event import TEXT_BYTES_MAX, ProviderEvent
 from service.signatures import Secret, Verified
 
 PREFIX = "connected_account"
@@ -78,6 +78,7 @@ class Scalekit:
             raise PayloadUnreadable("the event has no type", code="type_missing")
         if not isinstance(type_, str) or not type_:
             raise PayloadUnreadable("the event's type is not text", code="type_not_text")
+        storable(type_)  # before it becomes a key of a cache
         given = payload.get("data")
         data: Mapping[str, Any] = given if isinstance(given, dict) else {}
         status, old_status = text(data, "status"), text(data, "old_status")
@@ -85,7 +86,7 @@ class Scalekit:
         kind, account_status = meaning(type_, status)
         return ProviderEvent(
             event_id=text(payload, "id") or message_id,
-            type=storable(type_),
+            type=type_,
             kind=kind,
             account_id=account_id or connection_id,
             connection_id=connection_id or account_id,
@@ -200,25 +201,27 @@ def text(source: Mapping[str, Any], name: str) -> str | None:
     if not isinstance(value, str) or not value:
         return None
     # Nearly every field of every event, without another call.
-    quick = len(value) <= TEXT_CHARS_MAX and value.isascii() and "\x00" not in value
+    quick = len(value) <= TEXT_BYTES_MAX and value.isascii() and "\x00" not in value
     return value if quick else storable(value)
 
 
 def storable(value: str) -> str:
-    if len(value) > TEXT_CHARS_MAX:
-        raise PayloadUnreadable(f"a field is longer than {TEXT_CHARS_MAX} characters", code="text_too_long")
-    if "\x00" in value or not (value.isascii() or encodable(value)):
-        raise PayloadUnreadable("a field has a character that cannot be stored", code="text_unstorable")
+    if len(value) > TEXT_BYTES_MAX or not (value.isascii() or bytes_of(value) <= TEXT_BYTES_MAX):
+        raise PayloadUnreadable(f"a field is longer than {TEXT_BYTES_MAX} bytes", code="text_too_long")
+    if "\x00" in value:
+        raise unstorable()
     return value
 
 
-def encodable(value: str) -> bool:
-    """Whether it has no half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+def bytes_of(value: str) -> int:
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return len(value.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+        raise unstorable() from None
+
+
+def unstorable() -> PayloadUnreadable:
+    return PayloadUnreadable("a field has a character that cannot be stored", code="text_unstorable")
 
 
 def instant(value: Any) -> datetime | None:

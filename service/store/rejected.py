@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Identity, Index, Integer, LargeBinary, Row, Table, Text, Uuid, and_, delete, func, select
+from sqlalchemy import (
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Row,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    case,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger
 
-from service.store.tables import Instant, events, metadata, receipts
+from service.store.tables import Instant, conflicts, events, metadata, receipts
 
-KEPT_BYTES_MAX = 50 * 1024 * 1024  # of each source
+KEPT_BYTES_MAX = (
+    50 * 1024 * 1024
+)  # of each source, in shares: what anyone can send must not push out what may be genuine
 KEPT_FOR = timedelta(hours=24)
 ROW_BYTES = 512  # what a row costs beside what it holds, so that the bytes bound the rows too
 PRUNE_LOCK = 7_305_201_007
 PRUNED_MAX = 10_000  # rows a sweep takes out at once
 # No secret mends the rest: a missing, doubled or malformed header, a time that was wrong, a refusal by the second gate.
 MENDABLE = ("signature_wrong", "no_secret")
+CLOCK = ("timestamp_too_old", "timestamp_in_future")
+SHARES = {"mendable": 0.6, "clock": 0.2, "other": 0.2}
 
 rejected = Table(
     "rejected",
@@ -33,6 +55,16 @@ rejected = Table(
     Column("body", LargeBinary),  # null when it was larger than is kept
     Column("body_bytes", Integer, nullable=False),
     Index("ix_rejected_source_received_at", "source", "received_at"),
+)
+# What a limit of rate or bytes left out, counted by the hour.
+not_kept = Table(
+    "rejected_not_kept",
+    metadata,
+    Column("source", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("hour", Instant, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    PrimaryKeyConstraint("source", "reason", "hour"),
 )
 # A quarantined receipt that could be read later, and the event it became.
 replays = Table(
@@ -67,8 +99,28 @@ async def keep(conn: AsyncConnection, batch: Sequence[Rejected]) -> None:
         await conn.execute(insert(rejected), [{name: getattr(one, name) for name in names} for one in batch])
 
 
+def share_of(reason: str) -> str:
+    """Which part of its source's bytes it takes."""
+    return "mendable" if reason in MENDABLE else "clock" if reason in CLOCK else "other"
+
+
+async def count_not_kept(conn: AsyncConnection, counts: Mapping[tuple[str, str], int]) -> None:
+    """By source and reason; in one order for everybody, since rows are locked in it."""
+    if not counts:
+        return
+    statement = insert(not_kept)
+    await conn.execute(
+        statement.values(hour=func.date_trunc("hour", func.now())).on_conflict_do_update(
+            index_elements=("source", "reason", "hour"),
+            set_={"requests": not_kept.c.requests + statement.excluded.requests},
+        ),
+        [{"source": source, "reason": reason, "requests": count} for (source, reason), count in sorted(counts.items())],
+    )
+
+
 async def prune(conn: AsyncConnection, now: datetime) -> int:
-    """Takes out what is over a day old, and each source's oldest beyond its bytes; how many rows. One at a time does it."""
+    """Takes out what is over a day old, and each source's oldest beyond the bytes of their share; how many rows. One at
+    a time does it."""
     if not (await conn.execute(select(func.pg_try_advisory_xact_lock(PRUNE_LOCK)))).scalar_one():
         return 0
     old = select(rejected.c.id).where(rejected.c.received_at < now - KEPT_FOR).limit(PRUNED_MAX)
@@ -76,19 +128,41 @@ async def prune(conn: AsyncConnection, now: datetime) -> int:
     newer_bytes = func.sum(
         # Neither is read for it: the length of stored bytes and the size of a stored value are in the row itself.
         func.coalesce(func.length(rejected.c.body), 0) + func.pg_column_size(rejected.c.headers) + ROW_BYTES
-    ).over(partition_by=rejected.c.source, order_by=(rejected.c.received_at.desc(), rejected.c.id.desc()))
-    sized = select(rejected.c.id, newer_bytes.label("bytes")).subquery()
-    beyond = select(sized.c.id).where(sized.c.bytes > KEPT_BYTES_MAX).limit(PRUNED_MAX)
-    return int(gone + (await conn.execute(delete(rejected).where(rejected.c.id.in_(beyond)))).rowcount)
+    )
+    share = case((rejected.c.reason.in_(MENDABLE), "mendable"), (rejected.c.reason.in_(CLOCK), "clock"), else_="other")
+    sized = select(
+        rejected.c.id,
+        share.label("share"),
+        newer_bytes.over(
+            partition_by=(rejected.c.source, share), order_by=(rejected.c.received_at.desc(), rejected.c.id.desc())
+        ).label("bytes"),
+    ).subquery()
+    most = case({name: int(KEPT_BYTES_MAX * part) for name, part in SHARES.items()}, value=sized.c.share)
+    beyond = select(sized.c.id).where(sized.c.bytes > most).limit(PRUNED_MAX)
+    taken = await conn.execute(
+        delete(rejected).where(rejected.c.id.in_(beyond)).returning(rejected.c.source, rejected.c.reason)
+    )
+    left_out = Counter((row.source, row.reason) for row in taken)
+    await count_not_kept(conn, left_out)
+    await conn.execute(delete(not_kept).where(not_kept.c.hour < now - KEPT_FOR - timedelta(hours=1)))
+    return int(gone + left_out.total())
 
 
 async def listed(
-    conn: AsyncConnection, *, source: str | None, reason: str | None, since: datetime | None, limit: int
+    conn: AsyncConnection,
+    *,
+    source: str | None,
+    reason: str | None,
+    since: datetime | None,
+    before: tuple[datetime, int] | None = None,
+    limit: int,
 ) -> Sequence[Row[Any]]:
     """Newest first, without headers and bodies."""
     query = select(
         rejected.c.id, rejected.c.source, rejected.c.reason, rejected.c.received_at, rejected.c.body_bytes
     ).order_by(rejected.c.received_at.desc(), rejected.c.id.desc())
+    if before is not None:
+        query = query.where(func.row(rejected.c.received_at, rejected.c.id) < func.row(*before))
     return (await conn.execute(narrowed(query, source, reason, since).limit(limit))).all()
 
 
@@ -104,6 +178,21 @@ async def summary(
         func.max(rejected.c.received_at).label("last_at"),
     ).group_by(rejected.c.source, rejected.c.reason)
     return (await conn.execute(narrowed(query, source, reason, since).order_by(func.count().desc()).limit(100))).all()
+
+
+async def left_out(
+    conn: AsyncConnection, *, source: str | None, reason: str | None, since: datetime | None
+) -> dict[tuple[str, str], int]:
+    """How many were not kept, by source and reason; counted by whole hours."""
+    query = select(not_kept.c.source, not_kept.c.reason, func.sum(not_kept.c.requests))
+    if source is not None:
+        query = query.where(not_kept.c.source == source)
+    if reason is not None:
+        query = query.where(not_kept.c.reason == reason)
+    if since is not None:
+        query = query.where(not_kept.c.hour > since - timedelta(hours=1))
+    found = await conn.execute(query.group_by(not_kept.c.source, not_kept.c.reason))
+    return {(row[0], row[1]): int(row[2]) for row in found}
 
 
 def narrowed(query: Any, source: str | None, reason: str | None, since: datetime | None) -> Any:
@@ -159,6 +248,7 @@ async def quarantined(
             receipts.c.body_sha256,
             receipts.c.secret_name,
             receipts.c.attempted_at,
+            func.coalesce(receipts.c.first_received_at, receipts.c.received_at).label("came_at"),
             events.c.event_id,
             replays.c.replayed_as,
         )
@@ -194,3 +284,19 @@ async def replayed(conn: AsyncConnection, event_row_id: str, replayed_as: str, a
         .values(event_row_id=event_row_id, replayed_as=replayed_as, at=at)
         .on_conflict_do_nothing(index_elements=("event_row_id",))
     )
+
+
+async def came(conn: AsyncConnection, event_row_id: str, body_sha256: bytes, at: datetime) -> None:
+    """Of a request that this transaction took in: when it came. Whether it was the first of its event or another body
+    under its identity; where it was there already nothing is changed."""
+    for table in (receipts, conflicts):
+        await conn.execute(
+            update(table)
+            .where(
+                table.c.event_row_id == event_row_id,
+                table.c.body_sha256 == body_sha256,
+                table.c.received_at >= func.now(),  # the transaction's start
+                table.c.received_at > at,
+            )
+            .values(first_received_at=at)
+        )

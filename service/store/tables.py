@@ -89,6 +89,9 @@ receipts = Table(
     Column("body_sha256", LargeBinary, nullable=False),
     Column("secret_name", Text),  # which secret verified it; never the secret
     Column("attempted_at", Instant),
+    Column(
+        "first_received_at", Instant
+    ),  # of what was replayed: when it came, where `received_at` is when it was taken
     PrimaryKeyConstraint("event_row_id", "received_at"),
     postgresql_partition_by="RANGE (received_at)",
 )
@@ -120,8 +123,10 @@ conflicts = Table(
     Column("body", LargeBinary, nullable=False),
     Column("secret_name", Text),
     Column("attempted_at", Instant),
+    Column("first_received_at", Instant),
     PrimaryKeyConstraint("event_row_id", "body_sha256"),
     Index(None, "received_at"),
+    Index("ix_conflicts_source_received_at", "source", "received_at"),
 )
 
 accounts = Table(
@@ -353,16 +358,18 @@ tokens = Table(
     Column("last_used_at", Instant),
 )
 
-# When a signing secret was used, so that `authwatch secrets list` can say which is safe to remove. Names, never keys.
+# When a signing secret was used, so that `authwatch secrets list` can say which is safe to remove. Never a key: its
+# fingerprint, because a name may stand for another key tomorrow, and the name it last had.
 secret_uses = Table(
     "secret_uses",
     metadata,
     Column("source", Text, nullable=False),
-    Column("secret_name", Text, nullable=False),
+    Column("secret_name", Text, key="fingerprint", nullable=False),  # by name until 0008, and by old code beside us
+    Column("shown_name", Text),
     Column("first_used_at", Instant, nullable=False),
     Column("last_used_at", Instant, nullable=False),
     Column("uses", BigInteger, nullable=False),
-    PrimaryKeyConstraint("source", "secret_name"),
+    PrimaryKeyConstraint("source", "fingerprint"),
 )
 
 heartbeats = Table(

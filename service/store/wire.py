@@ -15,6 +15,7 @@ from uuid import UUID
 
 import orjson
 
+from service.event import TEXT_BYTES_MAX
 from service.store.log import Receipt
 
 # Type oids that never change (pg_type.dat).
@@ -24,7 +25,7 @@ FIELDS = (23).to_bytes(4)
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 ARRAY_HEADER = Struct(">iiIii")
 WORDS_MAX = 4096
-LENGTHS = tuple(number.to_bytes(4) for number in range(2049))
+LENGTHS = tuple(number.to_bytes(4) for number in range(TEXT_BYTES_MAX + 1))
 
 UUID_FIELD = UUID_OID + LENGTHS[16]
 TIME_FIELD = TIMESTAMPTZ + LENGTHS[8]
@@ -73,7 +74,7 @@ def text(value: str | None) -> bytes:
     if value is None:
         return TEXT_NULL
     raw = value.encode()
-    return TEXT + LENGTHS[len(raw)] + raw  # at most 512 characters (event.TEXT_CHARS_MAX), so at most 2,048 bytes
+    return TEXT + LENGTHS[len(raw)] + raw  # an adapter quarantines what is longer than TEXT_BYTES_MAX
 
 
 @lru_cache(maxsize=WORDS_MAX)

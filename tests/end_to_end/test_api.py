@@ -428,7 +428,7 @@ async def test_an_account_shows_its_state_its_alerts_and_its_workflows(api: Api)
 
 
 async def test_accounts_are_listed_by_filter_and_page(api: Api) -> None:
-    long = "ü" * 512  # an id of the greatest length still makes a cursor we take back
+    long = "ü" * 256  # an id of the greatest length still makes a cursor we take back
     for account_id, status in (("ca_1", "ACTIVE"), ("ca_2", "EXPIRED"), (long, "ACTIVE")):
         await api.happened(account_id, status, environment_id=long)
     assert [item["account_id"] for item in await api.items("/v1/accounts?status=EXPIRED")] == ["ca_2"]
@@ -484,6 +484,13 @@ async def test_put_answers_the_workflow_as_it_now_is_and_again_the_same(api: Api
     said = {"orchestrator": {"name": "nobody", "ref": "1"}}
     problem(await api.client.put("/v1/workflows/w3", json=said), 400, "unknown_orchestrator")
     problem(await api.client.get("/v1/workflows/w3"), 404)
+
+
+async def test_an_id_is_bounded_by_its_bytes(api: Api) -> None:
+    long = "\U0001f511" * 128
+    assert (await api.put(long, account_ids=[long]))["workflow_id"] == long
+    problem(await api.client.put(f"/v1/workflows/{long}x", json={}), 400, "invalid_path")
+    problem(await api.client.put("/v1/workflows/w1", json={"account_ids": [long + "x"]}), 400)
 
 
 async def test_workflows_are_listed_page_by_page_whatever_their_names(api: Api) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from service.event import new_id
 from service.store import log
+from service.store.conflicts import UNTOLD_MAX
 from service.store.session import begin
 from tests.conftest import SECRET
 from tests.end_to_end.test_api import Api, opened
@@ -90,7 +92,7 @@ async def test_after_a_person_resolved_it_a_further_body_is_said_anew(api: Api) 
 
 
 async def test_a_clock_that_ran_ahead_and_was_put_right_hides_no_conflict(api: Api) -> None:
-    looked = Looked(since=datetime.now(UTC) + timedelta(days=2))
+    looked = Looked(since={"scalekit": datetime.now(UTC) + timedelta(days=2)})
     first = event_body()
     await send(api, first)
     await send(api, event_body(id=json.loads(first)["id"], data={"id": "ca_other"}))
@@ -107,7 +109,55 @@ async def test_who_holds_the_secret_cannot_flood_the_on_call(api: Api) -> None:
     for _ in range(2):
         await tell_conflicts(api.runtime, looked)
         assert len(await told(api, "firing")) == OPEN_OF_SOURCE_MAX
-    assert looked.since is not None
+    # None is forgotten: each has its turn, also long after it came.
+    async with begin(api.runtime.engine) as conn:
+        await conn.execute(text("UPDATE conflicts SET received_at = received_at - interval '1 hour'"))
+    looked.since = {source: since and since - timedelta(hours=1) for source, since in looked.since.items()}
+    for number in range(1, 4):
+        await tell_conflicts(api.runtime, looked)
+        await api.post(f"/v1/alerts/{(await told(api, 'firing'))[0]['id']}/resolve")
+        await tell_conflicts(api.runtime, looked)
+        assert (len(await told(api, "firing")), len(await told(api))) == (
+            OPEN_OF_SOURCE_MAX,
+            OPEN_OF_SOURCE_MAX + number,
+        )
+    await tell_conflicts(api.runtime, looked)
+    assert len(await told(api)) == OPEN_OF_SOURCE_MAX + 3
+    assert looked.waiting == set()
+
+
+async def test_many_of_one_source_hide_none_of_another(api: Api) -> None:
+    [source] = api.runtime.sources.values()
+    api.runtime.sources.swap({"scalekit": source, "other": replace(source, name="other")})
+    for name, count in (("scalekit", UNTOLD_MAX + 2), ("other", 1)):
+        for _ in range(count):
+            event_id = f"evt_{new_id()}"
+            for body in (b'{"one": 1}', b'{"other": 1}'):
+                async with begin(api.runtime.engine) as conn:
+                    await log.accept(conn, [make_receipt(source=name, body=body, event_id=event_id)])
+    await tell_conflicts(api.runtime, Looked())
+    assert "other:" in str([alert["summary"] for alert in await told(api)])
+    assert len(await told(api)) == OPEN_OF_SOURCE_MAX + 1
+
+
+async def test_many_bodies_of_one_event_hide_no_other_event(api: Api) -> None:
+    looked = Looked()
+    for event_id, count in ((f"evt_{new_id()}", UNTOLD_MAX + 2), (f"evt_{new_id()}", 2)):
+        for number in range(count):
+            async with begin(api.runtime.engine) as conn:
+                await log.accept(conn, [make_receipt(body=b'{"n": %d}' % number, event_id=event_id)])
+    for _ in range(2):
+        await tell_conflicts(api.runtime, looked)
+    assert len(await told(api)) == 2
+
+
+async def test_a_signed_event_that_was_replayed_counts_as_signed(api: Api) -> None:
+    event_id = f"evt_{new_id()}"
+    for origin, body in (("recovery", b'{"one": 1}'), ("webhook", b'{"other": 1}')):
+        async with begin(api.runtime.engine) as conn:
+            await log.accept(conn, [make_receipt(origin=origin, body=body, event_id=event_id)])
+    await tell_conflicts(api.runtime, Looked())
+    assert len(await told(api, "firing")) == 1
 
 
 @pytest.mark.parametrize(("first", "second"), [("webhook", "recovery"), ("recovery", "webhook")])

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from service.app import create_app
 from service.children import choose_port
 from service.doctor import Finding, findings, of_clocks, of_public_url
+from service.durability import Given, faults
 from service.runtime import Runtime
 from service.settings import load_settings
 from service.signatures import make_secret
@@ -135,6 +136,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
     assert set(found) == {
         "settings",
         "database",
+        "durability",
         "migrations",
         "clock",
         "evaluator",
@@ -232,6 +234,44 @@ async def test_migrations_that_wait_or_are_ahead_are_named(ward: Ward, servers: 
     async with begin(engine) as conn:
         await conn.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
     assert "a revision that this version does not know" in (await ward.bad())["migrations"]
+
+
+@pytest.mark.parametrize(
+    ("how", "undo"),
+    [
+        (
+            "ALTER DATABASE {database} SET synchronous_commit = off",
+            "ALTER DATABASE {database} RESET synchronous_commit",
+        ),
+        (
+            "ALTER ROLE {role} IN DATABASE {database} SET synchronous_commit = off",
+            "ALTER ROLE {role} IN DATABASE {database} RESET synchronous_commit",
+        ),
+    ],
+)
+async def test_a_commit_that_is_not_on_the_disk_is_named_with_the_mend(
+    ward: Ward, engine: AsyncEngine, how: str, undo: str
+) -> None:
+    assert (await ward.examine())["durability"].ok is True
+    async with begin(engine) as conn:
+        row = (await conn.execute(text("SELECT current_user AS role, current_database() AS database"))).one()
+        names = {"role": f'"{row.role}"', "database": f'"{row.database}"'}
+        await conn.execute(text(how.format(**names)))
+    said = (await ward.examine())["durability"]
+    assert (said.ok, "synchronous_commit is off" in said.said) == (False, True)
+    assert undo.format(**names) in said.said
+    async with begin(engine) as conn:
+        await conn.execute(text(undo.format(**names)))
+    assert (await ward.examine())["durability"].ok is True
+
+
+def test_what_a_server_must_not_be_without_is_named() -> None:
+    settings = [Given("fsync", "off", "configuration file"), Given("full_page_writes", "off", "command line")]
+    said = faults([*settings, Given("synchronous_commit", "remote_apply", "user")], role="a", database="d")
+    assert [line.partition(":")[0] for line in said] == ["fsync is off", "full_page_writes is off"]
+    assert said[0].endswith("ALTER SYSTEM SET fsync = on, then SELECT pg_reload_conf()")
+    [client] = faults([Given("synchronous_commit", "off", "client")], role="a", database="d")
+    assert client.endswith("take it out of DATABASE_URL and PGOPTIONS")
 
 
 async def test_redis_that_is_away_only_slows_and_none_at_all_is_a_hint(ward: Ward) -> None:

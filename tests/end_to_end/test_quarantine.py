@@ -217,7 +217,23 @@ async def test_a_flood_nobody_signed_keeps_its_share_and_keeps_nobody_out(runnin
         answers = await asyncio.gather(*unsigned[:250], *genuine, *unsigned[250:])
         took = time.monotonic() - began
     assert answers == [401] * 250 + [202] * 20 + [401] * 250
+    async with running.client() as client:
+
+        async def all_said() -> bool:
+            [row] = (await client.get("/v1/quarantine/rejected?reason=signature_missing")).json()["summary"] or [{}]
+            return bool(row) and row["count"] + row["not_kept"] == 500 and row["not_kept"] > 0
+
+        await until(all_said, 10, running.logs)
+        seen, after = [], ""
+        for _ in range(500):
+            page = (await client.get(f"/v1/quarantine/rejected?limit=7{after}")).json()
+            seen += [item["id"] for item in page["items"]]
+            if page["next_cursor"] is None:
+                break
+            after = f"&cursor={page['next_cursor']}"
+        assert (await client.get("/v1/quarantine/rejected?cursor=x")).status_code == 400
     running.kill("serve", signal.SIGTERM)
     with psycopg.connect(running.environment["DATABASE_URL"]) as conn:
+        assert sorted(seen) == [row[0] for row in conn.execute("SELECT id FROM rejected ORDER BY id")]
         [kept] = conn.execute("SELECT count(*) FROM rejected").fetchone() or (0,)
     assert 1 <= kept <= KEPT_PER_SECOND_MAX * (took + 1)

@@ -16,10 +16,13 @@ from sqlalchemy import text
 
 from service.event import new_id
 from service.evidence import Evidence, shown_body, verify_again
+from service.providers.scalekit import Scalekit
+from service.replay import replay_quarantined, replay_rejected
 from service.settings import SecretSettings, SourceSettings
 from service.signatures import make_secret, parse_secret
 from service.sources import PROBE_PREFIX, fingerprint, open_source
-from service.store import log
+from service.store import log, rejected
+from service.store.rejected import Rejected
 from service.store.session import begin
 from tests.conftest import SECRET
 from tests.end_to_end.test_api import Api, opened, problem
@@ -124,7 +127,7 @@ def test_a_body_without_a_token_is_shown_as_it_came() -> None:
 
 async def test_what_was_changed_since_is_said(api: Api) -> None:
     body, other = event_body(), event_body(data={"id": "ca_2"})
-    event_id = await kept(api, body)
+    event_id = await kept(api, body, message_id="msg_1")
     await change(api, event_id, "body = :body", body=other)
     assert await result(api, event_id) == "hash_mismatch"
     await change(api, event_id, "body = :body, body_sha256 = :sha", body=other, sha=hashlib.sha256(other).digest())
@@ -133,6 +136,12 @@ async def test_what_was_changed_since_is_said(api: Api) -> None:
     assert await result(api, event_id) == "verified"
     await change(api, event_id, "headers = headers || jsonb_build_object('webhook-id', 'msg_other')")
     assert await result(api, event_id) == "signature_wrong"
+    await change(api, event_id, "headers = headers || jsonb_build_object('webhook-id', 'msg_1')")
+    assert await result(api, event_id) == "verified"
+    for seconds in (60, 3600):
+        await change(api, event_id, "attempted_at = attempted_at + :late", late=timedelta(seconds=seconds))
+        assert await result(api, event_id) == "attempt_differs"
+        await change(api, event_id, "attempted_at = attempted_at - :late", late=timedelta(seconds=seconds))
     await change(api, event_id, "headers = headers - 'webhook-signature'")
     assert await result(api, event_id) == "signature_missing"
 
@@ -151,6 +160,13 @@ async def test_a_secret_that_is_gone_or_renamed_is_said(api: Api) -> None:
     assert said == {"result": "verified", "detail": f"by the secret now named 2026-08; it was {NAME} then"}
     live(SecretSettings.model_validate({"name": NAME, "value": make_secret()}))
     assert await result(api, event_id) == "signature_wrong"
+    # The name stands for another key by now, and the key has moved on to the next slot.
+    live(
+        SecretSettings.model_validate({"name": NAME, "value": make_secret()}),
+        SecretSettings.model_validate({"name": "previous", "value": SECRET}),
+    )
+    said = (await receipt(api, event_id))["verification"]
+    assert said == {"result": "verified", "detail": f"by the secret now named previous; it was {NAME} then"}
     sources.swap({})
     assert await result(api, event_id) == "source_gone"
 
@@ -199,6 +215,9 @@ async def test_credentials_in_headers_are_not_kept_and_the_signature_is_kept_who
         "X-Acme-Token": "shh-0123456789",
         "X-Referer": f"https://x.example/?access_token={TOKEN}",
         "X-Fine": "fine",
+        "X-Acme-Key": "shh-0123456789",
+        "X-Forwarded-Uri": f"/hook?a=1&access_token={TOKEN}&b=2",
+        "X-" + "n" * 500: "long",
     }
     order = credentials | many | headers | {"webhook-signature": f"{padding} {headers['webhook-signature']}"}
     answer = await api.client.post("/webhooks/scalekit", content=body, headers=order)
@@ -214,8 +233,30 @@ async def test_credentials_in_headers_are_not_kept_and_the_signature_is_kept_who
     assert said["verification"]["result"] == "verified"
     async with begin(api.runtime.engine) as conn:
         stored = (await conn.execute(text("SELECT headers FROM receipts"))).scalar_one()
-    assert f"Bearer {TOKEN}" not in json.dumps(stored)
+    written = json.dumps(stored)
+    assert TOKEN not in written
+    assert "shh-0123456789" not in written
     assert {"authorization", "x-forwarded-access-token"} & set(stored) == set()
+    assert stored["x-acme-token"] == stored["x-acme-key"] == "***"
+    assert stored["x-referer"] == "https://x.example/?access_token=***"
+    assert stored["x-forwarded-uri"] == "/hook?a=1&access_token=***&b=2"
+    assert stored["x-" + "n" * 126] == "long"
+    assert stored["webhook-signature"] == order["webhook-signature"]
+
+
+async def test_a_header_that_came_twice_is_kept_whole(api: Api) -> None:
+    body = event_body()
+    twice = [("x-forwarded-for", "10.0.0.1"), ("X-Forwarded-For", "10.0.0.2"), ("user-agent", "a"), ("user-agent", "b")]
+    many = [("x-many", "m" * 3000), ("x-many", "m" * 3000), ("x-acme-token", "one"), ("x-acme-token", "two")]
+    answer = await api.client.post(
+        "/webhooks/scalekit", content=body, headers=[*signed(body, SECRET).items(), *twice, *many, ("cookie", "x")]
+    )
+    headers = (await receipt(api, answer.json()["id"]))["headers"]
+    assert headers["x-forwarded-for"] == "10.0.0.1, 10.0.0.2"
+    assert headers["user-agent"].endswith("a, b")
+    assert len(headers["x-many"]) == 4096
+    assert set(headers["x-acme-token"]) == {"*"}
+    assert "cookie" not in headers
 
 
 @pytest.mark.parametrize(("late", "expected"), [(0, "verified"), (320, "verified"), (3600, "outside_window")])
@@ -232,3 +273,69 @@ def test_the_window_is_held_to_the_time_of_receipt(late: int, expected: str) -> 
         secret_name=NAME,
     )
     assert verify_again(evidence, source).result == expected
+
+
+async def age(api: Api, table: str) -> None:
+    """As if everything in it had come an hour ago."""
+    async with begin(api.runtime.engine) as conn:
+        await conn.execute(text(f"UPDATE {table} SET received_at = received_at - interval '1 hour'"))
+
+
+async def test_what_was_refused_an_hour_ago_and_replayed_keeps_the_time_it_came(api: Api) -> None:
+    now = datetime.now(UTC)
+    came, secret = now - timedelta(hours=1), make_secret()
+    first, other = event_body(), event_body()
+    batch = []
+    for body in (first, other, event_body(id=json.loads(other)["id"], data={"id": "ca_x"})):
+        headers = signed(body, secret, at=int(came.timestamp()) - 2)
+        batch.append(
+            Rejected(
+                source="scalekit",
+                reason="signature_wrong",
+                received_at=came,
+                headers=headers,
+                body=body,
+                body_bytes=len(body),
+            )
+        )
+    async with begin(api.runtime.engine) as conn:
+        await rejected.keep(conn, batch)
+    secrets = (SecretSettings.model_validate(secret), SecretSettings.model_validate(SECRET))
+    api.runtime.sources.swap({"scalekit": open_source("scalekit", SourceSettings(secrets=secrets))})
+    done = await replay_rejected(api.runtime.engine, api.runtime.sources)
+    assert (done.taken, done.known) == (3, 1)
+    found = [await receipt(api, event["id"]) for event in await api.items("/v1/events")]
+    assert sorted(len(said["conflicts"]) for said in found) == [0, 1]
+    for said in found:
+        for shown in (said, *said["conflicts"]):
+            assert shown["verification"]["result"] == "verified"
+            assert datetime.fromisoformat(shown["first_received_at"]) == came
+            assert 2 <= shown["clock_skew_seconds"] < 4
+            assert datetime.fromisoformat(shown["received_at"]) >= now
+
+
+async def test_what_could_not_be_read_an_hour_ago_and_is_replayed_keeps_the_time_it_came(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b"\xff\xfe" + event_body(data={"id": "ca_bom"})
+    hour_ago = int(datetime.now(UTC).timestamp()) - 3600
+    answer = await send(api, body)
+    assert answer.json()["status"] == "quarantined"
+    headers = json.dumps(signed(body, SECRET, at=hour_ago))
+    at = datetime.fromtimestamp(hour_ago, UTC)
+    await change(api, answer.json()["id"], "headers = cast(:h as jsonb), attempted_at = :at", h=headers, at=at)
+    for table in ("events", "receipts"):
+        await age(api, table)
+    plain = Scalekit.normalise
+    monkeypatch.setattr(Scalekit, "normalise", lambda self, raw, id_: plain(self, raw.removeprefix(b"\xff\xfe"), id_))
+    assert (await replay_quarantined(api.runtime.engine, api.runtime.sources)).taken == 1
+    [event] = await api.items("/v1/events?account_id=ca_bom")
+    said = await receipt(api, event["id"])
+    assert said["verification"]["result"] == "verified"
+    assert abs(datetime.fromisoformat(said["first_received_at"]).timestamp() - hour_ago) < 60
+    assert abs(said["clock_skew_seconds"]) < 60
+
+
+async def test_a_receipt_that_was_not_replayed_has_no_other_time(api: Api) -> None:
+    event_id = await kept(api, event_body())
+    assert (await receipt(api, event_id))["first_received_at"] is None

@@ -113,8 +113,13 @@ async def test_a_secret_is_rotated_in_the_config_file_while_it_runs(place: Runni
     await until(answered(place, old, 401), TAKEN_SECONDS_MAX, place.logs)
 
     async def unsaid() -> bool:
-        return [state for state, _ in alerts_of(place)] == ["resolved"]
+        return {state for state, _ in alerts_of(place)} == {"resolved"}
 
+    await until(unsaid, TAKEN_SECONDS_MAX, place.logs)
+    good = config.read_text()
+    write(config, f"sources:\n  scalekit:\n    secrets:\n    - {old}:\n")  # a colon too many makes it a key
+    await until(lambda: told_of(place, 'unknown key "sources.scalekit.secrets.0.***"'), TAKEN_SECONDS_MAX, place.logs)
+    write(config, good)
     await until(unsaid, TAKEN_SECONDS_MAX, place.logs)
 
     async def written() -> bool:
@@ -154,6 +159,10 @@ async def test_several_receivers_take_a_change_of_the_secrets_file_each_for_itse
         assert await answer_of(place, new) == 202
 
 
+async def told_of(place: Running, words: str) -> bool:
+    return any(words in summary for _, summary in alerts_of(place))
+
+
 async def said_in(place: Running, word: str) -> bool:
     return word in (place.folder / "serve.log").read_text()
 
@@ -170,6 +179,47 @@ async def test_a_hangup_means_look_now_and_the_uses_are_written_at_the_end(place
     assert "sources.asked_to_look" in place.logs()
     [item] = listed(place).values()
     assert (item["uses"], item["position"]) == (1, 1)
+
+
+async def test_the_worker_knows_the_sources_there_are_and_outlives_a_hangup(place: Running) -> None:
+    config = place.folder / "config.yml"
+    secret, other = make_secret(), make_secret()
+    write(config, f"sources: {{scalekit: {{secrets: [{secret}]}}}}")
+    place.environment["AUTHWATCH_CONFIG"] = str(config)
+    place.start("worker")
+    worker = place.processes["worker"]
+
+    def has_said(*words: str) -> Callable[[], Any]:
+        async def said() -> bool:
+            assert worker.poll() is None, place.logs()
+            lines = (place.folder / "worker.log").read_text().splitlines()
+            return any(all(word in line for word in words) for line in lines)
+
+        return said
+
+    await until(handles_hangups(worker.pid), TAKEN_SECONDS_MAX, place.logs)
+    place.kill("worker", signal.SIGHUP)
+    await until(has_said("worker.started"), TAKEN_SECONDS_MAX, place.logs)
+    write(config, f"sources: {{scalekit: {{secrets: [{secret}]}}, other: {{secrets: [{other}]}}}}")
+    await until(has_said("sources.changed", '"scalekit"', '"other"'), TAKEN_SECONDS_MAX, place.logs)
+    place.kill("worker", signal.SIGHUP)
+    await until(has_said("sources.asked_to_look"), TAKEN_SECONDS_MAX, place.logs)
+    place.kill("worker", signal.SIGTERM)
+    assert worker.returncode == 0
+
+
+def handles_hangups(pid: int) -> Callable[[], Any]:
+    """Whether a SIGHUP is ignored or caught there by now: the interpreter itself takes a moment to start."""
+
+    def handled() -> bool:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigIgn:", "SigCgt:"))]
+        return any(mask & 1 << (signal.SIGHUP - 1) for mask in masks)
+
+    async def asked() -> bool:
+        return await asyncio.to_thread(handled)
+
+    return asked
 
 
 def blocks_of_readme() -> list[str]:

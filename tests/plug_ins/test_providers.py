@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from service.errors import BadRequest, PayloadUnreadable, SignatureInvalid
+from service.event import TEXT_BYTES_MAX
 from service.providers import PROVIDERS
-from service.providers.scalekit import EXAMPLES
+from service.providers.scalekit import EXAMPLES, meaning
 from service.signatures import make_secret
 from tests.make_requests import event_body, raw_headers, signed
 
@@ -133,12 +134,34 @@ def test_times(written: object, expected: datetime | None) -> None:
         (b'{"type": "\\ud800"}', "text_unstorable"),
         (b'{"type": "a\\u0000b"}', "text_unstorable"),
         (b'{"type": "' + b"x" * 600 + b'"}', "text_too_long"),
+        ('{"type": "' + "\u00fc" * 257 + '"}', "text_too_long"),
+        ('{"type": "x", "id": "' + "\U0001f511" * 129 + '"}', "text_too_long"),
     ],
 )
-def test_what_cannot_be_read_says_why(body: bytes, code: str) -> None:
+def test_what_cannot_be_read_says_why(body: bytes | str, code: str) -> None:
     with pytest.raises(PayloadUnreadable) as caught:
-        PROVIDERS["scalekit"].normalise(body, "msg_1")
+        PROVIDERS["scalekit"].normalise(body.encode() if isinstance(body, str) else body, "msg_1")
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_no_field_of_an_event_is_longer_than_the_log_takes(name: str) -> None:
+    """512 bytes of UTF-8, whatever they say: the adapter quarantines what is longer, and keeps the rest whole."""
+    for text in ("x" * TEXT_BYTES_MAX, "\u00fc" * (TEXT_BYTES_MAX // 2), "\U0001f511" * (TEXT_BYTES_MAX // 4)):
+        long = {"id": text, "environment_id": text, "organization_id": text}
+        data = dict.fromkeys(("id", "connection_id", "identifier", "provider", "status"), text)
+        event = PROVIDERS[name].normalise(event_body(text, data=data, **long), "msg_1")
+        assert {event.event_id, event.type, event.environment_id, event.account_id, event.status} == {text}
+        for field in long:
+            with pytest.raises(PayloadUnreadable):
+                PROVIDERS[name].normalise(event_body(**(long | {field: text + "x"})), "msg_1")
+
+
+def test_a_type_of_a_mebibyte_is_no_key_of_a_cache() -> None:
+    before = meaning.cache_info().currsize
+    with pytest.raises(PayloadUnreadable):
+        PROVIDERS["scalekit"].normalise(event_body("connected_account." + "x" * 1_000_000), "msg_1")
+    assert meaning.cache_info().currsize == before
 
 
 def test_an_event_without_an_id_goes_by_its_message_id() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service import commit
 from service.commit import Committer, Waiting
 from service.errors import Unavailable
+from service.event import TEXT_BYTES_MAX
 from service.runtime import make_partitions
 from service.store.log import LOG_LOCK, Receipt
 from service.store.pipeline import open_pipeline
@@ -168,3 +171,20 @@ async def test_a_database_that_is_away_is_an_answer_and_not_a_wait(engine: Async
     assert time.monotonic() - began < 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_longest_ids_that_are_let_through_fit_the_index_of_identities(
+    database_url: str, engine: AsyncEngine
+) -> None:
+    """Of characters that no compression makes shorter; else such an event would be answered 503 for ever."""
+    chance = random.Random(1)
+
+    def longest(size: int = TEXT_BYTES_MAX) -> str:
+        return "".join(chr(chance.randrange(0x10000, 0x10FFFF)) for _ in range(size // 4))
+
+    names = ("event_id", "type", "environment_id", "account_id", "connection_id", "status")
+    async with running(database_url, engine) as (committer, _):
+        long: dict[str, Any] = {name: longest() for name in names}
+        receipt = make_receipt(source="s" * 64, **long)
+        assert (await asyncio.wait_for(start(committer, receipt), 10)).kept.accepted
+    assert len(receipt.event.type.encode()) == TEXT_BYTES_MAX

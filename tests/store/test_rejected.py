@@ -21,10 +21,13 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HEADERS = [(b"webhook-id", b"msg_1"), (b"authorization", b"Bearer secret"), (b"user-agent", b"x")]
 
 
-def one(source: str, age: timedelta, size: int = 1000) -> Rejected:
-    return Rejected(
-        source=source, reason="signature_wrong", received_at=NOW - age, headers={}, body=b"x" * size, body_bytes=size
-    )
+def one(source: str, age: timedelta, size: int = 1000, reason: str = "signature_wrong") -> Rejected:
+    return Rejected(source=source, reason=reason, received_at=NOW - age, headers={}, body=b"x" * size, body_bytes=size)
+
+
+async def left_out(engine: AsyncEngine) -> dict[tuple[str, str], int]:
+    async with begin(engine) as conn:
+        return await rejected.left_out(conn, source=None, reason=None, since=None)
 
 
 async def sizes(engine: AsyncEngine, source: str) -> list[int]:
@@ -40,7 +43,7 @@ async def sizes(engine: AsyncEngine, source: str) -> list[int]:
 async def test_a_day_and_so_many_bytes_of_each_source_are_kept_the_newest(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 6000)
+    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 10_000)
     batch = [one("a", timedelta(hours=25), 1), *(one("a", timedelta(minutes=10 - n), 1000 + n) for n in range(6))]
     async with begin(engine) as conn:
         await rejected.keep(conn, [*batch, one("b", timedelta(minutes=1), 7)])
@@ -48,6 +51,39 @@ async def test_a_day_and_so_many_bytes_of_each_source_are_kept_the_newest(
     assert gone == 4
     assert await sizes(engine, "a") == [1003, 1004, 1005]
     assert await sizes(engine, "b") == [7]
+
+
+async def test_what_anyone_can_send_does_not_push_out_what_may_be_genuine(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 10_000)
+    genuine = [one("a", timedelta(hours=3)), one("a", timedelta(hours=3), reason="timestamp_too_old")]
+    async with begin(engine) as conn:
+        await rejected.keep(conn, [*genuine, *(one("a", timedelta(0), reason="signature_missing") for _ in range(20))])
+        assert await rejected.prune(conn, NOW) == 19
+        kept = await rejected.summary(conn, source=None, reason=None, since=None)
+    assert {row.reason: row.requests for row in kept} == {
+        "signature_wrong": 1,
+        "timestamp_too_old": 1,
+        "signature_missing": 1,
+    }
+    assert await left_out(engine) == {("a", "signature_missing"): 19}
+
+
+async def test_while_the_database_is_away_no_source_and_no_flood_pushes_out_another(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejections, "KEPT_PER_SECOND_MAX", 10_000)
+    kept = Rejections()
+    kept.note("b", "signature_missing", HEADERS, b"b", NOW)
+    kept.note("a", "signature_wrong", HEADERS, b"genuine", NOW)
+    for number in range(rejections.WAITING_MAX + 50):
+        kept.note("a", "signature_missing", HEADERS, b"%d" % number, NOW)
+    await kept.write(engine)
+    async with begin(engine) as conn:
+        rows = await rejected.summary(conn, source=None, reason=None, since=None)
+    assert {(row.source, row.reason) for row in rows} >= {("a", "signature_wrong"), ("b", "signature_missing")}
+    assert await left_out(engine) == {("a", "signature_missing"): 50}
 
 
 async def test_a_flood_of_one_reason_keeps_its_share_and_hides_no_other(engine: AsyncEngine) -> None:
@@ -65,6 +101,7 @@ async def test_a_flood_of_one_reason_keeps_its_share_and_hides_no_other(engine: 
             await conn.execute(select(rejected.rejected).where(rejected.rejected.c.reason == "signature_wrong"))
         ).all()
     assert counts == {"signature_missing": KEPT_PER_SECOND_MAX, "signature_wrong": 2}
+    assert await left_out(engine) == {("scalekit", "signature_missing"): 500 - KEPT_PER_SECOND_MAX}
     assert [row.body for row in rows] == [b"the one that matters", None]
     assert rows[1].body_bytes == rejections.BODY_BYTES_KEPT_MAX + 1
     assert rows[0].headers == {"webhook-id": "msg_1", "user-agent": "x"}
@@ -76,7 +113,7 @@ async def count(engine: AsyncEngine) -> int:
 
 
 async def test_large_headers_count_as_well_as_bodies(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 100_000)
+    monkeypatch.setattr(rejected, "KEPT_BYTES_MAX", 500_000)
     noise = random.Random(1)
     for number in range(10):
         signature = noise.randbytes(30_000).hex().encode()

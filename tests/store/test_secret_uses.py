@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.store import readers, secrets
@@ -15,8 +16,8 @@ OFF = timedelta(days=400)  # how wrong the receiver's clock is
 NEAR = timedelta(seconds=30)
 
 
-def use(name: str, now: datetime, first: float, last: float, count: int = 1) -> Use:
-    return Use("scalekit", name, now - timedelta(minutes=first), now - timedelta(minutes=last), count)
+def use(key: str, now: datetime, first: float, last: float, count: int = 1, name: str = "a name") -> Use:
+    return Use("scalekit", key, name, now - timedelta(minutes=first), now - timedelta(minutes=last), count)
 
 
 async def write(engine: AsyncEngine, uses: list[Use], now: datetime) -> None:
@@ -32,7 +33,7 @@ async def test_times_only_widen_and_a_wrong_clock_does_not_matter(engine: AsyncE
     async with begin(engine) as conn:
         clock = await readers.clock(conn)
         two, one = await secrets.everyone(conn)
-    assert (one.secret_name, one.count, two.secret_name) == ("one", 7, "two")
+    assert (one.fingerprint, one.count, two.fingerprint) == ("one", 7, "two")
     assert abs(clock - one.first_at - timedelta(minutes=60)) < NEAR
     assert abs(clock - one.last_at - timedelta(minutes=10)) < NEAR
 
@@ -51,4 +52,19 @@ async def test_several_receivers_write_at_once(engine: AsyncEngine) -> None:
     await asyncio.gather(*(write(engine, [use(name, now, 2, 1) for name in names], now) for _ in range(8)))
     async with begin(engine) as conn:
         found = await secrets.everyone(conn)
-    assert {each.secret_name: each.count for each in found} == dict.fromkeys(names, 8)
+    assert {each.fingerprint: each.count for each in found} == dict.fromkeys(names, 8)
+
+
+async def test_a_key_keeps_its_history_under_another_name_and_old_code_may_write_beside_us(engine: AsyncEngine) -> None:
+    now = datetime.now(UTC)
+    async with begin(engine) as conn:
+        old = "INSERT INTO secret_uses (source, secret_name, first_used_at, last_used_at, uses) VALUES"
+        await conn.execute(text(f"{old} ('scalekit', '0123abcd', now() - interval '9 days', now(), 5)"))
+        await conn.execute(text(f"{old} ('scalekit', 'current', now() - interval '9 days', now(), 5)"))
+        [unnamed] = await secrets.everyone(conn)
+    assert (unnamed.fingerprint, unnamed.name, unnamed.count) == ("0123abcd", "0123abcd", 5)
+    await write(engine, [use("0123abcd", now, 2, 1, name="2026-11")], now)
+    async with begin(engine) as conn:
+        [named] = await secrets.everyone(conn)
+        assert now - named.first_at > timedelta(days=8)
+    assert (named.fingerprint, named.name, named.count) == ("0123abcd", "2026-11", 6)

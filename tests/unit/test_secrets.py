@@ -11,12 +11,14 @@ import pytest
 
 from service.errors import ConfigError
 from service.secrets import judge, table, to_json
-from service.settings import SECRETS_MAX, Environment, Settings, load_settings, load_sources
+from service.settings import SECRETS_MAX, Environment, Settings, SourceSettings, load_settings, load_sources
 from service.signatures import make_secret
-from service.sources import Source, fingerprint, open_sources
+from service.sources import Source, fingerprint, open_source, open_sources
 from service.store.secrets import WAITING_MAX, SecretUses, Use
 
 NEW, OLD, OTHER = make_secret(), make_secret(), make_secret()
+# 24 bytes: base64 without padding, and without + and / a word of letters and digits.
+PADLESS = "whsec_" + base64.b64encode(b"authwatch test secret 24").decode()
 KNOWN = "whsec_" + "QXV0aHdhdGNoIHRlc3Qgc2VjcmV0IDAwMDAwMDAwMDI="
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DATABASE = "postgresql://user:pw@127.0.0.1/authwatch"
@@ -93,6 +95,33 @@ def test_what_cannot_be_right_is_named(tmp_path: Path, secrets: str, said: str) 
     assert mistake(tmp_path, text, NEW=NEW, OLD=OLD, KNOWN=KNOWN, START=KNOWN[6:20]).startswith(said)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sources: {{one: {{secrets: [{{{secret}}}]}}}}",
+        "sources:\n  one:\n    secrets:\n    - {secret}:\n",
+        "sources:\n  one:\n    secrets:\n    - name: a\n      {secret}: x\n",
+        "sources: {{one: {{secrets: [a], {secret}: 1}}}}",
+        "sources: {{{secret}: {{secrets: [a]}}}}",
+        "sources: {{{secret}: 1}}",
+        "{secret}: 1",
+        "retention: {{{secret}: 1d}}",
+        "sources: {{one: {{provider: {secret}, secrets: ['${{NEW}}']}}}}",
+        "sources: {{one: {{secrets: [{{name: {secret}, value: '${{NEW}}'}}]}}}}",
+        "sources: {{one: {{secrets: ['${{{secret}}}']}}}}",
+        "!{secret}!x a",
+        "sources: {{one: {{secrets: [a, secrets: [{secret}]}}}}",
+    ],
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_slip_of_yaml_that_makes_a_secret_a_key_shows_it_nowhere(tmp_path: Path, text: str, bare: bool) -> None:
+    # A name without the prefix is what it says it is.
+    named = bare and ("{{name: {secret}" in text or "${{{secret}}}" in text or "sources: {{{secret}: {{" in text)
+    for secret in () if named else (OLD, PADLESS):
+        said = mistake(tmp_path, text.format(secret=secret.removeprefix("whsec_") if bare else secret), NEW=NEW)
+        assert not any(form[:16] in said for form in forms(secret))
+
+
 def test_the_same_key_twice_in_the_environment_is_named_by_its_fingerprint() -> None:
     [name] = names(opened(SCALEKIT_WEBHOOK_SECRET=OLD))
     with pytest.raises(ConfigError, match=f"sources.scalekit: the secret {name} is there twice"):
@@ -124,7 +153,11 @@ def test_no_key_is_in_what_prints_of_settings_and_sources(tmp_path: Path) -> Non
 
 
 def use(name: str, first: timedelta, last: timedelta, source: str = "scalekit") -> Use:
-    return Use(source, name, NOW - first, NOW - last, 7)
+    return Use(source, f"key of {name}", name, NOW - first, NOW - last, 7)
+
+
+def live(*names: str) -> dict[str, dict[str, str]]:
+    return {"scalekit": {name: f"key of {name}" for name in names}}
 
 
 @pytest.mark.parametrize(
@@ -163,8 +196,22 @@ def use(name: str, first: timedelta, last: timedelta, source: str = "scalekit") 
             (timedelta(days=9), timedelta(days=5)),
             None,
             "in use, last used 5 days ago",
-            "never used, and a newer one is in use: safe to remove",
+            "never used, and a newer one is in use since 2026-11-15 12:00: safe to remove",
             (False, True),
+        ),
+        (
+            (timedelta(hours=23), timedelta(0)),
+            None,
+            "in use, last used less than a minute ago",
+            "never used; a newer one is in use since 2026-11-23 13:00: wait until it was for a day",
+            (False, False),
+        ),
+        (
+            (timedelta(hours=1), timedelta(0)),
+            (timedelta(days=90), timedelta(days=2)),
+            "in use, last used less than a minute ago",
+            "last used 2 days ago; the newer one is in use since 2026-11-24 11:00: wait until this one was quiet for a day",
+            (False, False),
         ),
     ],
 )  # fmt: skip
@@ -176,7 +223,7 @@ def test_the_advice(
     safe: tuple[bool, bool],
 ) -> None:
     uses = [use(name, *times) for name, times in (("new", new), ("old", old)) if times]
-    lines = judge({"scalekit": ["new", "old"]}, uses, NOW)
+    lines = judge(live("new", "old"), uses, NOW)
     assert [line.advice for line in lines] == [of_new, of_old]
     assert tuple(line.safe_to_remove for line in lines) == safe
     assert [line.position for line in lines] == [1, 2]
@@ -184,7 +231,7 @@ def test_the_advice(
 
 def test_what_is_no_longer_configured_is_listed_after_the_live_ones() -> None:
     uses = [use("gone", timedelta(days=90), timedelta(days=3)), use("x", timedelta(2), timedelta(1), source="removed")]
-    lines = judge({"scalekit": ["new"]}, uses, NOW)
+    lines = judge(live("new"), uses, NOW)
     assert [(line.source, line.name, line.position) for line in lines] == [
         ("scalekit", "new", 1),
         ("scalekit", "gone", None),
@@ -195,17 +242,43 @@ def test_what_is_no_longer_configured_is_listed_after_the_live_ones() -> None:
     assert to_json(lines[0])["last_used_at"] is None
 
 
+def test_the_table_can_be_read_and_shows_no_key() -> None:
+    uses = [Use("scalekit", "key of old", "old", NOW - timedelta(days=90), NOW - timedelta(minutes=5), 1234567)]
+    assert table(judge(live("2026-11", "old"), uses, NOW)) == [
+        "source    secret   place  first used (UTC)  last used (UTC)      uses  advice",
+        "scalekit  2026-11      1  -                 -                       0  never used; an older one still is: is it"
+        " registered with the provider?",
+        "scalekit  old          2  2026-08-26 12:00  2026-11-24 11:55  1234567  in use, last used 5 minutes ago; the newer"
+        " one was never used",
+    ]
+
+
+def test_slots_whose_content_moves_at_a_rotation_keep_their_keys_times() -> None:
+    """`current` and `previous`: the key in use moved to `previous`, and is not yet safe to remove."""
+    moved = {"scalekit": {"current": "key of new", "previous": "key of old"}}
+    uses = [Use("scalekit", "key of old", "current", NOW - timedelta(days=90), NOW - timedelta(minutes=5), 7)]
+    current, previous = judge(moved, uses, NOW)
+    assert (current.uses, previous.uses, previous.safe_to_remove) == (0, 7, False)
+    assert previous.advice == "in use, last used 5 minutes ago; the newer one was never used"
+    gone = judge({"scalekit": {"current": "key of new"}}, uses, NOW)[1]
+    assert (gone.name, gone.position) == ("current (key of old)", None)
+
+
 def test_uses_are_counted_taken_once_and_put_back_whole() -> None:
     uses = SecretUses()
+    sources = {
+        name: open_source(name, SourceSettings.model_validate({"secrets": [{"name": secret, "value": OLD}]}))
+        for name, secret in (("a", "two"), ("b", "one"))
+    }
+    key = fingerprint(base64.b64decode(OLD.removeprefix("whsec_")))
     for minutes in (0, 2, 1):
-        uses.note("b", "one", NOW + timedelta(minutes=minutes))
-    uses.note("a", "two", NOW)
+        uses.note(sources["b"], "one", NOW + timedelta(minutes=minutes))
+    uses.note(sources["a"], "two", NOW)
     taken = uses.take()
     assert [(each.source, each.count) for each in taken] == [("a", 1), ("b", 3)]
     assert uses.take() == []
-    uses.note("b", "one", NOW + timedelta(minutes=9))
+    uses.note(sources["b"], "one", NOW + timedelta(minutes=9))
     uses.put_back(taken)
-    assert uses.take()[1] == Use("b", "one", NOW, NOW + timedelta(minutes=9), 4)
-    for number in range(WAITING_MAX + 5):
-        uses.note("b", str(number), NOW)
+    assert uses.take()[1] == Use("b", key, "one", NOW, NOW + timedelta(minutes=9), 4)
+    uses.put_back([Use("b", str(number), "one", NOW, NOW, 1) for number in range(WAITING_MAX + 5)])
     assert len(uses.take()) == WAITING_MAX

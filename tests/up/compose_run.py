@@ -194,6 +194,44 @@ def exercise(compose: Compose) -> None:
     assert len({event["id"] for event in failures}) == len(failures) == 9, "each accepted event once, no refused one"
     alerts = compose.api.get("/v1/alerts").json()["items"]
     assert sorted(alert["account_id"] for alert in alerts) == ["ca_1", "ca_2", "ca_3"]
+    rotate(compose)
+
+
+def rotate(compose: Compose) -> None:
+    print("the secret from a file, changed while it runs", flush=True)
+    folder = compose.empty / "secrets"
+    folder.mkdir(mode=0o755)
+    old = compose.environment.pop("SCALEKIT_WEBHOOK_SECRET")
+    new = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+
+    def write(text: str) -> None:
+        fresh = folder / "new"
+        fresh.write_text(text)
+        fresh.chmod(0o644)  # the container's user is another
+        fresh.replace(folder / "webhook-secrets")
+
+    def answered(secret: str) -> str:
+        compose.environment["SCALEKIT_WEBHOOK_SECRET"] = secret
+        try:
+            return compose.send("account.updated", "ca_4").stdout[:3]
+        finally:
+            del compose.environment["SCALEKIT_WEBHOOK_SECRET"]
+
+    write(old)
+    compose.environment |= {
+        "AUTHWATCH_SECRETS": str(folder),
+        "SCALEKIT_WEBHOOK_SECRET_FILE": "/run/authwatch/webhook-secrets",
+    }
+    compose("up", "-d")
+    compose.wait_healthy()
+    started = compose.inspect("receiver")["State"]["StartedAt"]
+    assert (answered(old), answered(new)) == ("202", "401")
+    write(f"{new},{old}")
+    wait("the new one taken", lambda: answered(new) == "202", PAUSED_SECONDS_MAX)
+    assert answered(old) == "202"
+    write(new)
+    wait("the old one refused", lambda: answered(old) == "401", PAUSED_SECONDS_MAX)
+    assert compose.inspect("receiver")["State"]["StartedAt"] == started
 
 
 def main() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,15 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
 class Up:
     """A running `authwatch up`."""
 
-    def __init__(self, data_dir: Path, port: int, *words: str, program: tuple[str, ...], **environment: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        *words: str,
+        program: tuple[str, ...],
+        terminal: int | None = None,
+        **environment: str,
+    ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         self.data_dir, self.port, self.url = data_dir, port, f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
@@ -46,6 +57,8 @@ class Up:
             text=True,
             env={**clean, **environment},
             start_new_session=True,
+            stdin=terminal,
+            preexec_fn=None if terminal is None else partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
         )
         self.out: list[str] = []
         self.err: list[str] = []
@@ -121,8 +134,10 @@ def start(data_dir: Path, program: tuple[str, ...]) -> Iterator[Callable[..., Up
     port = choose_port("127.0.0.1")
     started: list[Up] = []
 
-    def start_up(*words: str, to: Path = data_dir, at: int = port, **environment: str) -> Up:
-        started.append(Up(to, at, *words, program=program, **environment))
+    def start_up(
+        *words: str, to: Path = data_dir, at: int = port, terminal: int | None = None, **environment: str
+    ) -> Up:
+        started.append(Up(to, at, *words, program=program, terminal=terminal, **environment))
         return started[-1]
 
     yield start_up

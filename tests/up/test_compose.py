@@ -44,7 +44,8 @@ def test_our_services_run_without_rights(compose: dict[str, Any], name: str) -> 
     assert service["tmpfs"] == ["/tmp"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert all(volume["read_only"] is True for volume in service.get("volumes", []))
+    for volume in service.get("volumes", []):
+        assert volume.endswith(":ro") if isinstance(volume, str) else volume["read_only"] is True
 
 
 @pytest.mark.parametrize("name", ["receiver", "worker", *SERVERS])
@@ -97,6 +98,15 @@ def test_no_variable_that_start_up_reads_is_held_back(compose: dict[str, Any]) -
     held_back = {"AUTHWATCH_RULES", "AUTHWATCH_DATA_DIR"}
     for name in ("receiver", "worker"):
         assert read - held_back <= set(compose["services"][name]["environment"])
+
+
+@pytest.mark.parametrize("name", ["receiver", "worker"])
+def test_a_secret_can_change_while_it_runs(compose: dict[str, Any], name: str) -> None:
+    """A folder, since a file that was replaced is not seen through a mount of the old one; none is needed to start."""
+    service = compose["services"][name]
+    assert "${AUTHWATCH_SECRETS:-webhook-secrets}:/run/authwatch:ro" in service["volumes"]
+    assert "webhook-secrets" in compose["volumes"]
+    assert "SCALEKIT_WEBHOOK_SECRET_FILE" in service["environment"]
 
 
 def test_a_secret_that_is_not_set_stays_unset(compose: dict[str, Any]) -> None:
