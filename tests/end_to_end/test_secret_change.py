@@ -165,9 +165,9 @@ async def test_a_hangup_means_look_now_and_the_uses_are_written_at_the_end(place
     place.start("serve")
     await place.ready()
     place.kill("serve", signal.SIGHUP)
-    await until(answered(place, secret, 202), TAKEN_SECONDS_MAX, place.logs)
+    await until(lambda: said_in(place, "sources.asked_to_look"), TAKEN_SECONDS_MAX, place.logs)
+    assert await answer_of(place, secret) == 202
     place.kill("serve", signal.SIGTERM)
-    assert "sources.asked_to_look" in place.logs()
     [item] = listed(place).values()
     assert (item["uses"], item["position"]) == (1, 1)
 
