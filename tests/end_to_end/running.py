@@ -66,7 +66,8 @@ class Running:
 
     def start(self, *parts: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        words = {"serve": ["serve", "--port", str(self.port), *self.serve_words], "worker": ["worker"]}
+        serve = ["serve", "--port", str(self.port), *self.serve_words]
+        words = {"serve": serve, "worker": ["worker"], "worker-2": ["worker"]}
         for part in parts:
             with (self.folder / f"{part}.log").open("ab") as log:
                 self.processes[part] = subprocess.Popen(
