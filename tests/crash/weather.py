@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import httpx
 import psycopg
 from redis.asyncio import Redis as RedisClient
 from redis.exceptions import RedisError
@@ -22,10 +23,11 @@ from tests.crash.plan import Blow
 
 STOP_SECONDS_MAX = 20.0
 TEND_SECONDS = 0.1
-STRIKE_SECONDS_MAX = 30.0  # until there is something to strike
+STRIKE_SECONDS_MAX = 60.0  # until there is something to strike
 POLL_SECONDS = 0.03
 # What a blow keeps busy: blows on the same part wait for each other, all others fall together.
 BUSY = {"child": "receiver", "backend": "postgres", "disk": "postgres"}
+PATIENT, TAKING_SECONDS_MAX = 0.5, 10.0  # of the kills of what accepting needs, those that wait until it accepts
 SERVERS = ("postgres", "redis")
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'authwatch' AND backend_type = 'client backend'"
 PARTS = {"receiver": "serve", "worker": "worker"}  # by their names in Running
@@ -112,6 +114,8 @@ class Weather:
 
     async def _kill(self, blow: Blow) -> None:
         house, dice = self.house, random.Random(f"{self.seed} {blow.number}")
+        if blow.target in ("receiver", "child", "backend") and dice.random() < PATIENT:
+            await self._taking()
         if blow.target in ("receiver", "worker"):
             part = PARTS[blow.target]
             self._look(part)
@@ -152,6 +156,16 @@ class Weather:
                     return
             await asyncio.sleep(TEND_SECONDS)
         self._note(blow, felt=False, reason="there was none to kill")
+
+    async def _taking(self) -> None:
+        """Waits a while until the receiver takes events: on a slow machine it would else only ever die at its start."""
+        deadline = time.monotonic() + TAKING_SECONDS_MAX
+        async with httpx.AsyncClient(base_url=self.house.parts.url, trust_env=False, timeout=1.0) as client:
+            while time.monotonic() < deadline:
+                with suppress(httpx.HTTPError):
+                    if (await client.get("/readyz")).status_code == 200:
+                        return
+                await asyncio.sleep(TEND_SECONDS)
 
     async def _backends(self) -> list[int]:
         """Postgres' processes that serve ours; it may still be recovering from the blow before."""
