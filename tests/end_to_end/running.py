@@ -100,7 +100,11 @@ class Running:
             process.wait(20)
 
     def logs(self) -> str:
+        """The last of each, to explain a failure: what shall be found or not found is looked for in `whole_logs`."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def whole_logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
