@@ -28,8 +28,9 @@ LEASE_LOOKS_MAX = 500
 LOG_CHARS_MAX = 6000
 # A burst of breaks is judged, told and shipped at some tens a second; the longest lease that may have to expire is 125 s.
 SETTLE_SECONDS = 60 + KNOBS.events / 25 + (150 if KNOBS.long else 0)
-# Blows on one part wait for each other, and a loaded machine starts slowly: three times the plan and it is a finding.
-UNDER_WAY_SECONDS_MAX = 60 + 3 * load_seconds(PLAN)
+# Blows on one part wait for each other, and a loaded machine starts slowly: three times the plan, and the events that
+# could not be sent meanwhile, and it is a finding.
+UNDER_WAY_SECONDS_MAX = 60 + 3 * load_seconds(PLAN) + KNOBS.events / 25
 
 
 async def progress(began: float, sender: Sender, reader: FeedReader, weather: Weather) -> None:
