@@ -49,7 +49,7 @@ fuzz: ## The front door and the API under generated input, the long form (about 
 
 crash: ## The crash suite in full: 500 kills under load; AUTHWATCH_CRASH_SEED, _KILLS and _EVENTS choose
 	@$(call installed,dev)
-	@AUTHWATCH_CRASH_KILLS=$${AUTHWATCH_CRASH_KILLS:-500} AUTHWATCH_CRASH_EVENTS=$${AUTHWATCH_CRASH_EVENTS:-8000} \
+	@AUTHWATCH_CRASH_KILLS=$${AUTHWATCH_CRASH_KILLS:-500} AUTHWATCH_CRASH_EVENTS=$${AUTHWATCH_CRASH_EVENTS:-20000} \
 	  AUTHWATCH_CRASH_RESULT=$${AUTHWATCH_CRASH_RESULT:-bench/crash.md} $(BIN)/python -m pytest -s tests/crash/test_crash.py
 
 lock: ## Write the lock files anew from pyproject.toml

@@ -10,6 +10,7 @@ from bench.figure import Figure, shown
 
 FILE = Path(__file__).with_name("RESULTS.md")
 CRASH = Path(__file__).with_name("crash.md")
+CRASH_HEADING = "## `make crash`"
 BEGIN, END = "<!-- notes -->", "<!-- /notes -->"
 
 
@@ -50,9 +51,18 @@ def markdown(figures: Sequence[Figure], machine: Sequence[tuple[str, str]], seco
         *(f"- {figure.name}: {'; '.join(figure.notes)}." for figure in figures if figure.notes),
         "",
     ]
-    if CRASH.exists():
-        lines += ["## `make crash`", "", CRASH.read_text().strip(), ""]
-    return "\n".join(lines)
+    return "\n".join(lines) + crash_section()
+
+
+def crash_section() -> str:
+    return f"\n{CRASH_HEADING}\n\n{CRASH.read_text().strip()}\n" if CRASH.exists() else ""
+
+
+def put_crash() -> None:
+    """After `make crash`, which measures none of the figures: its section, the last one, is written anew."""
+    if FILE.exists():
+        before = FILE.read_text().partition(CRASH_HEADING)[0].rstrip("\n")
+        FILE.write_text(f"{before}\n{crash_section()}")
 
 
 def row(figure: Figure) -> str:

@@ -5,13 +5,15 @@ the migrations made.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+import traceback
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -27,6 +29,7 @@ from service.store.session import open_engine
 SECRET = "whsec_" + "QXV0aHdhdGNoIHRlc3Qgc2VjcmV0IDAwMDAwMDAwMDE="
 ADMIN_TOKEN = "admin-token-of-the-tests"
 DROPS_MAX = 25
+DROP_WAIT_MS = 3000
 numbers = itertools.count(1)
 
 
@@ -40,6 +43,27 @@ def pytest_configure() -> None:
     # slack-sdk obeys these even for loopback addresses, and a test must not depend on the machine's proxy.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         os.environ.pop(name, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a failed test left open is collected at once, so that its warnings do not fall on an innocent one.
+
+    The traceback's frames hold the test's variables until the next test; a debugger is the one who still needs them.
+    """
+    report = yield
+    if call.when == "call" and call.excinfo is not None and not item.config.getoption("usepdb"):
+        exc: BaseException | None = call.excinfo.value
+        while exc is not None:
+            for frame, _line in traceback.walk_tb(exc.__traceback__):
+                with suppress(RuntimeError):  # it still runs
+                    frame.clear()
+                _ = frame.f_locals  # up to Python 3.12 a copy, which only a look brings up to date
+            exc = exc.__cause__ or exc.__context__
+        gc.collect()
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -110,14 +134,24 @@ def template(servers: Servers) -> Iterator[str]:
 
 
 def drop_database(conn: psycopg.Connection[tuple[object, ...]], name: str) -> None:
-    """Autovacuum may be in it, which only a superuser may end: it leaves by itself."""
+    """Autovacuum may be in it, which only a superuser may end: it leaves by itself.
+
+    A connection whose opening was cancelled lives until it is collected, and while it has not said who it is, which may
+    be a minute, the server's drop waits for it.
+    """
+    conn.execute(f"SET statement_timeout = {DROP_WAIT_MS}".encode())
     for attempt in range(DROPS_MAX):
         try:
             conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
             return
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
+        except (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.ObjectInUse,
+            psycopg.errors.QueryCanceled,
+        ):
             if attempt + 1 == DROPS_MAX:
                 raise
+            gc.collect()
             time.sleep(0.2)
 
 

@@ -32,6 +32,7 @@ class Row:
 class AlertRow:
     id: str
     rule_id: str
+    about: str
     account_id: str | None
     opened_at: datetime
     ended_at: datetime | None
@@ -110,7 +111,7 @@ async def look(house: House, feed: Sequence[dict[str, Any]]) -> Found:
         found.alerts = await read(
             conn,
             AlertRow,
-            """SELECT id::text, rule_id, account_id, opened_at, condition_ended_at AS ended_at, state, discovered_late
+            """SELECT id::text, rule_id, group_key AS about, account_id, opened_at, condition_ended_at AS ended_at, state, discovered_late
             FROM alerts""",
         )
         found.actions = await read(

@@ -21,10 +21,12 @@ WORDS = {"failed": 56, "succeeded": 5, "ACTIVE": 8, "EXPIRED": 6, "DISCONNECTED"
 WORDS |= {"magic_link": 2, "deleted": 1}
 CONNECTION_OF_MANY = "conn_many"
 UNREADABLE, ACCOUNTLESS = 0.01, 0.02  # of all events: no JSON at all; about no account
+SPREAD_SECONDS = 0.2  # between an event and its delivery, when it is neither late nor of a clump
 LATE, LATE_SECONDS_MAX = 0.12, 8.0  # of all deliveries, those that overtake nobody and are overtaken by many
 AGAIN, AGAIN_SECONDS_MAX = 0.08, 15.0  # sent once more, although it was taken
 TOGETHER, TOGETHER_MAX = 0.06, 4  # sent several times in the same instant
 CONFLICTING = 0.03  # the same event with other bytes
+CLUMPED, CLUMP = 0.6, (50, 200)  # of all events, those that arrive many in one instant; how many
 FORGED = 0.04  # one more request, which is not signed as it must be
 FORGERIES = ("unsigned", "wrong_secret", "changed_body", "too_old")
 ACCOUNTS_MIN, EVENTS_PER_ACCOUNT = 24, 60
@@ -72,13 +74,27 @@ def make_history(seed: int, events: int, seconds: float, start: datetime) -> His
     dice = random.Random(f"load {seed}")
     accounts = [f"ca_{seed}_{n}" for n in range(max(ACCOUNTS_MIN, events // EVENTS_PER_ACCOUNT))]
     history = History(accounts, {}, [])
+    ends = clump_ends(dice, events)
     for n in range(events):
-        at = seconds * n / events
-        sent = make_event(dice, f"evt_{seed}_{n}", accounts, start + timedelta(seconds=at))
+        sent = make_event(dice, f"evt_{seed}_{n}", accounts, start + timedelta(seconds=seconds * n / events))
         history.sent[sent.message_id] = sent
-        history.deliveries += deliveries_of(dice, sent, at)
+        clumped = ends[n] > n or (n > 0 and ends[n - 1] == n)
+        history.deliveries += deliveries_of(dice, sent, seconds * ends[n] / events, 0.0 if clumped else SPREAD_SECONDS)
     history.deliveries.sort(key=lambda delivery: delivery.at_seconds)
     return history
+
+
+def clump_ends(dice: random.Random, events: int) -> list[int]:
+    """For each event the one with which it is sent: the last of its clump, or itself. A commit has many then."""
+    ends: list[int] = []
+    largest = max(2, min(CLUMP[1], events // 4))
+    smallest = min(CLUMP[0], largest)
+    alone = round((smallest + largest) / 2 * (1 - CLUMPED) / CLUMPED)  # between two clumps, on average
+    while len(ends) < events:
+        ends += range(len(ends), min(events, len(ends) + dice.randint(0, 2 * alone)))
+        last = min(events, len(ends) + dice.randint(smallest, largest))
+        ends += [last - 1] * (last - len(ends))
+    return ends
 
 
 def make_event(dice: random.Random, message_id: str, accounts: list[str], occurred_at: datetime) -> Sent:
@@ -106,8 +122,8 @@ def make_event(dice: random.Random, message_id: str, accounts: list[str], occurr
     return sent
 
 
-def deliveries_of(dice: random.Random, sent: Sent, at: float) -> list[Delivery]:
-    first = at + (dice.uniform(0, LATE_SECONDS_MAX) if dice.random() < LATE else dice.uniform(0, 0.2))
+def deliveries_of(dice: random.Random, sent: Sent, at: float, spread: float) -> list[Delivery]:
+    first = at + (dice.uniform(0, LATE_SECONDS_MAX) if dice.random() < LATE else dice.uniform(0, spread))
     made = [Delivery(first, sent.message_id, sent.bodies[0])]
     if dice.random() < TOGETHER:
         made += [made[0]] * dice.randrange(1, TOGETHER_MAX)

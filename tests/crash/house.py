@@ -35,7 +35,7 @@ BACK_SECONDS_MAX = 60.0
 PORT_SECONDS_MAX = 10.0
 STARTS_MAX = 100  # of a server that ends again while its disk is full or its predecessor's processes still die
 POLL_SECONDS = 0.03
-CONNECT_SECONDS = 2
+CONNECT_SECONDS = 10  # of a Postgres that is there: the sender, the wires and this share one loop
 SLACK_SECONDS = 0.02  # between the post and its answer, so that a kill falls in between now and then
 SMALL_DISK = {"max_wal_size": "64MB", "min_wal_size": "32MB", "shared_buffers": "32MB"}
 CONFIG = """\
@@ -57,6 +57,7 @@ class House:
     slack: FakeSlack
     hec: FakeHec
     orchestrator: FakeOrchestrator
+    receiver_processes: int = 0  # started by us; those that uvicorn starts in the place of killed ones come on top
 
     def server(self, name: str) -> Server:
         return self.postgres if name == "postgres" else self.redis
@@ -69,6 +70,7 @@ class House:
     def start_receiver(self, processes: int) -> None:
         self.parts.serve_words = ("--workers", str(processes)) if processes > 1 else ()
         self.parts.start("serve")
+        self.receiver_processes += processes
 
     async def serve_again(self, processes: int) -> None:
         """As a supervisor would, which waits until the killed receiver's processes have left the port."""
@@ -107,9 +109,22 @@ class House:
         except psycopg.OperationalError:
             pass  # then it is waited for
 
+    async def leases_held(self) -> int:
+        """What the workers have under way right now: actions, and readers that send."""
+        async with await self.connect() as conn:
+            row = await (await conn.execute(LEASES_HELD)).fetchone()
+        assert row is not None
+        return int(str(row[0]))
+
     def disk_was_full(self) -> int:
         """How often Postgres said so."""
         return self.postgres.log.read_text(errors="replace").count("No space left on device")
+
+
+LEASES_HELD = """
+    SELECT (SELECT count(*) FROM actions WHERE state = 'running' AND lease_until > now())
+        + (SELECT count(*) FROM readers WHERE lease_until > now())
+"""
 
 
 async def within(condition: Callable[[], bool], what: str, seconds: float = PORT_SECONDS_MAX) -> None:

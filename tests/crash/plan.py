@@ -43,12 +43,13 @@ class Blow:
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """`result`: where the table goes as Markdown, if anywhere."""
+    """`result`: where the table goes as Markdown, if anywhere. `long`: not the short form of the ordinary tests."""
 
     seed: int
     kills: int
     events: int
     result: str | None
+    long: bool
 
     @property
     def again(self) -> str:
@@ -62,7 +63,7 @@ def read_knobs() -> Knobs:
     kills, events = os.environ.get("AUTHWATCH_CRASH_KILLS"), os.environ.get("AUTHWATCH_CRASH_EVENTS")
     seed = os.environ.get("AUTHWATCH_CRASH_SEED") or (random.randrange(10**6) if kills or events else SHORT_SEED)
     result = os.environ.get("AUTHWATCH_CRASH_RESULT") or None
-    return Knobs(int(seed), int(kills or SHORT_KILLS), int(events or SHORT_EVENTS), result)
+    return Knobs(int(seed), int(kills or SHORT_KILLS), int(events or SHORT_EVENTS), result, bool(kills or events))
 
 
 def make_plan(seed: int, kills: int) -> list[Blow]:

@@ -14,6 +14,12 @@ from tests.crash.sender import Ledger
 
 SHOWN_MAX = 5
 RULES = (FAILING, BROKEN)
+CONFLICT, CONFLICTS_TOLD_MIN = "body-conflict", 5
+OWN_RULES = (
+    CONFLICT,
+    "delivery-lag",
+    "source-silent",
+)  # while nothing gets in, events come late and a source is silent
 PAUSE, RESUME = "orchestrator.pause", "orchestrator.resume"
 SIGNED_STATUSES = frozenset({0, 200, 202, 503})  # every answer a signed request may get; 0: none
 FORGED_STATUSES = frozenset({0, 401, 503})
@@ -29,6 +35,7 @@ def reconcile(ledger: Ledger, history: History, expected: Expected, found: Found
         *nothing_unsigned(history, found),
         *feed_is_whole(found),
         *story_is_the_same(expected, found),
+        *own_alerts_have_a_reason(found),
         *one_post_for_each_alert(found),
         *effects_happened_once(found),
         *sink_has_all_in_order(found),
@@ -164,6 +171,22 @@ def story_is_the_same(expected: Expected, found: Found) -> list[str]:
         *shown("alerts without an episode", sorted(map(str, episodes.keys() - expected.episodes))),
         *shown("episodes with several alerts", [str(one) for one, n in episodes.items() if n > 1]),
         *shown("alerts in a state that is not their episode's", states),
+    ]
+
+
+def own_alerts_have_a_reason(found: Found) -> list[str]:
+    """(4) Of conflicts some are told, each once; nothing else is said but what such weather may cause."""
+    own = [row for row in found.alerts if row.rule_id not in RULES]
+    conflicts = {f"scalekit:{row.event_row_id}" for row in found.conflicts or ()}
+    told = Counter(row.about for row in own if row.rule_id == CONFLICT)
+    few = len(told) < min(CONFLICTS_TOLD_MIN, len(conflicts))
+    open_ = Counter((row.rule_id, row.about) for row in own if row.state != "resolved")
+    return [
+        *shown("alerts of our own without a cause", [row.rule_id for row in own if row.rule_id not in OWN_RULES]),
+        *shown("conflicts told of events that have none", sorted(told.keys() - conflicts)),
+        *shown("conflicts told more than once", sorted(about for about, n in told.items() if n > 1)),
+        *([f"conflicts not told: {len(told)} of {len(conflicts)} are"] if few else []),
+        *shown("alerts of our own open twice", sorted(map(str, (one for one, n in open_.items() if n > 1)))),
     ]
 
 

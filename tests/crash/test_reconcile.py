@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.crash import weather
 from tests.crash.found import AccountRow, ActionRow, AlertRow, ConflictRow, DedupRow, Found, Row
 from tests.crash.history import Delivery, History, Sent, make_history
 from tests.crash.model import FAILING, Episode, Expected, tell
 from tests.crash.plan import first_processes, load_seconds, make_plan
 from tests.crash.reconcile import reconcile
 from tests.crash.sender import Answer, Ledger
+from tests.crash.weather import Struck, unfelt
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 FIRST, SECOND, OTHER = b"first", b"second", b"first, in other bytes"
@@ -48,13 +52,13 @@ class World:
             log=[a_row(1, "evt_1", FIRST), a_row(2, "evt_2", SECOND), a_row(4, None, None)],
             dedup=[a_dedup("evt_1", "row_1"), a_dedup("evt_2", "row_2")],
             conflicts=[ConflictRow(event_row_id="row_1", body=OTHER)],
-            alerts=[an_alert()],
+            alerts=[an_alert(), a_conflict_alert()],
             actions=[ActionRow(id="act_1", kind="orchestrator.pause", state="done", workflow_id="wf_ca_1", attempts=2)],
             accounts=[AccountRow(account_id="ca_1", status="ACTIVE", failures=2)],
             paused={"wf_ca_1"},
             paused_accounts={"ca_1"},
             feed=[{"position": n, "id": f"row_{n}"} for n in (1, 2, 4)],
-            slack_posts=[("alert_1:slack", False), ("alert_1:slack", True)],
+            slack_posts=[("alert_1:slack", False), ("alert_1:slack", True), ("alert_c:slack", False)],
             hec_posts=[[1, 2], [1, 2, 4]],
             effects=[("pause", "ref_wf_ca_1", "act_1")],
         )
@@ -83,12 +87,17 @@ def an_alert() -> AlertRow:
     return AlertRow(
         id="alert_1",
         rule_id=FAILING,
+        about="ca_1",
         account_id="ca_1",
         opened_at=START,
         ended_at=None,
         state="firing",
         discovered_late=False,
     )
+
+
+def a_conflict_alert() -> AlertRow:
+    return replace(an_alert(), id="alert_c", rule_id="body-conflict", about="scalekit:row_1", account_id=None)
 
 
 def lose(world: World) -> None:
@@ -180,6 +189,27 @@ def alert_twice(world: World) -> None:
     world.found.slack_posts.append(("alert_2:slack", False))
 
 
+def keep_quiet_of_conflict(world: World) -> None:
+    del world.found.alerts[1]
+
+
+def tell_conflict_twice(world: World) -> None:
+    world.found.alerts.append(replace(a_conflict_alert(), id="alert_d"))
+
+
+def tell_conflict_of_none(world: World) -> None:
+    world.found.alerts[1] = replace(a_conflict_alert(), about="scalekit:row_2")
+
+
+def cry_wolf(world: World) -> None:
+    world.found.alerts.append(replace(a_conflict_alert(), id="alert_d", rule_id="sink-events-lost"))
+
+
+def say_the_same_twice(world: World) -> None:
+    lag = replace(a_conflict_alert(), rule_id="delivery-lag", about="scalekit")
+    world.found.alerts += [replace(lag, id="alert_d"), replace(lag, id="alert_e")]
+
+
 def close_open_alert(world: World) -> None:
     world.found.alerts[0] = replace(world.found.alerts[0], state="resolved")
 
@@ -259,6 +289,11 @@ HARM: dict[Callable[[World], None], str] = {
     lose_alert: "episodes without an alert",
     end_alert: "alerts without an episode",
     alert_twice: "episodes with several alerts",
+    keep_quiet_of_conflict: "conflicts not told",
+    tell_conflict_twice: "conflicts told more than once",
+    tell_conflict_of_none: "conflicts told of events that have none",
+    cry_wolf: "without a cause",
+    say_the_same_twice: "open twice",
     close_open_alert: "not their episode's",
     post_unmarked: "posted again without saying so",
     post_nothing: "never posted",
@@ -300,6 +335,41 @@ def test_a_plan_has_the_kills_that_were_asked_for(kills: int) -> None:
     assert sum(blow.what == "kill" for blow in plan) == kills
     assert [blow.number for blow in plan] == list(range(len(plan)))
     assert load_seconds(plan) > plan[-1].at_seconds
+
+
+def test_a_weather_that_did_not_fall_is_a_problem() -> None:
+    plan = make_plan(3, 20)
+    struck = [Struck(blow, 0.0) for blow in plan]
+    assert unfelt(plan, struck, "") == []
+    kill = next(n for n, blow in enumerate(plan) if blow.what == "kill")
+    missed = [replace(one, felt=n != kill) for n, one in enumerate(struck)]
+    assert unfelt(plan, missed, "") == ["20 kills were to fall, and 19 fell"]
+    assert unfelt(plan, struck[:kill] + struck[kill + 1 :], "") == ["20 kills were to fall, and 19 fell"]
+    no_disk = [replace(one, felt=one.blow.name != "fill disk") for one in struck]
+    assert unfelt(plan, no_disk, "") == ["never felt: fill disk"]
+    assert unfelt(plan, no_disk, "only root may mount a small file system") == []
+
+
+def test_events_come_in_clumps_too_and_none_before_it_happened() -> None:
+    history = make_history(5, 2000, 100, START)
+    at_once = Counter(delivery.at_seconds for delivery in history.deliveries)
+    assert sum(n for n in at_once.values() if n >= 20) > 0.3 * len(history.deliveries)
+    assert all(
+        START + timedelta(seconds=delivery.at_seconds + 0.02) >= history.sent[delivery.message_id].occurred_at
+        for delivery in history.deliveries
+        if not delivery.forged
+    )
+
+
+async def test_who_does_not_end_when_asked_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weather, "STOP_SECONDS_MAX", 0.2)
+    for word, in_time in (("TERM", False), ("USR1", True)):
+        program = f"trap '' {word}; echo ready; while :; do sleep 0.05; done"
+        with subprocess.Popen(["/bin/sh", "-c", program], stdout=subprocess.PIPE) as process:  # noqa: ASYNC220 - at once
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.terminate()
+            assert await weather.ended(process) is in_time
 
 
 def test_where_one_process_of_several_shall_be_killed_there_are_several() -> None:

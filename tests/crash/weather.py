@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import httpx
 import psycopg
 from redis.asyncio import Redis as RedisClient
 from redis.exceptions import RedisError
@@ -20,11 +23,13 @@ from tests.crash.plan import Blow
 
 STOP_SECONDS_MAX = 20.0
 TEND_SECONDS = 0.1
-BACKENDS_SECONDS_MAX = 8.0
+STRIKE_SECONDS_MAX = 60.0  # until there is something to strike
 POLL_SECONDS = 0.03
 # What a blow keeps busy: blows on the same part wait for each other, all others fall together.
 BUSY = {"child": "receiver", "backend": "postgres", "disk": "postgres"}
+PATIENT, TAKING_SECONDS_MAX = 0.5, 10.0  # of the kills of what accepting needs, those that wait until it accepts
 SERVERS = ("postgres", "redis")
+BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'authwatch' AND backend_type = 'client backend'"
 PARTS = {"receiver": "serve", "worker": "worker"}  # by their names in Running
 
 
@@ -43,7 +48,8 @@ class Weather:
     house: House
     seed: int
     struck: list[Struck] = field(default_factory=list)
-    own_ends: list[str] = field(default_factory=list)  # parts of ours that ended although nobody struck them
+    own_ends: list[str] = field(default_factory=list)  # parts of ours that ended unasked, or did not when asked
+    children_killed: int = 0
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     def timeline(self, began: float) -> str:
@@ -57,6 +63,16 @@ class Weather:
 
     def counted(self) -> Counter[str]:
         return Counter(struck.blow.name for struck in self.struck if struck.felt)
+
+    def problems(self, plan: Sequence[Blow], *, long: bool) -> list[str]:
+        """Where the weather was not as bad as it was to be: a house that nothing struck has proved nothing."""
+        return [*self.own_ends, *unfelt(plan, self.struck, "" if long else self.house.disk.why_not), *self.child_ends()]
+
+    def child_ends(self) -> list[str]:
+        """A process of a receiver that has several is started anew only when it was killed."""
+        log = (self.house.parts.folder / "serve.log").read_text(errors="replace")
+        more = log.count("Started server process") - self.house.receiver_processes - self.children_killed
+        return [f"{more} processes of receivers ended by themselves and were started anew"] if more > 0 else []
 
     async def run(self, plan: Sequence[Blow]) -> None:
         """All of it; ends when everything is up again."""
@@ -98,6 +114,8 @@ class Weather:
 
     async def _kill(self, blow: Blow) -> None:
         house, dice = self.house, random.Random(f"{self.seed} {blow.number}")
+        if blow.target in ("receiver", "child", "backend") and dice.random() < PATIENT:
+            await self._taking()
         if blow.target in ("receiver", "worker"):
             part = PARTS[blow.target]
             self._look(part)
@@ -105,15 +123,12 @@ class Weather:
             house.parts.kill(part)
             await self._start_again(part, blow)
         elif blow.target == "child":
-            # One process of several, which uvicorn starts anew; of a single one it is that one.
-            self._look("serve")
-            pids = processes_of(house.pid("serve"))
-            self._note(blow)
-            if pids:
-                tell_all([dice.choice(pids)], signal.SIGKILL)
-            else:
-                house.parts.kill("serve")
-                await self._start_again("serve", blow)
+            # One process of several, which uvicorn starts anew.
+            async def children() -> list[int]:
+                self._look("serve")
+                return processes_of(house.pid("serve"))
+
+            await self._kill_one_of(blow, dice, children)
         elif blow.target in SERVERS:
             server = house.server(blow.target)
             await house.server_back(blow.target)
@@ -125,26 +140,41 @@ class Weather:
             await house.server_back(blow.target)
         else:
             await house.server_back("postgres")
-            pids = await self._backends()
-            self._note(blow, felt=bool(pids), reason="" if pids else "nobody was connected")
+            await self._kill_one_of(blow, dice, self._backends)
+
+    async def _kill_one_of(self, blow: Blow, dice: random.Random, find: Callable[[], Awaitable[Sequence[int]]]) -> None:
+        """One of several that come and go: whichever was found may be gone already, and then it is another."""
+        deadline = time.monotonic() + STRIKE_SECONDS_MAX
+        while time.monotonic() < deadline:
+            pids = await find()
             if pids:
-                tell_all([dice.choice(pids)], signal.SIGKILL)
+                pid, at = dice.choice(pids), time.monotonic()
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.children_killed += blow.target == "child"
+                    self.struck.append(Struck(blow, at))
+                    return
+            await asyncio.sleep(TEND_SECONDS)
+        self._note(blow, felt=False, reason="there was none to kill")
+
+    async def _taking(self) -> None:
+        """Waits a while until the receiver takes events: on a slow machine it would else only ever die at its start."""
+        deadline = time.monotonic() + TAKING_SECONDS_MAX
+        async with httpx.AsyncClient(base_url=self.house.parts.url, trust_env=False, timeout=1.0) as client:
+            while time.monotonic() < deadline:
+                with suppress(httpx.HTTPError):
+                    if (await client.get("/readyz")).status_code == 200:
+                        return
+                await asyncio.sleep(TEND_SECONDS)
 
     async def _backends(self) -> list[int]:
         """Postgres' processes that serve ours; it may still be recovering from the blow before."""
-        deadline = time.monotonic() + BACKENDS_SECONDS_MAX
-        while time.monotonic() < deadline:
-            try:
-                async with await self.house.connect() as conn:
-                    rows = await (
-                        await conn.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'authwatch'")
-                    ).fetchall()
-            except psycopg.OperationalError:
-                rows = []
-            if rows:
-                return sorted(int(str(row[0])) for row in rows)
-            await asyncio.sleep(TEND_SECONDS)
-        return []
+        try:
+            async with await self.house.connect() as conn:
+                rows = await (await conn.execute(BACKENDS)).fetchall()
+        except psycopg.OperationalError:
+            return []
+        return sorted(int(str(row[0])) for row in rows)
 
     async def _start_again(self, part: str, blow: Blow) -> None:
         if part == "worker":
@@ -177,20 +207,25 @@ class Weather:
             self._note(blow)
             # Postgres' "fast" shutdown; Redis takes both.
             process.send_signal(signal.SIGINT)
-            await ended(process)
+            await ended(process)  # one that has no time left is killed, which is weather too
             await asyncio.sleep(blow.seconds)
             await house.server_back(blow.target)
             return
         part = PARTS[blow.target]
         self._look(part)
         self._note(blow)
-        process = house.parts.processes[part]
-        process.send_signal(signal.SIGTERM)
-        await ended(process)
+        await self.end(part)
         await self._start_again(part, blow)
 
+    async def end(self, part: str) -> None:
+        """Asked to end, a part of ours does it in time, whatever the weather; or it is a finding."""
+        process = self.house.parts.processes[part]
+        process.send_signal(signal.SIGTERM)
+        if not await ended(process):
+            self.own_ends.append(f"{part} did not end within {STOP_SECONDS_MAX:.0f} s of SIGTERM")
+
     async def _flush(self, blow: Blow) -> None:
-        client = RedisClient.from_url(self.house.redis.url, socket_timeout=1, socket_connect_timeout=1)
+        client = RedisClient.from_url(self.house.redis.url, socket_timeout=5, socket_connect_timeout=5)
         try:
             await client.flushall()
             self._note(blow)
@@ -245,10 +280,27 @@ class Weather:
                     self._look(part)
 
 
-async def ended(process: subprocess.Popen[bytes]) -> None:
-    """Who was asked to end has a while to do it."""
-    deadline = time.monotonic() + STOP_SECONDS_MAX
+def unfelt(plan: Sequence[Blow], struck: Sequence[Struck], why_no_disk: str) -> list[str]:
+    """Kills that never fell, and kinds of blow of which none was felt; `why_no_disk` excuses a disk never filled."""
+    asked, fell = (sum(blow.what == "kill" for blow in blows) for blows in (plan, felt_of(struck)))
+    names = {blow.name for blow in plan} - {blow.name for blow in felt_of(struck)}
+    never = sorted(name for name in names if not (why_no_disk and name == "fill disk"))
+    return [
+        *([f"{asked} kills were to fall, and {fell} fell"] if asked != fell else []),
+        *(f"never felt: {name}" for name in never),
+    ]
+
+
+def felt_of(struck: Sequence[Struck]) -> list[Blow]:
+    return [one.blow for one in struck if one.felt]
+
+
+async def ended(process: subprocess.Popen[bytes]) -> bool:
+    """Who was asked to end has a while to do it; False: had to be killed."""
+    deadline, in_time = time.monotonic() + STOP_SECONDS_MAX, True
     while process.poll() is None:
         if time.monotonic() > deadline:
+            in_time = False
             process.kill()
         await asyncio.sleep(POLL_SECONDS)
+    return in_time

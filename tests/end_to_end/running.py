@@ -66,7 +66,8 @@ class Running:
 
     def start(self, *parts: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        words = {"serve": ["serve", "--port", str(self.port), *self.serve_words], "worker": ["worker"]}
+        serve = ["serve", "--port", str(self.port), *self.serve_words]
+        words = {"serve": serve, "worker": ["worker"], "worker-2": ["worker"]}
         for part in parts:
             with (self.folder / f"{part}.log").open("ab") as log:
                 self.processes[part] = subprocess.Popen(
@@ -99,7 +100,11 @@ class Running:
             process.wait(20)
 
     def logs(self) -> str:
+        """The last of each, to explain a failure: what shall be found or not found is looked for in `whole_logs`."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def whole_logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(

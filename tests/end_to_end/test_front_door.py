@@ -8,6 +8,7 @@ import json
 import os
 import resource
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -71,6 +72,17 @@ async def engine(door_database: str) -> AsyncIterator[AsyncEngine]:
 
 def rss(running: Running) -> int:
     return int(psutil.Process(running.processes["serve"].pid).memory_info().rss)
+
+
+@asynccontextmanager
+async def connected(running: Running) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 def problem_of(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
@@ -230,16 +242,15 @@ async def test_a_hundred_megabytes_are_not_read_on_and_memory_stays_flat(door: R
 
 
 async def test_a_chunked_body_past_the_limit_is_answered_413(door: Running) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
-    writer.write(f"POST {DOOR} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
-    for _ in range(17):
-        writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
-    await writer.drain()
-    async with asyncio.timeout(5):
-        head = await reader.readuntil(b"\r\n\r\n")
+    async with connected(door) as (reader, writer):
+        writer.write(f"POST {DOOR} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(17):
+            writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        await writer.drain()
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
     assert b" 413 " in head.split(b"\r\n")[0]
     assert b"connection: close" in head.lower()
-    writer.close()
 
 
 async def test_a_thousand_silent_connections_and_garbage_do_not_stop_it(door: Running) -> None:
@@ -247,29 +258,27 @@ async def test_a_thousand_silent_connections_and_garbage_do_not_stop_it(door: Ru
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)) if soft >= 0 else soft, hard))
     before = rss(door)
-    silent = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(1000)]
-    for _, writer in silent[:50]:
-        writer.write(b"\x16\x03\x01\x02\x00 not http at all \x00\xff\r\n\r\n")
-    for _, writer in silent[50:100]:
-        writer.write(f"POST {DOOR} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nslow".encode())
-    async with door.client() as client:
-        answers = await asyncio.gather(*(post(client, event_body()) for _ in range(20)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert rss(door) - before < RSS_GROWTH_BYTES_MAX
-    for _, writer in silent:
-        writer.close()
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(connected(door)) for _ in range(1000)]
+        for _, writer in silent[:50]:
+            writer.write(b"\x16\x03\x01\x02\x00 not http at all \x00\xff\r\n\r\n")
+        for _, writer in silent[50:100]:
+            writer.write(f"POST {DOOR} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nslow".encode())
+        async with door.client() as client:
+            answers = await asyncio.gather(*(post(client, event_body()) for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {202}
+        assert rss(door) - before < RSS_GROWTH_BYTES_MAX
 
 
 async def test_a_body_that_dawdles_is_cut_off(door: Running) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
-    writer.write(f"POST {DOOR} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())
-    for _ in range(6):
-        writer.write(b"x")
-        await asyncio.sleep(0.1)
-    async with asyncio.timeout(15):
-        head = await reader.readuntil(b"\r\n\r\n")
+    async with connected(door) as (reader, writer):
+        writer.write(f"POST {DOOR} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())
+        for _ in range(6):
+            writer.write(b"x")
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(15):
+            head = await reader.readuntil(b"\r\n\r\n")
     assert b" 408 " in head.split(b"\r\n")[0]
-    writer.close()
 
 
 async def test_credentials_are_not_kept_as_evidence(door: Running, engine: AsyncEngine) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import ADMIN_TOKEN, SECRET, Servers
@@ -77,6 +78,15 @@ orchestrators:
         running.stop()
 
 
+async def seconds_to_pause(client: httpx.AsyncClient) -> float:
+    """From the receipt that broke it to the pause, by the service's own clock: ours also counts how slowly we look."""
+    events = (await client.get("/v1/events?kind=token.refresh_failed")).json()["items"]
+    received_at = max(datetime.fromisoformat(item["received_at"]) for item in events)
+    paused_at = datetime.fromisoformat((await client.get("/v1/workflows/w1")).json()["paused_at"])
+    assert paused_at >= received_at
+    return (paused_at - received_at).total_seconds()
+
+
 async def test_three_failures_pause_tell_and_copy_and_a_success_puts_back(
     service: Running, outside: dict[str, Any]
 ) -> None:
@@ -89,13 +99,12 @@ async def test_three_failures_pause_tell_and_copy_and_a_success_puts_back(
         assert put.json()["state"] == "active"
         for _ in range(3):
             assert (await post(client, event_body(FAILED))).status_code == 202
-        answered = time.monotonic()
 
         async def paused() -> bool:
             return bool((await client.get("/v1/workflows/w1")).json()["state"] == "paused")
 
-        await until(paused, 5, service.logs)
-        assert time.monotonic() - answered < 1.0
+        await until(paused, 10, service.logs)
+        assert await seconds_to_pause(client) < 1.0
         gate = (await client.get("/v1/gate?workflow_id=w1&account_id=ca_1")).json()
         assert (gate["allow"], gate["reason"]) == (False, "workflow_paused")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -18,18 +20,25 @@ from starlette.routing import Route
 
 from service import connections
 from service.children import choose_port
-from service.connections import BoundedProtocol
+from service.connections import HEAD_SECONDS_MAX, BoundedProtocol
+from service.serve import KEEP_ALIVE_SECONDS
 from service.store.log import LOG_LOCK
 from tests.conftest import ADMIN_TOKEN, SECRET
-from tests.end_to_end.running import RULES, Running, post
+from tests.end_to_end.running import RULES, Running, post, until
 from tests.make_requests import event_body, signed
 
 MIB = 1024 * 1024
+FLOOD_SENDERS = 100  # 64 of them fill the queue, a dozen are on their way to the database
+PAUSE_SECONDS_MAX = 3.0  # without Redis the worker looks once a second, and the flood is made on the same processor
+CUT_SECONDS_MAX = 40
+SHED_PAUSE_SECONDS, PROBES = 2.0, 16
 DOOR = "/webhooks/scalekit"
 
 
 @asynccontextmanager
-async def receiver(folder: Path, database_url: str, config: str = "") -> AsyncIterator[Running]:
+async def receiver(
+    folder: Path, database_url: str, config: str = "", parts: Sequence[str] = ("serve",)
+) -> AsyncIterator[Running]:
     (folder / "rules").mkdir()
     (folder / "rules" / "all.yml").write_text(RULES)
     environment = {
@@ -42,7 +51,7 @@ async def receiver(folder: Path, database_url: str, config: str = "") -> AsyncIt
         (folder / "config.yml").write_text(config)
         environment["AUTHWATCH_CONFIG"] = str(folder / "config.yml")
     running = Running(folder, environment)
-    running.start("serve")
+    running.start(*parts)
     try:
         await running.ready()
         yield running
@@ -88,6 +97,153 @@ async def test_a_full_queue_sheds_at_once_and_what_it_took_is_committed(tmp_path
     assert sorted(seconds)[2] < 0.05
     with psycopg.connect(database_url) as conn:
         assert conn.execute("SELECT count(*) FROM events").fetchone() == (len(kept),)
+
+
+class Flood:
+    """More large receipts than the queue takes: while the log's lock is held none is committed, then they go on coming."""
+
+    def __init__(self, running: Running, database_url: str) -> None:
+        self.shed = 0
+        self.kept: set[str] = set()
+        self._running, self._database_url = running, database_url
+        self._released, self._stop = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Entered once the queue is full, with the lock held until `release`."""
+        holding = asyncio.create_task(self._hold())
+        senders = [asyncio.create_task(self._send(number)) for number in range(FLOOD_SENDERS)]
+
+        async def full() -> bool:
+            return self.shed > 0
+
+        try:
+            await until(full, 30, self._running.logs)
+            yield
+        finally:
+            self._stop.set()
+            self.release()
+            await asyncio.gather(holding, *senders)
+
+    def release(self) -> datetime:
+        self._released.set()
+        return datetime.now(UTC)
+
+    async def _hold(self) -> None:
+        async with await psycopg.AsyncConnection.connect(self._database_url) as conn:
+            await conn.execute(f"SELECT pg_advisory_xact_lock({LOG_LOCK})".encode())
+            await self._released.wait()
+
+    async def _send(self, number: int) -> None:
+        sent = 0
+        while not self._stop.is_set():
+            body = event_body(data={"id": f"ca_flood_{number}_{sent}"}, padding="x" * (MIB - 4096))
+            answer = await raw_post(self._running.port, body)
+            sent += 1
+            if answer.startswith(b"HTTP/1.1 202"):
+                self.kept.add(json.loads(body)["id"])
+            else:
+                assert answer.startswith(b"HTTP/1.1 503"), answer
+                self.shed += b'"queue_full"' in answer
+                await asyncio.sleep(SHED_PAUSE_SECONDS)
+
+    async def seconds_to_shed(self) -> list[float]:
+        """Of some large requests, one after the other, those that found the queue full; the quickest first."""
+        seconds: list[float] = []
+        for number in range(PROBES):
+            body = event_body(data={"id": f"ca_flood_probe_{number}"}, padding="x" * (MIB - 4096))
+            began = time.monotonic()
+            if b'"queue_full"' in await raw_post(self._running.port, body):
+                seconds.append(time.monotonic() - began)
+            await asyncio.sleep(0.1)
+        return sorted(seconds)
+
+
+async def test_a_flood_delays_no_alert_of_what_is_in(tmp_path: Path, database_url: str) -> None:
+    """One account breaks while the queue is full and one while it is worked off, with more coming all the time."""
+    async with (
+        receiver(tmp_path, database_url, parts=("serve", "worker")) as running,
+        running.client() as client,
+    ):
+        flood = Flood(running, database_url)
+
+        async def alive() -> bool:
+            return bool((await running.get("/v1/health"))["evaluator"]["alive"])
+
+        async def break_account(account: str) -> tuple[datetime, datetime]:
+            """When it came in and when its workflow was paused, by the service's clock: ours waits for the senders."""
+            body = event_body("connected_account.status_updated", data={"id": account, "status": "DISCONNECTED"})
+            for _ in range(100):
+                answer = await post(client, body)
+                if answer.status_code in (200, 202):
+                    break
+                assert answer.status_code == 503, answer.text
+                await asyncio.sleep(0.1)
+
+            async def paused() -> bool:
+                return bool((await running.get(f"/v1/workflows/{account}"))["state"] == "paused")
+
+            await until(paused, 30, running.logs)
+            [event] = (await running.get(f"/v1/events?account_id={account}&kind=account.disconnected"))["items"]
+            paused_at = (await running.get(f"/v1/workflows/{account}"))["paused_at"]
+            return datetime.fromisoformat(event["received_at"]), datetime.fromisoformat(paused_at)
+
+        await until(alive, 30, running.logs)
+        for account in ("ca_within", "ca_after"):
+            await client.put(f"/v1/workflows/{account}", json={"account_ids": [account]})
+        async with flood.open():
+            within = asyncio.create_task(break_account("ca_within"))
+            shed_seconds = await flood.seconds_to_shed()
+            released = flood.release()
+            pauses = await asyncio.gather(within, break_account("ca_after"))
+        for received_at, paused_at in pauses:
+            assert (paused_at - max(received_at, released)).total_seconds() < PAUSE_SECONDS_MAX
+        assert len(shed_seconds) >= PROBES // 2
+        assert shed_seconds[len(shed_seconds) // 2] < 0.05, shed_seconds
+        with psycopg.connect(database_url) as conn:
+            rows = conn.execute("SELECT event_id FROM events WHERE account_id LIKE 'ca_flood%'").fetchall()
+        assert flood.kept <= {str(row[0]) for row in rows}
+        assert len(rows) == len(set(rows))
+
+
+async def seconds_open(port: int, first: bytes, then: bytes = b"") -> float:
+    """How long after the last answer, or after its opening, a connection lives that sends `then` every second."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    since = time.monotonic()
+
+    async def dribble() -> None:
+        while then:
+            await asyncio.sleep(1)
+            writer.write(then)
+
+    writer.write(first)
+    dribbling = asyncio.create_task(dribble())
+    try:
+        with suppress(ConnectionError):
+            async with asyncio.timeout(CUT_SECONDS_MAX):
+                while await reader.read(4096):
+                    since = time.monotonic()
+        return time.monotonic() - since
+    finally:
+        dribbling.cancel()
+        await asyncio.gather(dribbling, return_exceptions=True)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_the_real_receiver_cuts_slow_heads_and_idle_connections(tmp_path: Path, database_url: str) -> None:
+    request = f"POST {DOOR} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n".encode()
+    async with receiver(tmp_path, database_url) as running, running.client() as client:
+        silent, slow_head, idle = await asyncio.gather(
+            seconds_open(running.port, b""),
+            seconds_open(running.port, request, b"x-a: b\r\n"),
+            seconds_open(running.port, request + b"\r\n{}"),
+        )
+        assert (await post(client, event_body())).status_code == 202
+    for lived in (silent, slow_head):
+        assert HEAD_SECONDS_MAX - 1 < lived < 2 * HEAD_SECONDS_MAX + 5
+    assert KEEP_ALIVE_SECONDS - 1 < idle < KEEP_ALIVE_SECONDS + 5
 
 
 async def test_the_rate_of_a_source_is_used_up_only_by_who_can_sign(tmp_path: Path, database_url: str) -> None:
@@ -153,18 +309,21 @@ async def seconds_until_cut(port: int, *parts: bytes, pause_seconds: float = 0.3
 async def test_silence_and_slow_heads_are_cut_and_slow_answers_are_not(quick_server: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", quick_server)
-    writer.write(head + b"ok")
-    silent, dribbling = await asyncio.gather(
-        seconds_until_cut(quick_server),
-        seconds_until_cut(quick_server, *[head[at : at + 1] for at in range(6)]),
-    )
-    async with asyncio.timeout(4):
-        answered = await reader.readuntil(b"ok")
-    assert answered.startswith(b"HTTP/1.1 200")  # 1.5 s of our own work is no reason to cut
-    writer.write(head + b"ok")  # and the connection lives on between two requests
-    async with asyncio.timeout(4):
-        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
-    writer.close()
-    await writer.wait_closed()
+    try:
+        writer.write(head + b"ok")
+        silent, dribbling = await asyncio.gather(
+            seconds_until_cut(quick_server),
+            seconds_until_cut(quick_server, *[head[at : at + 1] for at in range(6)]),
+        )
+        async with asyncio.timeout(4):
+            answered = await reader.readuntil(b"ok")
+        assert answered.startswith(b"HTTP/1.1 200")  # 1.5 s of our own work is no reason to cut
+        writer.write(head + b"ok")  # and the connection lives on between two requests
+        async with asyncio.timeout(4):
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
     assert silent < 1.5
     assert dribbling < 3.5

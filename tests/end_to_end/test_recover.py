@@ -165,9 +165,11 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_doubled(place: Plac
     async def some() -> bool:
         return bool(place.rows("SELECT count(*) FROM events")[0][0] > 0)
 
-    await until(some, 30)
-    process.kill()
-    process.wait(10)
+    try:
+        await until(some, 30)
+    finally:
+        process.kill()
+        process.wait(10)
     assert 0 < place.rows("SELECT count(*) FROM events")[0][0] <= 2000
     ended = await place.run("--since", hours_ago(41))
     assert ended.returncode == 0, ended.stderr

@@ -104,7 +104,7 @@ async def test_no_door_shows_a_key(database_url: str, tmp_path: Path) -> None:
             config.write_text(good.replace(named, named[:30]))
 
             async def said() -> bool:
-                return "sources.not_taken" in place.logs()
+                return "sources.not_taken" in place.whole_logs()
 
             await until(said, 20, place.logs)
             seen["alerts"] = (await client.get("/v1/alerts")).text

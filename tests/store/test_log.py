@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -61,13 +62,19 @@ async def test_the_same_event_twice_in_one_batch_is_kept_once(engine: AsyncEngin
         assert len(await log.read_after(conn, 0, 10)) == 1
 
 
-def start_committer(database_url: str, engine: AsyncEngine) -> tuple[Committer, asyncio.Task[None]]:
+@asynccontextmanager
+async def started_committer(database_url: str, engine: AsyncEngine) -> AsyncIterator[Committer]:
     committer = Committer(
         connect=partial(open_pipeline, database_url),
         make_partitions=partial(make_partitions, engine),
         on_commit=lambda landed: None,
     )
-    return committer, asyncio.create_task(committer.run())
+    running = asyncio.create_task(committer.run())
+    try:
+        yield committer
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def commit(committer: Committer, receipt: Receipt) -> log.Kept:
@@ -104,9 +111,8 @@ async def test_a_day_without_its_partition_is_made_and_the_insert_tried_again(
         await accept(engine, make_receipt())
     assert log.partition_is_missing(caught.value)
 
-    committer, running = start_committer(database_url, engine)
-    kept = await commit(committer, make_receipt())
-    running.cancel()
+    async with started_committer(database_url, engine) as committer:
+        kept = await commit(committer, make_receipt())
     assert kept.accepted
 
 
@@ -132,13 +138,12 @@ async def test_lag_is_kept_whole_and_by_share(engine: AsyncEngine) -> None:
 
 
 async def test_one_bad_row_never_fails_its_neighbours(database_url: str, engine: AsyncEngine) -> None:
-    committer, running = start_committer(database_url, engine)
     good = [make_receipt() for _ in range(5)]
     bad = make_receipt(identifier="a\x00b")
-    outcomes = await asyncio.gather(
-        *(commit(committer, one) for one in [*good[:2], bad, *good[2:]]), return_exceptions=True
-    )
-    running.cancel()
+    async with started_committer(database_url, engine) as committer:
+        outcomes = await asyncio.gather(
+            *(commit(committer, one) for one in [*good[:2], bad, *good[2:]]), return_exceptions=True
+        )
     assert [type(outcome).__name__ for outcome in outcomes] == ["Kept", "Kept", "Unavailable", "Kept", "Kept", "Kept"]
 
 
@@ -175,9 +180,13 @@ async def test_position_order_is_commit_order_with_eight_writers(
                 await asyncio.sleep(0.001 * ((writer * 7 + n) % 5))  # hold the transaction open after the append
 
     reader = asyncio.create_task(read())
-    await asyncio.gather(*(write(writer) for writer in range(writers)))
-    done.set()
-    await reader
-    await engine.dispose()
+    try:
+        await asyncio.gather(*(write(writer) for writer in range(writers)))
+        done.set()
+        await reader
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        await engine.dispose()
     assert seen == sorted(seen)
     assert len(seen) == len(set(seen)) == writers * batches * size

@@ -35,7 +35,12 @@ def test_two_at_once_wait_for_each_other(make_database: Callable[[], str]) -> No
     migrate.downgrade(url, "base")
     program = "import sys; from service import migrate; migrate.upgrade(sys.argv[1])"
     processes = [subprocess.Popen([sys.executable, "-c", program, url]) for _ in range(4)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0, 0]
+    try:
+        assert [process.wait(60) for process in processes] == [0, 0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(10)
     assert migrate.pending(url) == []
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 import psycopg
@@ -19,9 +20,19 @@ from service.store.session import begin
 from service.store.wire import encode_row
 from tests.end_to_end.running import until
 from tests.make import make_receipt
+from tests.store.servers import END_OURS
 from tests.store.test_commit import start
 
 ANSWER_SECONDS_MAX = 5
+
+
+@asynccontextmanager
+async def opened(database_url: str) -> AsyncIterator[Pipeline]:
+    pipeline = await open_pipeline(database_url)
+    try:
+        yield pipeline
+    finally:
+        pipeline.fail("the end")
 
 
 async def kept(pipeline: Pipeline) -> Outcome:
@@ -33,21 +44,17 @@ async def kept(pipeline: Pipeline) -> Outcome:
 
 async def lost_and_opened_again(database_url: str) -> None:
     for _ in range(3):
-        pipeline = await open_pipeline(database_url)
+        async with opened(database_url) as pipeline:
+            assert (await kept(pipeline)).error is None
+            with psycopg.connect(database_url, autocommit=True) as conn:
+                assert conn.execute(END_OURS).fetchall() == [(True,)]
+
+            async def noticed(lost: Pipeline = pipeline) -> bool:
+                return lost.broken
+
+            await until(noticed, ANSWER_SECONDS_MAX)
+    async with opened(database_url) as pipeline:
         assert (await kept(pipeline)).error is None
-        with psycopg.connect(database_url, autocommit=True) as conn:
-            conn.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-                " AND datname = current_database()"
-            )
-
-        async def noticed(lost: Pipeline = pipeline) -> bool:
-            return lost.broken
-
-        await until(noticed, ANSWER_SECONDS_MAX)
-    pipeline = await open_pipeline(database_url)
-    assert (await kept(pipeline)).error is None
-    pipeline.fail("the end")
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -60,9 +67,9 @@ def test_a_lost_connection_leaves_nothing_that_troubles_the_next(
 
 async def test_what_is_sent_on_a_connection_that_is_lost_is_told_so(database_url: str) -> None:
     """Else its place in the queue of answers would be taken by the next answer: accepted, and never sent."""
-    pipeline = await open_pipeline(database_url)
-    pipeline.fail("lost")
-    assert (await kept(pipeline)).error == "connection_lost"
+    async with opened(database_url) as pipeline:
+        pipeline.fail("lost")
+        assert (await kept(pipeline)).error == "connection_lost"
 
 
 async def test_an_answer_is_given_to_those_it_is_about_however_connections_are_lost(

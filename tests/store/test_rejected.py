@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import func, select, text
@@ -16,7 +17,9 @@ from service.rejections import KEPT_PER_SECOND_MAX, Rejections
 from service.store import rejected
 from service.store.rejected import Rejected
 from service.store.session import begin, open_engine
+from tests.end_to_end.running import until
 
+WAIT_SECONDS_MAX = 10
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HEADERS = [(b"webhook-id", b"msg_1"), (b"authorization", b"Bearer secret"), (b"user-agent", b"x")]
 
@@ -86,8 +89,11 @@ async def test_while_the_database_is_away_no_source_and_no_flood_pushes_out_anot
     assert await left_out(engine) == {("a", "signature_missing"): 50}
 
 
-async def test_a_flood_of_one_reason_keeps_its_share_and_hides_no_other(engine: AsyncEngine) -> None:
+async def test_a_flood_of_one_reason_keeps_its_share_and_hides_no_other(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = Rejections()
+    monkeypatch.setattr(rejections, "time", SimpleNamespace(monotonic=lambda: 1000.0))  # all within one second
     for number in range(500):
         kept.note("scalekit", "signature_missing", HEADERS, b"%d" % number, NOW)
     kept.note("scalekit", "signature_wrong", HEADERS, b"the one that matters", NOW)
@@ -105,6 +111,12 @@ async def test_a_flood_of_one_reason_keeps_its_share_and_hides_no_other(engine: 
     assert [row.body for row in rows] == [b"the one that matters", None]
     assert rows[1].body_bytes == rejections.BODY_BYTES_KEPT_MAX + 1
     assert rows[0].headers == {"webhook-id": "msg_1", "user-agent": "x"}
+
+
+async def waits_for_lock(engine: AsyncEngine) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with begin(engine) as conn:  # one transaction sees one state of it
+        return bool((await conn.execute(text(query))).scalar_one() == 1)
 
 
 async def count(engine: AsyncEngine) -> int:
@@ -156,7 +168,7 @@ async def test_what_waits_survives_a_stop_and_an_absent_database(engine: AsyncEn
     async with begin(engine) as holder:
         await holder.execute(text("LOCK TABLE rejected IN ACCESS EXCLUSIVE MODE"))
         writing = asyncio.create_task(kept.write(engine))
-        await asyncio.sleep(0.3)
+        await until(lambda: waits_for_lock(engine), WAIT_SECONDS_MAX)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
@@ -168,18 +180,31 @@ async def test_a_batch_that_cannot_be_written_does_not_end_the_task(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rejections, "WRITE_SECONDS", 0.01)
+    failed = asyncio.Event()
+
+    def error(event: str, **_: object) -> None:
+        assert event == "rejections.not_written"
+        failed.set()
+
+    monkeypatch.setattr(rejections, "log", SimpleNamespace(error=error))
     kept = Rejections()
     async with begin(engine) as conn:
         await conn.execute(text("ALTER TABLE rejected RENAME TO away"))
     task = asyncio.create_task(kept.run(engine))
-    kept.note("a", "signature_wrong", HEADERS, b"1", NOW)
-    await asyncio.sleep(0.5)
-    async with begin(engine) as conn:
-        await conn.execute(text("ALTER TABLE away RENAME TO rejected"))
-    kept.note("a", "signature_wrong", HEADERS, b"2", NOW)
-    await asyncio.sleep(0.5)
-    assert not task.done()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    try:
+        kept.note("a", "signature_wrong", HEADERS, b"1", NOW)
+        await asyncio.wait_for(failed.wait(), WAIT_SECONDS_MAX)
+        async with begin(engine) as conn:
+            await conn.execute(text("ALTER TABLE away RENAME TO rejected"))
+        kept.note("a", "signature_wrong", HEADERS, b"2", NOW)
+
+        async def written() -> bool:
+            return await count(engine) > 0
+
+        await until(written, WAIT_SECONDS_MAX)
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
     assert await count(engine) == 1

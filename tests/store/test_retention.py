@@ -34,6 +34,12 @@ numbers = itertools.count(1)
 TODAY = NOW.date()
 
 
+OWN_LOCKS = """
+    SELECT count(*) FROM pg_locks JOIN pg_database AS d ON d.oid = database
+    WHERE locktype = 'advisory' AND datname = current_database()
+"""
+
+
 def day(ago: int) -> date:
     return TODAY - timedelta(days=ago)
 
@@ -249,7 +255,7 @@ async def test_what_is_not_ours_is_never_dropped(old: AsyncEngine) -> None:
 async def test_two_runs_at_once_are_one(old: AsyncEngine) -> None:
     done = await asyncio.gather(*(retain(old, KEEP, [], []) for _ in range(3)))
     assert sum(1 for each in done if each is not None and each.plan.drops) == 1
-    assert await value(old, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    assert await value(old, OWN_LOCKS) == 0
 
 
 async def test_an_interrupted_detach_is_finished_at_the_next_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,26 @@ def test_what_is_not_met_stands_at_the_top_and_the_notes_stay() -> None:
     assert text.index("Not met") < text.index("speed: 2 (1 to 3) 1/s") < text.index("| figure")
     assert results.notes_of(text) == "the profile says why"
     assert results.notes_of("no markers here") == ""
+
+
+def test_the_crash_suite_writes_its_own_section_anew_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(results, "FILE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(results, "CRASH", tmp_path / "crash.md")
+    results.CRASH.write_text("first run\n")
+    results.put_crash()
+    assert not results.FILE.exists()
+    whole = results.markdown([], [("CPU", "one")], 60.0, "by hand")
+    results.FILE.write_text(whole)
+    assert whole.endswith("\n\n## `make crash`\n\nfirst run\n")
+    results.CRASH.write_text("second run\n")
+    for _ in range(2):
+        results.put_crash()
+        assert results.FILE.read_text() == whole.replace("first run", "second run")
+    results.CRASH.unlink()
+    results.put_crash()
+    assert results.FILE.read_text() == whole.partition("\n\n## `make crash`")[0] + "\n"
+    results.CRASH.write_text("third run\n")
+    results.put_crash()
+    assert results.FILE.read_text() == whole.replace("first run", "third run")

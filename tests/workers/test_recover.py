@@ -23,6 +23,7 @@ from service.store import log, readers, recoveries
 from service.store.log import Receipt
 from service.store.session import begin
 from tests.conftest import SECRET
+from tests.end_to_end.running import until
 from tests.fakes import serve
 from tests.fakes.scalekit_api import CLIENT_ID, CLIENT_SECRET, FakeScalekit
 from tests.make import make_receipt
@@ -303,15 +304,19 @@ async def test_a_slow_step_keeps_its_lease(ward: Ward, monkeypatch: pytest.Monke
     monkeypatch.setattr(story, "HOLD_SECONDS", 0.05)
     real, leases = story.run, []
 
+    async def held() -> bool:
+        [row] = await ward.house.rows("SELECT lease_until > now() + interval '1 minute' AS held FROM recoveries")
+        return bool(row["held"])
+
     async def slowly(*words: Any) -> Any:
         await ward.house.run("UPDATE recoveries SET lease_until = now() + interval '1 second'")
-        await asyncio.sleep(0.3)
-        leases.extend(await ward.house.rows("SELECT lease_until > now() + interval '1 minute' AS held FROM recoveries"))
+        await until(held, 20)
+        leases.append("held")
         return await real(*words)
 
     monkeypatch.setattr(story, "run", slowly)
     await ward.recover()
-    assert [row["held"] for row in leases] == [True]
+    assert leases == ["held"]
 
 
 async def test_without_credentials_a_long_outage_is_said_and_a_short_one_left(without_api: House) -> None:

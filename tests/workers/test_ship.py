@@ -13,6 +13,7 @@ from service.store import log
 from service.store.session import begin
 from tests.fakes.hec import Scripted
 from tests.make import make_receipt
+from tests.store.servers import END_OURS
 from tests.workers.house import House
 from workers.act import act
 from workers.evaluate import evaluate
@@ -86,10 +87,9 @@ async def test_a_batch_whose_answer_was_lost_is_sent_again_and_none_is_missing(h
 async def lose_connections(house: House) -> None:
     url = house.runtime.settings.database_url.get_secret_value()
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
-        await conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        ended = await (await conn.execute(END_OURS)).fetchall()
+    assert ended
+    assert all(one == (True,) for one in ended)
 
 
 @pytest.mark.parametrize("refused", [False, True])
