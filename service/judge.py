@@ -62,19 +62,21 @@ async def judge(
         for key, new in new_events.items()
         if new or key in rows
     }
-    stored = await alert_store.of_accounts(conn, {key: start - within_max for key, start in starts.items()})
+    since = min(starts.values(), default=now) - within_max
+    watched = await account_store.watched(conn, starts, since)
     untroubled = {
         key: subject
         for key in starts
-        if not stored[key] and (subject := quiet(key, rows.get(key), new_events[key], book, now)) is not None
+        if key not in watched and (subject := quiet(key, rows.get(key), new_events[key], book, now)) is not None
     }
     troubled = {key: start for key, start in starts.items() if key not in untroubled}
+    stored = await alert_store.of_accounts(conn, dict.fromkeys(troubled, since))
     subjects = untroubled | await gather(conn, rows, new_events, troubled, within_max, upto, now)
     await bind_new(conn, subjects)
     dependents = await workflow_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
 
     verdict = Verdict()
-    due: dict[AccountKey, datetime | None] = dict.fromkeys(untroubled)
+    due: dict[AccountKey, datetime | None] = {}
     opened: list[tuple[Rule, Subject, Episode]] = []
     for key in troubled:
         subject = subjects[key]
@@ -105,13 +107,13 @@ async def judge(
             *(verdict.changed.get(old.id, old) for old in stored[key]),
             *(new for new in verdict.fired if new.account == key),
         ]
-        for key in subjects
+        for key in troubled
     }
     out = await consequences.follow(
         conn,
-        accounts={key: subject.after for key, subject in subjects.items()},
+        accounts={key: subjects[key].after for key in troubled},
         alerts=standing,
-        dependents={key: dependents.get(key, []) for key in subjects},
+        dependents=dependents,
         fired=verdict.fired,
         resolved=verdict.resolved,
         now=now,

@@ -44,9 +44,9 @@ async def evaluate(runtime: Runtime) -> Evaluated:
             break
     for _ in range(ROUNDS_MAX):
         async with begin(runtime.engine) as conn:
-            done.next_due_at = await accounts.next_due(conn)
-            if done.next_due_at is None or done.next_due_at > await readers.clock(conn):
-                break
+            done.next_due_at, is_due = await accounts.next_due(conn)
+        if not is_due:
+            break
         if not await one_transaction(runtime, judge_due, done):
             break
     return done
@@ -86,12 +86,11 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
         connections = {event.connection_id for of_account in new.values() for event in of_account}
         # The connection an account is known by counts too: an event need not name it.
         connections |= {account.connection_id for account in known.values()}
-        await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
-        now = await readers.clock(conn)
+        now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
         out = await judge(
             conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers), rows=known
         )
-    await readers.move(conn, readers.EVALUATOR, events[-1].position, await readers.clock(conn))
+    await readers.move(conn, readers.EVALUATOR, events[-1].position)
     done.read += len(events)
     return out
 
@@ -101,10 +100,9 @@ async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _don
     if not due:
         return None
     rows = await accounts.load(conn, due)
-    await accounts.lock(
+    now = await accounts.lock(
         conn, {key.account_id for key in due} | {row.connection_id for row in rows.values() if row.connection_id}
     )
-    now = await readers.clock(conn)
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
     return await judge(

@@ -69,7 +69,7 @@ async def learn(runtime: Runtime) -> bool:
                 known.get(heard.source), heard, downs.get(heard.source)
             )
         await habit_store.save(conn, list(changed.values()))
-        await readers.move(conn, habit_store.READER, upto, now)
+        await readers.move(conn, habit_store.READER, upto)
         return upto == head
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
 from service.event import AccountKey, Event
-from service.store.keys import any_of, key_values, same_account
+from service.store.keys import KEY_PARAMETERS, any_of, key_values, same_account
 from service.store.log import EVENT_COLUMNS, to_event
 from service.store.tables import accounts, deadlines
 
@@ -54,26 +54,55 @@ def stripe(name: str) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) % STRIPES
 
 
-async def lock(conn: AsyncConnection, ids: Iterable[str]) -> None:
+# One row at a time, in order: unnest keeps the order of the array. The clock is read when all are held.
+LOCK = text(
+    "SELECT count(pg_advisory_xact_lock(:class, n)), clock_timestamp()"
+    " FROM unnest(CAST(:stripes AS int[])) WITH ORDINALITY AS s (n, o)"
+)
+
+
+async def lock(conn: AsyncConnection, ids: Iterable[str]) -> datetime:
     """The locks that evaluator, PUT and every other change around an account take first, in sorted order.
 
-    Ids are short account and connection ids: a PUT may name an account that has not been seen yet.
+    Ids are short account and connection ids: a PUT may name an account that has not been seen yet. Answers the
+    database's clock once they are held.
     """
     stripes = sorted({stripe(name) for name in ids})
-    if stripes:
-        # One row at a time, in order: unnest keeps the order of the array.
-        await conn.execute(
-            text(
-                "SELECT count(pg_advisory_xact_lock(:class, n)) FROM unnest(CAST(:stripes AS int[])) WITH ORDINALITY AS s (n, o)"
-            ),
-            {"class": LOCK_CLASS, "stripes": stripes},
-        )
+    now: datetime = (await conn.execute(LOCK, {"class": LOCK_CLASS, "stripes": stripes})).one()[1]
+    return now
+
+
+# Built once: a statement built anew costs about as much as sending it.
+LOAD = select(accounts).where(same_account(accounts))
+WATCHED = text(
+    """
+    SELECT k.source, k.environment_id, k.account_id
+    FROM unnest(:key_sources, :key_environment_ids, :key_account_ids) AS k (source, environment_id, account_id)
+    WHERE EXISTS (
+            SELECT FROM alerts a
+            WHERE a.account_id = k.account_id AND a.source = k.source AND a.environment_id = k.environment_id
+                AND (a.condition_ended_at IS NULL OR a.condition_ended_at >= :since))
+        OR EXISTS (
+            SELECT FROM holds h
+            WHERE h.account_id = k.account_id AND h.source = k.source AND h.environment_id = k.environment_id
+                AND h.released_at IS NULL)
+        OR EXISTS (
+            SELECT FROM deadlines d
+            WHERE d.account_id = k.account_id AND d.source = k.source AND d.environment_id = k.environment_id)
+    """
+).bindparams(*KEY_PARAMETERS, bindparam("since", type_=DateTime(timezone=True)))
+
+
+async def watched(conn: AsyncConnection, keys: Collection[AccountKey], since: datetime) -> set[AccountKey]:
+    """Those with an episode that is open or ended at or after `since`, with an open hold, or with a deadline."""
+    rows = await conn.execute(WATCHED, {**key_values(keys), "since": since})
+    return {AccountKey(*row) for row in rows}
 
 
 async def load(conn: AsyncConnection, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
     if not keys:
         return {}
-    rows = await conn.execute(select(accounts).where(same_account(accounts)), key_values(keys))
+    rows = await conn.execute(LOAD, key_values(keys))
     return {account.key: account for account in map(to_account, rows)}
 
 
@@ -271,9 +300,13 @@ async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[AccountK
     return [AccountKey(*row) for row in rows]
 
 
-async def next_due(conn: AsyncConnection) -> datetime | None:
-    earliest: datetime | None = (await conn.execute(select(func.min(deadlines.c.due_at)))).scalar_one()
-    return earliest
+NEXT_DUE = text("SELECT min(due_at), min(due_at) <= clock_timestamp() FROM deadlines")
+
+
+async def next_due(conn: AsyncConnection) -> tuple[datetime | None, bool]:
+    """The earliest deadline, and whether it has come."""
+    at, is_due = (await conn.execute(NEXT_DUE)).one()
+    return at, bool(is_due)
 
 
 def to_account(row: Row[Any]) -> Account:

@@ -11,11 +11,8 @@ from sqlalchemy import ARRAY, CollectionAggregate, ColumnElement, Table, Text, a
 from service.event import AccountKey
 
 NAMES = ("source", "environment_id", "account_id")
-KEYS = (
-    func.unnest(*(bindparam(f"key_{name}s", type_=ARRAY(Text())) for name in NAMES))
-    .table_valued(*NAMES, name="keys", joins_implicitly=True)
-    .render_derived()
-)
+KEY_PARAMETERS = tuple(bindparam(f"key_{name}s", type_=ARRAY(Text())) for name in NAMES)
+KEYS = func.unnest(*KEY_PARAMETERS).table_valued(*NAMES, name="keys", joins_implicitly=True).render_derived()
 
 
 def same_account(table: Table) -> ColumnElement[bool]:

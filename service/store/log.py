@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, Boolean, LargeBinary, Row, Text, bindparam, func, insert, select, text
+from sqlalchemy import ARRAY, BigInteger, Boolean, LargeBinary, Row, Text, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import UUID as PGUUID
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
@@ -217,6 +217,22 @@ async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
     await conn.execute(insert(events), rows)
 
 
+# Built once: the evaluator asks them many times a second.
+AFTER = (
+    select(*SELECTED)
+    .where(events.c.position > bindparam("after"))
+    .order_by(events.c.position)
+    .limit(bindparam("rows", type_=BigInteger()))
+)
+AFTER_FLOOR = AFTER.where(events.c.received_at >= bindparam("floor"))
+NEWEST_MARK = (
+    select(log_marks.c.received_at)
+    .where(log_marks.c.position <= bindparam("upto"))
+    .order_by(log_marks.c.position.desc())
+    .limit(1)
+)
+
+
 async def read_after(conn: AsyncConnection, position: int, limit: int) -> list[Event]:
     """The next rows in commit order.
 
@@ -224,24 +240,17 @@ async def read_after(conn: AsyncConnection, position: int, limit: int) -> list[E
     that was put back makes a mark wrong: then a position is missing in what the days since hold, or they hold nothing
     although positions were given out, and all days are read. Gaps of aborted transactions cost such a reading, once.
     """
-    after = select(*SELECTED).where(events.c.position > position).order_by(events.c.position).limit(limit)
     floor = await received_since(conn, position)
     if floor is not None:
-        rows = (await conn.execute(after.where(events.c.received_at >= floor))).all()
+        rows = (await conn.execute(AFTER_FLOOR, {"after": position, "rows": limit, "floor": floor})).all()
         if (rows and rows[-1].position == position + len(rows)) or (not rows and not await moved_on(conn, position)):
             return [to_event(row) for row in rows]
-    return [to_event(row) for row in await conn.execute(after)]
+    return [to_event(row) for row in await conn.execute(AFTER, {"after": position, "rows": limit})]
 
 
 async def received_since(conn: AsyncConnection, position: int) -> datetime | None:
     """Unless a clock was put back, every row after `position` was received at this time or later; None: not known."""
-    newest = (
-        select(log_marks.c.received_at)
-        .where(log_marks.c.position <= position)
-        .order_by(log_marks.c.position.desc())
-        .limit(1)
-    )
-    at: datetime | None = (await conn.execute(newest)).scalar_one_or_none()
+    at: datetime | None = (await conn.execute(NEWEST_MARK, {"upto": position})).scalar_one_or_none()
     return None if at is None else at - MARK_MARGIN
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Row, func, literal, or_, select, update
+from sqlalchemy import BigInteger, Row, bindparam, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,15 +18,29 @@ RETENTION = "retention"  # its position: whatever is at or before it may be gone
 
 async def clock(conn: AsyncConnection) -> datetime:
     """The database's clock, the one that `received_at` is read from."""
-    now: datetime = (await conn.execute(select(func.clock_timestamp()))).scalar_one()
+    now: datetime = (await conn.execute(CLOCK)).scalar_one()
     return now
+
+
+TAKE = select(readers.c.position).where(readers.c.name == bindparam("reader")).with_for_update(skip_locked=True)
+MOVE = (
+    update(readers)
+    .where(readers.c.name == bindparam("reader"))
+    .values(
+        position=bindparam("to"),
+        moved_at=func.clock_timestamp(),
+        last_ok_at=func.clock_timestamp(),
+        failures_in_a_row=0,
+        last_code=None,
+        last_error=None,
+    )
+)
+CLOCK = select(func.clock_timestamp())
 
 
 async def take(conn: AsyncConnection, name: str) -> int | None:
     """The reader's position, locked until the transaction ends; None while another process holds it."""
-    row = (
-        await conn.execute(select(readers.c.position).where(readers.c.name == name).with_for_update(skip_locked=True))
-    ).first()
+    row = (await conn.execute(TAKE, {"reader": name})).first()
     return row.position if row else None
 
 
@@ -34,12 +48,8 @@ async def position(conn: AsyncConnection, name: str) -> int:
     return (await conn.execute(select(readers.c.position).where(readers.c.name == name))).scalar_one_or_none() or 0
 
 
-async def move(conn: AsyncConnection, name: str, to: int, now: datetime) -> None:
-    await conn.execute(
-        update(readers)
-        .where(readers.c.name == name)
-        .values(position=to, moved_at=now, last_ok_at=now, failures_in_a_row=0, last_code=None, last_error=None)
-    )
+async def move(conn: AsyncConnection, name: str, to: int) -> None:
+    await conn.execute(MOVE, {"reader": name, "to": to})
 
 
 async def lease(conn: AsyncConnection, name: str, now: datetime, duration: timedelta) -> int | None:

@@ -244,6 +244,7 @@ holds = Table(
     Index(
         "uq_holds_manual", "workflow_id", unique=True, postgresql_where=text("alert_id IS NULL AND released_at IS NULL")
     ),
+    Index("ix_holds_open_account", "account_id", postgresql_where=text("released_at IS NULL")),
     Index("ix_holds_open", "workflow_id", postgresql_where=text("released_at IS NULL")),
     Index("ix_holds_open_alert", "alert_id", postgresql_where=text("released_at IS NULL")),
 )

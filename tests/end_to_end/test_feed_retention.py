@@ -57,7 +57,7 @@ async def test_a_cursor_older_than_the_log_is_410_and_a_new_start_is_not(
     async with begin(engine) as conn:
         receipt = make_receipt()
         await log.accept(conn, [receipt])
-        await readers.move(conn, readers.EVALUATOR, (await log.head(conn))[0], datetime.now(UTC))
+        await readers.move(conn, readers.EVALUATOR, (await log.head(conn))[0])
     assert (await client.get(FEED, params={"cursor": first})).status_code == 200
     await retain(engine, RetentionSettings(), [], [])
     for cursor in (nothing, first):

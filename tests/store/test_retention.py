@@ -93,7 +93,7 @@ async def value(engine: AsyncEngine, sql: str, **values: Any) -> Any:
 async def caught_up(engine: AsyncEngine) -> None:
     """The evaluator has read all there is."""
     async with begin(engine) as conn:
-        await readers.move(conn, readers.EVALUATOR, (await log.head(conn))[0], NOW)
+        await readers.move(conn, readers.EVALUATOR, (await log.head(conn))[0])
 
 
 async def tables(engine: AsyncEngine) -> set[str]:
