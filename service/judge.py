@@ -25,7 +25,7 @@ from service.store import alerts as alert_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
-from service.subjects import Subject, gather, quiet
+from service.subjects import Subject, by_row, gather
 
 
 @dataclass(slots=True)
@@ -64,14 +64,20 @@ async def judge(
     }
     since = min(starts.values(), default=now) - within_max
     watched = await account_store.watched(conn, starts, since)
-    untroubled = {
+    subjects = {
         key: subject
         for key in starts
-        if key not in watched and (subject := quiet(key, rows.get(key), new_events[key], book, now)) is not None
+        if key not in watched and (subject := by_row(key, rows.get(key), new_events[key], book, now)) is not None
     }
-    troubled = {key: start for key, start in starts.items() if key not in untroubled}
+    untroubled = {
+        key
+        for key, subject in subjects.items()
+        if not any(rule.may_open(step) for rule in book for step in subject.story.steps)
+    }
+    troubled = [key for key in starts if key not in untroubled]
     stored = await alert_store.of_accounts(conn, dict.fromkeys(troubled, since))
-    subjects = untroubled | await gather(conn, rows, new_events, troubled, within_max, upto, now)
+    told = {key: start for key, start in starts.items() if key not in subjects}
+    subjects |= await gather(conn, rows, new_events, told, within_max, upto, now)
     await bind_new(conn, subjects)
     dependents = await workflow_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
 

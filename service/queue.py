@@ -20,7 +20,7 @@ ACT = "act"
 SHIP = "ship"
 JOBS = (EVALUATE, ACT, SHIP)
 
-INTERVAL_SECONDS = 0.02  # one wake-up answers for everything committed meanwhile
+INTERVAL_SECONDS = 0.05  # one wake-up answers for everything committed meanwhile; a story that has work stays awake
 BACKOFF_SECONDS_MAX = 5.0
 CONNECT_SECONDS = 1
 # With no worker to take them, wake-ups would pile up; past this many another one says nothing new.

@@ -27,12 +27,12 @@ class Subject:
     judge_from: datetime
 
 
-def quiet(
+def by_row(
     key: AccountKey, row: Account | None, new: Sequence[Event], rules: Sequence[Rule], now: datetime
 ) -> Subject | None:
-    """An account without an alert whose new events can give it none: nearly every one, and its row is told by them
-    alone. None where its history has a say: the events are not newer than all that is known, something is not well, or
-    a rule could begin with one of them.
+    """An account without an alert whose row and new events tell all there is to judge by: nearly every one. None where
+    its history has a say: the events are not newer than all that is known, something is not well, or one of them counts
+    together with earlier ones.
     """
     if not new or (row is not None and row.not_well):
         return None
@@ -41,7 +41,7 @@ def quiet(
         return None
     initial = Initial(status=row.status, status_since=row.status_since) if row is not None else Initial()
     story = tell(initial, new)
-    if any(rule.may_open(step) for rule in rules for step in story.steps):
+    if any(rule.count_matches(step) for rule in rules for step in story.steps):
         return None
     return Subject(
         before=row, after=project(row, key, story, new, now), story=story, initial=initial, new=new, judge_from=start

@@ -32,6 +32,7 @@ class Evaluated:
     acted: bool = False
     decided: bool = False
     next_due_at: datetime | None = None
+    is_due: bool = True  # until the deadlines have been looked at
 
 
 async def evaluate(runtime: Runtime) -> Evaluated:
@@ -43,9 +44,10 @@ async def evaluate(runtime: Runtime) -> Evaluated:
         if not await one_transaction(runtime, read_on, done) or done.read - before < BATCH_EVENTS_MAX:
             break
     for _ in range(ROUNDS_MAX):
-        async with begin(runtime.engine) as conn:
-            done.next_due_at, is_due = await accounts.next_due(conn)
-        if not is_due:
+        if done.is_due:
+            async with begin(runtime.engine) as conn:
+                done.next_due_at, done.is_due = await accounts.next_due(conn)
+        if not done.is_due:
             break
         if not await one_transaction(runtime, judge_due, done):
             break
@@ -91,6 +93,7 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
             conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers), rows=known
         )
     await readers.move(conn, readers.EVALUATOR, events[-1].position)
+    done.next_due_at, done.is_due = await accounts.next_due(conn)
     done.read += len(events)
     return out
 

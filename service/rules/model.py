@@ -183,7 +183,7 @@ class Rule(Strict):
 
     def may_open(self, step: Step) -> bool:
         """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""
-        return self._counts(step) if self._counts is not None else step.became not in (None, WELL)
+        return self.count_matches(step) or (self.state is not None and step.became not in (None, WELL))
 
     @cached_property
     def within(self) -> timedelta:

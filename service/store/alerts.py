@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlalchemy import Row, bindparam, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -66,19 +66,34 @@ def dedup_key(rule_id: str, group_key: str, episode: int) -> str:
     return hashlib.sha256(json.dumps([rule_id, group_key, episode]).encode()).hexdigest()
 
 
+# Built once: a statement built anew costs about as much as sending it.
+INSERT = insert(alerts)
+SAVE = INSERT.on_conflict_do_update(
+    index_elements=("id",),
+    set_={column.name: INSERT.excluded[column.name] for column in alerts.columns if column.name != "id"},
+)
+OF_ACCOUNTS = (
+    select(alerts)
+    .where(
+        same_account(alerts),
+        or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= bindparam("since")),
+    )
+    .order_by(alerts.c.condition_ended_at.desc().nulls_first())  # the open ones are never what a limit cuts off
+    .limit(EPISODES_READ_MAX)
+)
+
+
 async def save(conn: AsyncConnection, changed: Sequence[Alert]) -> None:
+    rows = []
     for alert in changed:
         values = asdict(alert)
         account = values.pop("account")
         values["source"], values["environment_id"], values["account_id"] = account if account else (None, None, None)
         values["group"] = dict(alert.group)
         values["evidence"] = list(alert.evidence)
-        statement = insert(alerts).values(values)
-        await conn.execute(
-            statement.on_conflict_do_update(
-                index_elements=("id",), set_={name: statement.excluded[name] for name in values if name != "id"}
-            )
-        )
+        rows.append(values)
+    if rows:
+        await conn.execute(SAVE, rows)
 
 
 async def load(conn: AsyncConnection, alert_id: str) -> Alert | None:
@@ -100,16 +115,7 @@ async def of_accounts(
     found: dict[AccountKey, list[Alert]] = {key: [] for key in judge_from}
     if not judge_from:
         return found
-    rows = await conn.execute(
-        select(alerts)
-        .where(
-            same_account(alerts),
-            or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= min(judge_from.values())),
-        )
-        .order_by(alerts.c.condition_ended_at.desc().nulls_first())  # the open ones are never what a limit cuts off
-        .limit(EPISODES_READ_MAX),
-        key_values(judge_from),
-    )
+    rows = await conn.execute(OF_ACCOUNTS, {**key_values(judge_from), "since": min(judge_from.values())})
     for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
         assert alert.account is not None
         found[alert.account].append(alert)

@@ -186,13 +186,15 @@ class Decision:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+# The clock is read after the lock was granted: now() is the transaction's start, before earlier positions.
+LOCK = select(func.pg_advisory_xact_lock(LOG_LOCK), func.clock_timestamp())
+
+
 async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
     """The last thing a transaction does: row locks come before the log's lock, never after."""
     if not decisions:
         return
-    await conn.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
-    # clock_timestamp() read after the lock was granted: now() is the transaction's start, before earlier positions.
-    at = (await conn.execute(select(func.clock_timestamp()))).scalar_one()
+    at = (await conn.execute(LOCK)).one()[1]
     rows = [
         {
             "id": new_id(),

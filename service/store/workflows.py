@@ -232,18 +232,14 @@ async def open_holds(
     return [to_hold(row) for row in await conn.execute(query)]
 
 
+ACCOUNT_HOLDS = select(holds).where(holds.c.released_at.is_(None), holds.c.alert_id.is_not(None), same_account(holds))
+
+
 async def account_holds(conn: AsyncConnection, keys: Collection[AccountKey]) -> list[Hold]:
     """Alerts' open holds that stand because of these accounts."""
     if not keys:
         return []
-    rows = await conn.execute(
-        select(holds).where(
-            holds.c.released_at.is_(None),
-            holds.c.alert_id.is_not(None),
-            same_account(holds),
-        ),
-        key_values(keys),
-    )
+    rows = await conn.execute(ACCOUNT_HOLDS, key_values(keys))
     return [to_hold(row) for row in rows]
 
 
