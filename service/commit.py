@@ -110,7 +110,9 @@ class Committer:
                 self._cut_off(time.monotonic() - COMMIT_WAIT_SECONDS)
         finally:
             if self._mending is not None:
+                # Waited for, so that a connection half open is closed and not left to be found by the server's patience.
                 self._mending.cancel()
+                await asyncio.gather(self._mending, return_exceptions=True)
             if self._pipeline is not None:
                 self._pipeline.fail("closing")
 
