@@ -86,6 +86,10 @@ class Committer:
         self._pipeline: Pipeline | None = None
         self._mending: asyncio.Task[None] | None = None
         self._scheduled = False
+        self._closed = False
+        # A batch without receipts, on its way to show that receipts could go: at most one, whoever asks.
+        self._ping: asyncio.Future[Outcome] | None = None
+        self._pinged_at = 0.0
 
     def commit(self, receipt: Receipt, since: float, answer: Answer) -> None:
         """`answer` gets the receipt back, with what became of it; `since` is its arrival. Raises `Unavailable` when full.
@@ -109,36 +113,42 @@ class Committer:
                 await asyncio.sleep(WATCH_SECONDS)
                 self._cut_off(time.monotonic() - COMMIT_WAIT_SECONDS)
         finally:
+            self._closed = True
             if self._mending is not None:
                 # Waited for, so that a connection half open is closed and not left to be found by the server's patience.
                 self._mending.cancel()
                 await asyncio.gather(self._mending, return_exceptions=True)
             if self._pipeline is not None:
                 self._pipeline.fail("closing")
+            refuse(self._take_all(), Unavailable("this receiver is stopping; send it again", code="stopping"))
 
     async def ping(self, timeout_seconds: float) -> None:
         """Raises `Unavailable` unless a batch without receipts goes the way that receipts go and is committed in time."""
-        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def landed(outcome: Outcome) -> None:
-            if not answered.done():
-                answered.set_result(outcome)
-
         try:
             async with asyncio.timeout(timeout_seconds):
                 while self._pipeline is None or self._pipeline.broken:
                     self._mend(self._open)
                     await asyncio.sleep(MEND_PAUSE_SECONDS)
-                self._pipeline.send([], landed)
-                outcome = await answered
+                if self._ping is None:
+                    self._ping = asyncio.get_running_loop().create_future()
+                    self._pinged_at = time.monotonic()
+                    self._pipeline.send([], self._pong)
+                outcome = (
+                    await asyncio.shield(self._ping) if self._ping is not None else Outcome(error="connection_lost")
+                )
         except TimeoutError:
             raise database_unavailable() from None
         if outcome.error is not None:
             raise database_unavailable()
 
+    def _pong(self, outcome: Outcome) -> None:
+        ping, self._ping = self._ping, None
+        if ping is not None:
+            ping.set_result(outcome)
+
     def _send(self) -> None:
         self._scheduled = False
-        if self._mending is not None:
+        if self._mending is not None or self._closed:
             return
         if self._pipeline is None or self._pipeline.broken:
             if self._waiting or self._parts:
@@ -216,7 +226,7 @@ class Committer:
 
     def _mend(self, work: Callable[[], Awaitable[None]]) -> None:
         """Connecting or making partitions: one at a time, and nothing is sent meanwhile."""
-        if self._mending is None:
+        if self._mending is None and not self._closed:
             self._mending = asyncio.get_running_loop().create_task(self._work(work), name="commit.mend")
 
     async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -246,6 +256,8 @@ class Committer:
             refuse([one for batch in self._flying for one in batch], late)
             if self._pipeline is not None:
                 self._pipeline.fail("timeout")
+        elif self._ping is not None and self._pinged_at < before and self._pipeline is not None:
+            self._pipeline.fail("timeout")  # nobody waits in it, and it would take the next receipts for nothing
         for part in self._parts:
             refuse([one for one in part if one.since < before], late)
         while self._waiting and self._waiting[0].since < before:

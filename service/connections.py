@@ -21,10 +21,11 @@ from service.receive import PATH, FrontDoor, said_of
 from service.sources import Source
 
 HEAD_SECONDS_MAX = 10  # looked at this often, so silence and a slow head live at most twice as long
-HEAD_BYTES_MAX = 64 * 1024
+HEAD_BYTES_MAX = 64 * 1024  # read with no request, header or part of a body to show for it
 PIPELINE_MAX = 32  # requests sent behind one that is not yet answered
 FRONT_DOOR = "front_door"  # where the lifespan leaves it in the app's state
 ROUTE = PATH.encode()
+ANNOUNCE_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
 STATUS_LINES = {200: b"HTTP/1.1 200 OK", 202: b"HTTP/1.1 202 Accepted"}
 
 
@@ -76,13 +77,24 @@ class Nobody:
 class DirectRequest:
     """A webhook on the short way: the `Answer` its receipt is committed for, and to uvicorn a request that is going on."""
 
-    __slots__ = ("_protocol", "began", "body", "disconnected", "headers", "keep_alive", "response_complete", "source")
+    __slots__ = (
+        "_protocol",
+        "began",
+        "body",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "parts",
+        "response_complete",
+        "source",
+    )
     message_event = Nobody()
 
     def __init__(self, protocol: BoundedProtocol, source: Source, headers: list[tuple[bytes, bytes]]) -> None:
         self._protocol = protocol
         self.source = source
         self.headers = headers
+        self.parts: list[bytes] = []
         self.body = b""
         self.began = 0.0
         self.response_complete = False
@@ -114,9 +126,11 @@ class BoundedProtocol(HttpToolsProtocol):
     _door: FrontDoor | None = None
     _direct: DirectRequest | None = None  # its head has been read, its end has not
     _in_head = False
-    _head_bytes = 0
+    _idle_bytes = 0  # read since the parser last had something to say
+    _upgrade = False
     _begun = 0
     _begun_seen = 0
+    _heard = 0
     _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -130,17 +144,26 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        heard = self._heard
         super().data_received(data)
-        if self._direct is not None:  # its body comes in pieces
+        if self.transport.is_closing():
+            self._direct = None
+        elif self._upgrade:
+            self.send_400_response(
+                "An offer to upgrade cannot come with a body here; send it without the Upgrade header."
+            )
+        elif self._direct is not None:  # its body comes in pieces
             direct, self._direct = self._direct, None
-            if not self.transport.is_closing():
-                self._hand_over()
-                if direct.body:
-                    super().on_body(direct.body)
-        elif self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self._hand_over()
+            for part in direct.parts:
+                super().on_body(part)
+        elif self._heard == heard:
+            # In the middle of a head, of a trailer or of a chunk's extension, which the parser keeps and copies.
+            self._idle_bytes += len(data)
+            if self._idle_bytes > HEAD_BYTES_MAX:
                 self.send_400_response("The head of this request is too large.")
+        else:
+            self._idle_bytes = 0
 
     # Parser callbacks
 
@@ -150,6 +173,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers = []
         self._in_head = True
         self._begun += 1
+        self._heard += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # what follows a chunked body is nobody's header
@@ -157,16 +181,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
+        self._heard += 1
         url, door, parser = self.url, self._door, self.parser
-        if (
+        if parser.should_upgrade() and any(name in ANNOUNCE_A_BODY for name, _ in self.headers):
+            # The parser reads no body after an offer to upgrade: a genuine webhook would look like a forged one.
+            self._upgrade = True
+        elif (
             door is not None
+            and not parser.should_upgrade()
             and url.startswith(ROUTE)
             and (self.cycle is None or self.cycle.response_complete)
             and not self.pipeline
             and parser.get_method() == b"POST"
             and parser.should_keep_alive()
-            and not parser.should_upgrade()
             and parser.get_http_version() == "1.1"
             and not self.flow.write_paused
             and (source := door.source_at(url)) is not None
@@ -176,17 +203,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self._hand_over()
 
     def on_body(self, body: bytes) -> None:
+        self._heard += 1
         if self._direct is not None:
-            self._direct.body += body
-        else:
+            self._direct.parts.append(body)
+        elif not self._upgrade:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._heard += 1
         direct = self._direct
         if direct is None:
-            super().on_message_complete()
+            if not self._upgrade:
+                super().on_message_complete()
             return
         self._direct = None
+        direct.body = direct.parts[0] if len(direct.parts) == 1 else b"".join(direct.parts)
         self.cycle = direct
         direct.began = time.monotonic()
         assert self._door is not None
@@ -217,8 +248,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def refuse(self, direct: DirectRequest, error: Exception) -> None:
         """By the framework, which can say everything; seldom enough."""
         assert self._door is not None
-        if self.transport.is_closing():
-            return
         scope = {"type": "http", "method": "POST", "path": PATH + direct.source.name, "headers": direct.headers}
         cycle = RequestResponseCycle(
             scope=cast(Any, scope),
@@ -234,6 +263,7 @@ class BoundedProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         cycle.more_body = False
+        cycle.disconnected = self.transport.is_closing()  # then it is counted and kept, and nothing is said
         if self.cycle is direct:
             self.cycle = cycle
         refusal = partial(

@@ -78,6 +78,7 @@ async def judge(
     stored = await alert_store.of_accounts(conn, dict.fromkeys(troubled, since))
     told = {key: start for key, start in starts.items() if key not in subjects}
     subjects |= await gather(conn, rows, new_events, told, within_max, upto, now)
+    subjects = {key: subjects[key] for key in starts}  # in the log's order: of namesakes the first is bound
     await bind_new(conn, subjects)
     dependents = await workflow_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
 

@@ -132,7 +132,8 @@ class FrontDoor:
                     runtime.uses.note(source, receipt.secret_name or "", now)
                 runtime.committer.commit(receipt, began, answer)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is answered to the request it belongs to
-                answer.set_exception(exc)
+                if not answer.done():
+                    answer.set_exception(exc)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """The raw bytes; TooLarge as soon as the limit is passed, announced or not, without reading on."""

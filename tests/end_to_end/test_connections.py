@@ -112,6 +112,57 @@ async def test_requests_behind_one_that_waits_are_answered_in_order(door: Runnin
     assert json.loads(answers[0].split(b"\r\n\r\n", 1)[1])["code"] == "signature_missing"
 
 
+async def test_large_requests_behind_each_other_are_no_head_without_end(door: Running, database_url: str) -> None:
+    body = event_body(data={"id": "ca_large"}, padding="x" * 30_000)
+    many = []
+    for number in range(9):
+        headers = signed(body.replace(b"ca_large", b"ca_lar%02d" % number), SECRET)
+        sent = body.replace(b"ca_large", b"ca_lar%02d" % number)
+        lines = [f"POST {DOOR} HTTP/1.1", "host: x", f"content-length: {len(sent)}"]
+        many.append(
+            "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + sent
+        )
+    answers = await exchange(door.port, b"".join(many), answers=len(many))
+    assert set(statuses(answers)) <= {200, 202}
+    assert len(answers) == len(many)
+
+
+async def test_an_offer_to_upgrade_is_no_forgery(door: Running) -> None:
+    offer = ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
+    assert statuses(await exchange(door.port, webhook("ca_h2c", *offer), answers=1)) == [400]
+    asked = "\r\n".join(["GET /livez HTTP/1.1", "host: x", *offer, "", ""]).encode()
+    assert statuses(await exchange(door.port, asked, answers=1)) == [200]
+
+
+async def test_a_trailer_without_end_is_cut(door: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(f"POST {DOOR} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: ".encode())
+    sent = 0
+    with suppress(ConnectionError):
+        async with asyncio.timeout(8):
+            while sent < 64 * MIB:
+                writer.write(b"x" * 65_536)
+                await writer.drain()
+                sent += 65_536
+    assert sent < 16 * MIB
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    assert reader is not None
+
+
+async def test_who_forges_and_hangs_up_is_counted(door: Running) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(webhook("ca_forged", genuine=False))
+    writer.close()
+    async with door.client() as client:
+        for _ in range(50):
+            if 'reason="signature_missing",source="scalekit"} 1.0' in (await client.get("/metrics")).text:
+                break
+            await asyncio.sleep(0.05)
+        assert 'reason="signature_missing",source="scalekit"} 1.0' in (await client.get("/metrics")).text
+
+
 async def test_a_connection_that_asks_too_far_ahead_is_closed_and_no_answer_it_had_was_untrue(
     door: Running, database_url: str
 ) -> None:

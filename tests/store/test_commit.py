@@ -166,6 +166,24 @@ async def test_who_waits_too_long_is_told_and_the_connection_is_given_up(
     assert await stored(engine) == 4  # whichever of the two tries it was: once
 
 
+async def test_a_connection_on_which_only_a_question_waits_is_given_up_too(
+    database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(database_url, engine) as (committer, _):
+        await committer.ping(5)
+        first = committer._pipeline
+        async with begin(engine) as holder:
+            await holder.execute(text(f"SELECT pg_advisory_xact_lock({LOG_LOCK})"))
+            with monkeypatch.context() as shorter:
+                shorter.setattr(commit, "COMMIT_WAIT_SECONDS", 0.5)
+                asked = await asyncio.gather(*(committer.ping(1.5) for _ in range(50)), return_exceptions=True)
+            assert {type(answer) for answer in asked} == {Unavailable}
+            assert first is not None
+            assert first.broken
+        await committer.ping(5)
+        assert (await start(committer, make_receipt())).kept.accepted
+
+
 async def test_a_database_that_is_away_is_an_answer_and_not_a_wait(engine: AsyncEngine) -> None:
     async def connect() -> None:
         raise psycopg.OperationalError("away")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,21 @@ async def test_a_short_id_not_seen_yet_binds_to_the_account_seen_first(house: Ho
     await evaluate(house.runtime)
     assert (await house.workflow())["state"] == "active"
     assert [alert["rule_id"] for alert in await house.alerts()] == ["ambiguous-account-id"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_of_namesakes_the_first_in_the_log_is_bound_however_they_are_batched(
+    house: House, together: bool
+) -> None:
+    await house.put(account_ids=["ca_1"])
+    now = datetime.now(UTC)
+    first = make_event("failed", now, environment="env_first")
+    second = make_event("ACTIVE", now, environment="env_second")
+    for batch in [(first, second)] if together else [(first,), (second,)]:
+        await house.accept(*batch)
+        await evaluate(house.runtime)
+    rows = await house.rows("SELECT environment_id FROM dependencies")
+    assert [row["environment_id"] for row in rows] == ["env_first"]
 
 
 async def test_resolving_by_hand_keeps_the_holds_until_the_account_is_well(house: House) -> None:
