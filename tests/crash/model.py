@@ -30,12 +30,17 @@ class Episode:
 
 @dataclass(slots=True)
 class Expected:
-    """`accounts`: status and failures in a row. `paused`: workflows; `paused_accounts`: of the one through a connection."""
+    """`accounts`: status and failures in a row. `paused`: workflows; `paused_accounts`: of the one through a connection.
+
+    `not_well`: accounts that had an episode and are not ACTIVE at the end. A hold lets go only once its account has been
+    well for a while, so whether one of theirs went before they left ACTIVE depends on the weather.
+    """
 
     accounts: dict[str, tuple[str | None, int]] = field(default_factory=dict)
     episodes: set[Episode] = field(default_factory=set)
     paused: set[str] = field(default_factory=set)
     paused_accounts: set[str] = field(default_factory=set)
+    not_well: set[str] = field(default_factory=set)
 
 
 def tell(history: History) -> Expected:
@@ -53,6 +58,8 @@ def tell(history: History) -> Expected:
         if own_workflow(number) or through_connection(number):
             episodes |= set(broken(account_id, mine))
         expected.episodes |= episodes
+        if episodes and last_status(mine) != "ACTIVE":
+            expected.not_well.add(account_id)
         if any(episode.ended_at is None for episode in episodes):
             if own_workflow(number):
                 expected.paused.add(workflow_of(account_id))

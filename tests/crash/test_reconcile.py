@@ -323,6 +323,13 @@ def test_harm_is_found(harm: Callable[[World], None]) -> None:
     assert any(HARM[harm] in problem for problem in problems), problems
 
 
+def test_a_hold_may_outlast_its_episode_while_the_account_is_not_well_again() -> None:
+    world = World()
+    world.expected.not_well.add("ca_2")
+    hold_well(world)
+    assert world.problems() == []
+
+
 def test_the_same_seed_is_the_same_plan_and_the_same_load() -> None:
     assert make_plan(1, 30) == make_plan(1, 30) != make_plan(2, 30)
     assert make_history(1, 50, 10, START) == make_history(1, 50, 10, START)
