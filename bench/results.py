@@ -51,7 +51,7 @@ def markdown(figures: Sequence[Figure], machine: Sequence[tuple[str, str]], seco
         *(f"- {figure.name}: {'; '.join(figure.notes)}." for figure in figures if figure.notes),
         "",
     ]
-    return "\n".join(lines) + crash_section()
+    return "\n".join(lines).rstrip("\n") + "\n" + crash_section()
 
 
 def crash_section() -> str:

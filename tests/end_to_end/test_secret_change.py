@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +170,13 @@ async def test_several_receivers_take_a_change_of_the_secrets_file_each_for_itse
 
 
 def receivers(place: Running) -> set[int]:
-    """uvicorn's processes; the tracker of Python's multiprocessing is none of them."""
-    children = psutil.Process(place.processes["serve"].pid).children()
-    return {child.pid for child in children if "spawn_main" in " ".join(child.cmdline())}
+    """uvicorn's processes; the tracker of Python's multiprocessing is none of them, nor is one that has just ended."""
+    found: set[int] = set()
+    for child in psutil.Process(place.processes["serve"].pid).children():
+        with suppress(psutil.NoSuchProcess):  # psutil.ZombieProcess is one
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 async def told_of(place: Running, words: str) -> bool:
