@@ -110,16 +110,24 @@ class Up:
         lines = (self.data_dir / "env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
-    def pid(self, part: str) -> int:
-        """The process of a part, by the file that part writes itself."""
+    def pid(self, part: str) -> int | None:
+        """The process of a part, by the file that part writes itself; None while it is being started anew."""
         env = self.env()
         files = {
             "postgres": Path(env["AUTHWATCH_POSTGRES_DATA"]) / "cluster" / "postmaster.pid",
             "redis": Path(env["AUTHWATCH_REDIS_DATA"]) / "redis.pid",
         }
-        found = re.match(r"\d+", files.get(part, self.data_dir / "run" / f"{part}.pid").read_text())
-        assert found is not None
-        return int(found[0])
+        try:
+            written = files.get(part, self.data_dir / "run" / f"{part}.pid").read_text()
+        except FileNotFoundError:
+            return None  # a server that starts after a kill takes the old file away first
+        found = re.match(r"\d+", written)
+        return int(found[0]) if found else None
+
+    def running(self, part: str) -> int:
+        pid = self.pid(part)
+        assert pid is not None
+        return pid
 
 
 @pytest.fixture

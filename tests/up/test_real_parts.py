@@ -34,7 +34,7 @@ def status(url: str) -> int:
 def test_two_receiver_processes_survive_each_others_end_and_none_survives_up(start: Start) -> None:
     first = start("--workers", "2").wait_ready()
     assert status(f"{first.url}/readyz") == 200
-    os.kill(first.pid("receiver"), signal.SIGKILL)
+    os.kill(first.running("receiver"), signal.SIGKILL)
     first.wait(lambda: any(line.startswith("receiver ended (SIGKILL)") for line in first.err))
     first.wait(lambda: status(f"{first.url}/readyz") == 200, 60)
     first.end(signal.SIGKILL)

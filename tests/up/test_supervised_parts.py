@@ -103,7 +103,7 @@ def test_a_hangup_without_a_terminal_ends_nothing(start: Start) -> None:
 
 def test_ctrl_c_which_reaches_every_process_of_the_group_still_ends_with_0(start: Start, data_dir: Path) -> None:
     up = start().wait_ready()
-    groups = {os.getpgid(up.pid(part)) for part in PARTS}
+    groups = {os.getpgid(up.running(part)) for part in PARTS}
     assert groups == {up.process.pid}, "the parts are in one process group"
     os.killpg(up.process.pid, signal.SIGINT)
     assert up.process.wait(30) == 0
@@ -115,9 +115,9 @@ def test_a_part_killed_with_9_is_back_in_the_same_place(start: Start) -> None:
     up = start().wait_ready()
     before = up.env()
     for part in PARTS:
-        killed = up.pid(part)
+        killed = up.running(part)
         os.kill(killed, signal.SIGKILL)
-        up.wait(lambda part=part, killed=killed: up.pid(part) != killed and up.answers())
+        up.wait(lambda part=part, killed=killed: up.pid(part) not in (None, killed) and up.answers())
         up.wait(lambda part=part: any(line.startswith(f"{part} ended (SIGKILL)") for line in up.err))
 
     def database_and_redis_answer() -> bool:
@@ -139,7 +139,7 @@ def test_up_killed_with_9_leaves_nothing_that_blocks_the_next_start(start: Start
     first.end(signal.SIGKILL)
     second = start().wait_ready()
     assert second.env() == env
-    assert second.get()["pid"] == str(second.pid("receiver"))
+    assert second.get()["pid"] == str(second.running("receiver"))
     assert second.end() == 0
     assert alive(data_dir) == []
 
