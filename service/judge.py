@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences, own_alerts
 from service.consequences import Consequences
 from service.event import AccountKey, Event, new_id
-from service.rules import Rule, RuleBook
+from service.rules import Rule, Ruleset
+from service.rules.given import Episode, Given, Sample
 from service.rules.story import Step
-from service.rules.triggers import Episode, judge_rule
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import workflows as workflow_store
@@ -40,7 +40,7 @@ class Verdict:
 
 async def judge(
     conn: AsyncConnection,
-    rules: RuleBook,
+    rules: Ruleset,
     new_events: Mapping[AccountKey, Sequence[Event]],
     *,
     upto: int,
@@ -53,8 +53,7 @@ async def judge(
     Writes accounts, alerts, holds, actions and deadlines; the caller appends `decisions` to the log as its last act.
     `rows` are the accounts' rows where the caller has read them already, which only the evaluator can: it alone writes.
     """
-    book = list(rules.rules)
-    within_max = max((rule.within for rule in book), default=timedelta(0))
+    within_max = rules.lookback
     if rows is None:
         rows = await account_store.load(conn, list(new_events))
     starts = {
@@ -67,12 +66,10 @@ async def judge(
     subjects = {
         key: subject
         for key in starts
-        if key not in watched and (subject := by_row(key, rows.get(key), new_events[key], book, now)) is not None
+        if key not in watched and (subject := by_row(key, rows.get(key), new_events[key], rules, now)) is not None
     }
     untroubled = {
-        key
-        for key, subject in subjects.items()
-        if not any(rule.may_open(step) for rule in book for step in subject.story.steps)
+        key for key, subject in subjects.items() if not any(may_open(rules, step) for step in subject.story.steps)
     }
     troubled = [key for key in starts if key not in untroubled]
     stored = await alert_store.of_accounts(conn, dict.fromkeys(troubled, since))
@@ -88,7 +85,7 @@ async def judge(
     for key in troubled:
         subject = subjects[key]
         wakes: list[datetime] = []
-        for rule in book:
+        for rule in rules.told:
             mine = [alert for alert in stored[key] if alert.rule_id == rule.id]
             wake = judge_one(rule, subject, mine, bool(dependents[key]), now, verdict, opened)
             if wake is not None:
@@ -149,16 +146,19 @@ def judge_one(
         for alert in mine
         if alert.opened_at < start and (alert.condition_ended_at is None or alert.condition_ended_at >= start)
     ]
-    steps, too_late = in_time(rule, subject)
+    samples, too_late = in_time(rule, subject)
     verdict.too_late += too_late
-    judged = judge_rule(
-        rule,
-        initial=subject.initial,
-        open_since=covering[0].opened_at if covering else None,
-        steps=steps,
-        judge_from=start,
-        now=now,
-        dependents=depended_on,
+    judged = rule.judge(
+        Given(
+            initial=subject.initial,
+            open_since=covering[0].opened_at if covering else None,
+            recent=transitions(mine),
+            samples=samples,
+            steps=subject.story.steps,
+            judge_from=start,
+            now=now,
+            dependents=depended_on,
+        )
     )
     unmatched = list(mine)
     for episode in judged.episodes:
@@ -199,19 +199,32 @@ def never_was(rule: Rule, alert: Alert, episodes: Sequence[Episode], depended_on
     return depended_on and not any(alert.covers(episode.opened_at, episode.ended_at) for episode in episodes)
 
 
-def in_time(rule: Rule, subject: Subject) -> tuple[Sequence[Step], int]:
+def in_time(rule: Rule, subject: Subject) -> tuple[list[Sample], int]:
     """Windows are judged again up to `allowed_lateness`; what ends an episode, and the account's state, at any time."""
     limit = rule.allowed_lateness.total_seconds()
-    if rule.kind == "state":
-        return subject.story.steps, 0
-
-    def too_late(step: Step) -> bool:
-        lag_seconds = step.event.delivery_lag_seconds
-        return lag_seconds is not None and lag_seconds > limit and rule.count_matches(step) and not rule.resolves(step)
-
     fresh = {event.id for event in subject.new}
-    late = sum(1 for step in subject.story.steps if step.event.id in fresh and too_late(step))
-    return [step for step in subject.story.steps if not too_late(step)], late
+    samples: list[Sample] = []
+    too_late = 0
+    for step in subject.story.steps:
+        lag_seconds = step.event.delivery_lag_seconds
+        late = lag_seconds is not None and lag_seconds > limit
+        for sample in rule.samples(step):
+            if late and sample.role == "match":
+                too_late += step.event.id in fresh
+            else:
+                samples.append(sample)
+    return samples, too_late
+
+
+def transitions(alerts: Sequence[Alert]) -> list[datetime]:
+    """When episodes opened and ended, oldest first."""
+    return sorted(at for alert in alerts for at in (alert.opened_at, alert.condition_ended_at) if at is not None)
+
+
+def may_open(rules: Ruleset, step: Step) -> bool:
+    return (step.became is not None and any(rule.may_open(step) for rule in rules.states)) or any(
+        rule.may_open(step) for rule in rules.told_of(step.event.kind)
+    )
 
 
 def change(verdict: Verdict, alert: Alert, episode: Episode, now: datetime) -> None:

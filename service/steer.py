@@ -339,7 +339,7 @@ async def rejudge(
     upto = await readers.position(conn, readers.EVALUATOR)
     now = await readers.clock(conn)
     judged = await judge(
-        conn, context.rules, {key: [] for key in keys}, upto=upto, now=now, notifiers=context.notifiers
+        conn, context.rules.ruleset, {key: [] for key in keys}, upto=upto, now=now, notifiers=context.notifiers
     )
     out.decisions.extend(judged.decisions)
     out.acted = out.acted or judged.acted

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import WELL, AccountKey, Event
-from service.rules import Rule
+from service.rules import Ruleset
 from service.rules.story import Initial, Story, tell
 from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -27,9 +27,7 @@ class Subject:
     judge_from: datetime
 
 
-def by_row(
-    key: AccountKey, row: Account | None, new: Sequence[Event], rules: Sequence[Rule], now: datetime
-) -> Subject | None:
+def by_row(key: AccountKey, row: Account | None, new: Sequence[Event], rules: Ruleset, now: datetime) -> Subject | None:
     """An account without an alert whose row and new events tell all there is to judge by: nearly every one. None where
     its history has a say: the events are not newer than all that is known, something is not well, or one of them counts
     together with earlier ones.
@@ -41,8 +39,10 @@ def by_row(
         return None
     initial = Initial(status=row.status, status_since=row.status_since) if row is not None else Initial()
     story = tell(initial, new)
-    if any(rule.count_matches(step) for rule in rules for step in story.steps):
-        return None
+    for step in story.steps:
+        for rule in rules.told_of(step.event.kind):
+            if rule.kind == "count" and any(sample.role == "match" for sample in rule.samples(step)):
+                return None
     return Subject(
         before=row, after=project(row, key, story, new, now), story=story, initial=initial, new=new, judge_from=start
     )

@@ -90,7 +90,13 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
         connections |= {account.connection_id for account in known.values()}
         now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
         out = await judge(
-            conn, runtime.rules, new, upto=events[-1].position, now=now, notifiers=list(runtime.notifiers), rows=known
+            conn,
+            runtime.rules.ruleset,
+            new,
+            upto=events[-1].position,
+            now=now,
+            notifiers=list(runtime.notifiers),
+            rows=known,
         )
     await readers.move(conn, readers.EVALUATOR, events[-1].position)
     done.next_due_at, done.is_due = await accounts.next_due(conn)
@@ -110,7 +116,7 @@ async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _don
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
     return await judge(
         conn,
-        runtime.rules,
+        runtime.rules.ruleset,
         {key: [] for key in rows},
         upto=position,
         now=now,

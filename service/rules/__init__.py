@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from service.rules.load import Problem, RuleBook, load_file, load_text
 from service.rules.model import Rule
+from service.rules.ruleset import Ruleset
 
-__all__ = ["Problem", "Rule", "RuleBook", "load_file", "load_text"]
+__all__ = ["Problem", "Rule", "RuleBook", "Ruleset", "load_file", "load_text"]

@@ -5,7 +5,6 @@ ruamel.yaml, because it reads YAML by the 1.2 rules (`on` and `no` are words) an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,10 @@ from ruamel.yaml.scalarint import ScalarInt
 from ruamel.yaml.scalarstring import ScalarString
 
 from service.rules.match import nearest
-from service.rules.model import Action, Annotations, Count, Objective, PauseWorkflows, Resolve, Rule, State, StateMatch
+from service.rules.model import Action, Annotations, Objective, PauseWorkflows, Resolve, Rule
+from service.rules.ruleset import Ruleset
+from service.rules.triggers import TRIGGERS
+from service.rules.triggers.state import StateMatch
 
 FILE_BYTES_MAX = 256 * 1024
 FILES_MAX = 500
@@ -30,8 +32,7 @@ SUFFIXES = (".yml", ".yaml")
 # Where a key is unknown, the model of its parent says what is known there.
 MODELS: dict[str, type[BaseModel]] = {
     "rules": Rule,
-    "count": Count,
-    "state": State,
+    **TRIGGERS,
     "resolve": Resolve,
     "annotations": Annotations,
     "objective": Objective,
@@ -79,17 +80,21 @@ class RuleBook:
         self._good: dict[Path, Loaded] = {}
         self._clashes: tuple[Problem, ...] = ()
         self._problems: dict[Path, tuple[Problem, ...]] = {}
-        self._rules: tuple[Rule, ...] = ()
+        self._set = Ruleset()
         self._missing: tuple[Problem, ...] = ()
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Enabled rules, in order of file and place."""
-        return self._rules
+        return self._set.rules
+
+    @property
+    def ruleset(self) -> Ruleset:
+        return self._set
 
     @property
     def version(self) -> str:
-        return hashlib.sha256("".join(rule.id + rule.version for rule in self._rules).encode()).hexdigest()[:16]
+        return self._set.version
 
     def reload(self) -> tuple[Problem, ...]:
         """Reads what changed since the last call; the problems that stand now."""
@@ -130,7 +135,7 @@ class RuleBook:
             if not loaded.problems:
                 self._good[path] = loaded
         if changed:
-            self._rules = self._in_force()
+            self._set = Ruleset(self._in_force())
         return self.problems
 
     @property
@@ -151,7 +156,7 @@ class RuleBook:
                 else:
                     found[rule.id] = (path, rule)
         self._clashes = tuple(clashes)
-        return tuple(rule for _, rule in found.values() if rule.enabled)
+        return tuple(rule for _, rule in found.values())
 
 
 def load_file(path: Path) -> Loaded:
@@ -191,9 +196,8 @@ def load_text(raw: bytes, name: str) -> Loaded:
         if rule_id in ids[:number]:
             line, column = place(tree, ("rules", number, "id"))
             return Loaded((), (Problem(name, line, column, f'rule id "{rule_id}" is used twice in this file'),))
-    version = hashlib.sha256(raw).hexdigest()[:16]
     places = tuple(place(tree, ("rules", number, "id")) for number in range(len(ids)))
-    return Loaded(tuple(rule.stamped(version) for rule in file.rules), (), places)
+    return Loaded(tuple(file.rules), (), places)
 
 
 class TooMuch(ValueError):

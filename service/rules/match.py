@@ -1,13 +1,16 @@
-"""Matchers: field conditions compiled to closures at load. No expression language, no regex. Pure."""
+"""Matchers: field conditions compiled to closures at load, and the kinds they can meet. No expression language, no
+regex: an admin's pattern must never hold up the evaluator. Pure."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from service.event import Event
+from service.event import KINDS
 from service.rules.story import Step
 
 Predicate = Callable[[Step], bool]
@@ -29,26 +32,53 @@ FIELDS = (
     "origin",
     "lag_seconds",
 )
+DETAIL = re.compile(r"details\.([a-z][a-z0-9_]{0,59})")
 OPERATORS = ("ne", "gt", "gte", "lt", "lte", "exists", "glob")
 
 
-def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean "within"?`, or what there is."""
     found = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f'did you mean "{found[0]}"?' if found else f"known: {', '.join(known)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """Matches joined by OR. `kinds`: the event kinds it can meet, None when it may be any; `fields`: what it reads."""
+
+    kinds: frozenset[str] | None
+    fields: frozenset[str]
+    test: Predicate
+
+
+def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
+    """Raises ValueError with the offending word."""
+    tests = [compile_match(match) for match in matches]
+    kinds: frozenset[str] | None = frozenset()
+    for match in matches:
+        mine = kinds_of(match)
+        kinds = None if kinds is None or mine is None else kinds | mine
+    fields = frozenset(name for match in matches for name in match)
+    if len(tests) == 1:
+        return Matcher(kinds, fields, tests[0])
+    return Matcher(kinds, fields, lambda step: any(test(step) for test in tests))
+
+
 def compile_match(match: Mapping[str, Any]) -> Predicate:
-    """Fields are joined by AND. Raises ValueError with the offending word."""
+    """Fields are joined by AND."""
     if not match:
         raise ValueError("an empty match would match everything; name a field")
+    wanted = match.get("kind")
+    for kind in wanted if isinstance(wanted, list) else [wanted] if isinstance(wanted, str) else []:
+        if kind not in KINDS:
+            raise ValueError(f'unknown kind "{kind}"; {nearest(str(kind), KINDS)}')
     tests = [compile_field(name, condition) for name, condition in match.items()]
+    if len(tests) == 1:
+        return tests[0]
     return lambda step: all(test(step) for test in tests)
 
 
 def compile_field(name: str, condition: Any) -> Predicate:
-    if name not in FIELDS:
-        raise ValueError(f'unknown field "{name}"; {nearest(name, FIELDS)}')
     read = reader(name)
     if isinstance(condition, dict):
         tests = [compile_operator(operator, value) for operator, value in condition.items()]
@@ -56,8 +86,8 @@ def compile_field(name: str, condition: Any) -> Predicate:
             raise ValueError(f"{name}: no operator given; known: {', '.join(OPERATORS)}")
         return lambda step: all(test(read(step)) for test in tests)
     if isinstance(condition, list):
-        if not all(isinstance(value, str | int | float | bool) for value in condition):
-            raise ValueError(f"{name}: a list holds plain values")
+        if not condition or not all(isinstance(value, str | int | float | bool) for value in condition):
+            raise ValueError(f"{name}: a list holds plain values, at least one")
         allowed = frozenset(condition)
         return lambda step: read(step) in allowed
     if condition is None:
@@ -65,16 +95,27 @@ def compile_field(name: str, condition: Any) -> Predicate:
     return lambda step: bool(read(step) == condition)
 
 
+def check_field(name: str) -> None:
+    if name not in FIELDS and not DETAIL.fullmatch(name):
+        raise ValueError(f'unknown field "{name}"; {nearest(name, (*FIELDS, "details.NAME"))}')
+
+
 def reader(name: str) -> Callable[[Step], Any]:
+    """Raises ValueError for a field no event has."""
+    check_field(name)
     if name == "became":
         return lambda step: step.became
     if name == "lag_seconds":
         return lambda step: step.event.delivery_lag_seconds
+    if detail := DETAIL.fullmatch(name):
+        key = detail[1]
+        return lambda step: plain((step.event.details or {}).get(key))
+    return lambda step: getattr(step.event, name)
 
-    def read(step: Step) -> Any:
-        return getattr(step.event, name)
 
-    return read
+def plain(value: Any) -> Any:
+    """Details come from outside: only plain values can be compared."""
+    return value if isinstance(value, str | int | float | bool) else None
 
 
 def compile_operator(operator: str, wanted: Any) -> Callable[[Any], bool]:
@@ -83,6 +124,9 @@ def compile_operator(operator: str, wanted: Any) -> Callable[[Any], bool]:
             raise ValueError("exists: takes true or false")
         return lambda value: (value is not None) == wanted
     if operator == "ne":
+        if isinstance(wanted, list):
+            unwanted = frozenset(wanted)
+            return lambda value: value is not None and value not in unwanted
         return lambda value: value is not None and value != wanted
     if operator == "glob":
         if not isinstance(wanted, str):
@@ -110,7 +154,3 @@ def kinds_of(match: Mapping[str, Any]) -> frozenset[str] | None:
     if isinstance(wanted, list):
         return frozenset(wanted)
     return None
-
-
-def event_step(event: Event) -> Step:
-    return Step(event, None, None)

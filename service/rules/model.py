@@ -1,115 +1,72 @@
-"""A rule as its YAML says it: strict, compiled once, and then only values. The schema grows by one condition at a time."""
+"""A rule as its YAML says it: strict, compiled once, and then only values. Each condition's shape is in `triggers/`."""
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, create_model, field_validator, model_validator
 
-from service.event import KINDS, WELL
-from service.rules.match import Predicate, compile_match, nearest
+from service.event import WELL
+from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
+from service.rules.given import Given, Judged, Sample
+from service.rules.match import DETAIL, Matcher, compile_matches, nearest
 from service.rules.story import Step
+from service.rules.triggers import TRIGGERS, Condition
+from service.rules.triggers.gauge import METRICS, Gauge
 
-DURATION = re.compile(r"(\d{1,6})([smhd])")
-DURATION_MAX = timedelta(days=30)
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-PLACEHOLDER = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
-# What a template may name; the values are the alert's.
-PLACEHOLDERS = (
-    "account_id",
-    "connection_id",
-    "environment_id",
-    "identifier",
-    "organization_id",
-    "provider",
-    "source",
-    "status",
-    "value",
-)
 RULE_ID = r"^[a-z0-9][a-z0-9-]{0,79}$"
-
-
-def duration(value: Any) -> Any:
-    if isinstance(value, str) and (match := DURATION.fullmatch(value)):
-        length = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
-        if length > DURATION_MAX:
-            raise ValueError(f"{value} is longer than {DURATION_MAX.days}d, which nothing here can look back")
-        return length
-    if isinstance(value, timedelta):
-        return value
-    raise ValueError("write a duration such as 30s, 10m, 2h or 1d")
-
-
-def one_or_many(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def template(value: Any) -> Any:
-    if isinstance(value, str):
-        for name in PLACEHOLDER.findall(value):
-            if name not in PLACEHOLDERS:
-                raise ValueError(f'unknown placeholder "{name}"; {nearest(name, PLACEHOLDERS)}')
-    return value
-
-
-Duration = Annotated[timedelta, BeforeValidator(duration)]
-Template = Annotated[str, BeforeValidator(template), Field(min_length=1, max_length=2000)]
-Match = dict[str, Any]
-Matches = Annotated[list[Match], BeforeValidator(one_or_many), Field(min_length=1, max_length=50)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-def compiled(matches: list[Match]) -> Predicate:
-    """A list of matches is joined by OR."""
-    for match in matches:
-        wanted = one_or_many(match["kind"]) if isinstance(match.get("kind"), str | list) else []
-        for kind in wanted:
-            if kind not in KINDS:
-                raise ValueError(f'unknown kind "{kind}"; {nearest(str(kind), KINDS)}')
-    tests = [compile_match(match) for match in matches]
-    return lambda step: any(test(step) for test in tests)
-
-
-class Count(Strict):
-    """`gte` events that match within `within`."""
-
-    match: Matches
-    within: Duration
-    gte: int = Field(ge=1, le=10_000)
-
-
-class Comparison(Strict):
-    gte: int = Field(ge=1, le=1)
-
-
-class StateMatch(Strict):
-    """A status (or several) of the account, for so long, while at least one active workflow depends on it."""
-
-    status: Annotated[list[str], BeforeValidator(one_or_many), Field(min_length=1)]
-    active_workflows: Comparison
-    for_: Duration = Field(timedelta(0), alias="for")
-
-
-class State(Strict):
-    of: Literal["account"]
-    match: Annotated[list[StateMatch], BeforeValidator(one_or_many), Field(min_length=1)]
+LABEL = r"^[a-z_][a-z0-9_]{0,59}$"
+GROUP_FIELDS = ("account_id", "connection_id", "provider", "organization_id", "environment_id", "source")
+GROUP_MAX = 10_000
+ZERO = timedelta(0)
+CONDITIONS = tuple(TRIGGERS)
 
 
 class Resolve(Strict):
-    """`event`: such an event ends the episode and empties the window."""
+    """How it ends, where that is not simply the condition being false. `event`: such an event ends the episode and empties
+    the window. `after`: so long without a match. `manual`: only a person. A threshold: what the value must reach."""
 
-    event: Matches
+    event: Annotated[list[Match], BeforeValidator(one_or_many), Field(min_length=1, max_length=50)] | None = None
+    after: Duration | None = None
+    manual: bool = Field(False, strict=True)
+    gt: Number | None = None
+    gte: Number | None = None
+    lt: Number | None = None
+    lte: Number | None = None
+
+    @field_validator("event")
+    @classmethod
+    def can_match(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        if value is not None:
+            compile_matches(value)
+        return value
+
+    @cached_property
+    def matcher(self) -> Matcher | None:
+        return compile_matches(self.event) if self.event is not None else None
+
+    @property
+    def has_threshold(self) -> bool:
+        return any(bound is not None for bound in (self.gt, self.gte, self.lt, self.lte))
+
+    def met(self, value: float) -> bool:
+        return (
+            (self.gt is None or value > self.gt)
+            and (self.gte is None or value >= self.gte)
+            and (self.lt is None or value < self.lt)
+            and (self.lte is None or value <= self.lte)
+        )
 
 
 class PauseWorkflows(Strict):
-    depends_on: Literal["account_id"] = "account_id"
+    """`account_id`: what depends on the group's account. `connection_id`: the whole of what serves its connection."""
+
+    depends_on: Literal["account_id", "connection_id"] = "account_id"
     stable_for: Duration = timedelta(seconds=30)
 
 
@@ -118,84 +75,233 @@ class Action(Strict):
 
 
 class Annotations(Strict):
+    """What people read. `reason` says why the rule exists, `what_to_do` what to do now."""
+
     summary: Template
     what_to_do: Template | None = None
     reason: str | None = Field(None, max_length=2000)
 
 
 class Objective(Strict):
+    """How soon after the event an alert should be out; said in `explain` and measured in backtests."""
+
     detect_within: Duration
 
 
-class Rule(Strict):
-    """Exactly one condition. `version` is the content's hash, put there by the loader."""
+class TestEvent(Strict):
+    """An event of an inline test. `at`: so long after its begin, by the provider's clock; `arrives`: by ours, where that
+    is later. Everything else is a field of the event, as matches name it."""
+
+    __test__: ClassVar[bool] = False
+
+    at: Duration
+    arrives: Duration | None = None
+    kind: str
+    repeat: int = Field(1, ge=1, le=1000, strict=True)
+    every: Duration = ZERO
+    type: str | None = None
+    status: str | None = None
+    account_id: str = "ca_1"
+    connection_id: str | None = "conn_1"
+    provider: str | None = None
+    identifier: str | None = None
+    organization_id: str | None = None
+    environment_id: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict, max_length=20)
+
+
+class TestExpectation(Strict):
+    """What must hold `at` that time: `inactive`, `pending`, `firing` or `resolved`, of one group or of all there are."""
+
+    __test__: ClassVar[bool] = False
+
+    at: Duration
+    state: Literal["inactive", "pending", "firing", "resolved"]
+    group: dict[str, str] | None = None
+    episodes: int | None = Field(None, ge=0, strict=True)
+
+
+class RuleTest(Strict):
+    """An inline test: events on a virtual clock, and what must hold when. `readings` are a gauge's."""
+
+    name: str = Field(min_length=1, max_length=200)
+    events: list[TestEvent] = Field(default_factory=list, max_length=1000)
+    readings: list[dict[str, Any]] = Field(default_factory=list, max_length=1000)
+    active_workflows: int = Field(1, ge=0, le=1, strict=True)
+    expect: list[TestExpectation] = Field(min_length=1, max_length=200)
+
+
+# Each condition is a key of the rule; the registry is the one place that knows them.
+Conditions: TypeAlias = create_model(  # type: ignore[valid-type]
+    "Conditions",
+    __base__=Strict,
+    **{name: (condition | None, None) for name, condition in TRIGGERS.items()},  # type: ignore[call-overload]
+)
+
+
+class Rule(Conditions):
+    """Exactly one condition, and what follows from it."""
 
     id: str = Field(pattern=RULE_ID)
     severity: Literal["P1", "P2", "P3", "P4"]
-    enabled: bool = True
-    count: Count | None = None
-    state: State | None = None
-    group_by: tuple[Literal["account_id"]] = ("account_id",)
+    enabled: Annotated[bool, Field(strict=True)] | Literal["shadow"] = True
+    for_: Duration = Field(ZERO, alias="for")
+    keep_firing_for: Duration = ZERO
+    group_by: list[str] = Field(default_factory=lambda: ["account_id"], max_length=5)
     resolve: Resolve | None = None
-    keep_firing_for: Duration = timedelta(0)
     allowed_lateness: Duration = timedelta(hours=1)
     objective: Objective | None = None
-    labels: dict[str, str] = Field(default_factory=dict, max_length=20)
+    labels: dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(max_length=200)]] = Field(
+        default_factory=dict, max_length=20
+    )
     annotations: Annotations
     actions: list[Action] = Field(default_factory=list, max_length=5)
+    tests: list[RuleTest] = Field(default_factory=list, max_length=50)
 
-    _version: str = PrivateAttr(default="")
-    _counts: Predicate | None = PrivateAttr(default=None)
-    _resolves: Predicate | None = PrivateAttr(default=None)
+    _condition: Condition = PrivateAttr()
+
+    @field_validator("group_by")
+    @classmethod
+    def groups_by_fields(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if (
+                name not in GROUP_FIELDS
+                and not DETAIL.fullmatch(name)
+                and not any(name in labels for _, labels in METRICS.values())
+            ):
+                raise ValueError(f'cannot group by "{name}"; {nearest(name, (*GROUP_FIELDS, "details.NAME"))}')
+        if len(set(value)) != len(value):
+            raise ValueError("a field is named twice")
+        return value
 
     @model_validator(mode="after")
     def can_be_judged(self) -> Self:
         given = [name for name in CONDITIONS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"a rule has exactly one condition of {', '.join(CONDITIONS)}; this one has {len(given)}")
-        if self.state is not None and self.resolve is not None:
-            raise ValueError("a state rule resolves by itself, when the account is well; take resolve out")
-        self._counts = compiled(self.count.match) if self.count else None
-        self._resolves = compiled(self.resolve.event) if self.resolve else None
+        condition: Condition = getattr(self, given[0])
+        self._condition = condition
+        self._check_resolve(condition)
+        self._check_groups(condition)
+        for action in self.actions:
+            if action.pause_workflows.depends_on not in self.group_by:
+                raise ValueError(
+                    f"pause_workflows depends_on {action.pause_workflows.depends_on}, which is not in group_by"
+                )
         return self
+
+    def _check_resolve(self, condition: Condition) -> None:
+        if self.resolve is None:
+            return
+        if condition.NAME == "state":
+            raise ValueError("a state rule resolves by itself, when the account is well; take resolve out")
+        for name in self.resolve.model_fields_set:
+            if name not in condition.RESOLVES:
+                known = ", ".join(sorted(condition.RESOLVES)) or "nothing"
+                raise ValueError(f"resolve.{name} does not go with {condition.NAME}; known: {known}")
+
+    def _check_groups(self, condition: Condition) -> None:
+        if isinstance(condition, Gauge):
+            if "group_by" not in self.model_fields_set:
+                object.__setattr__(self, "group_by", list(condition.labels))
+            if not set(self.group_by) <= set(condition.labels):
+                raise ValueError(f"{condition.metric} is measured by {', '.join(condition.labels) or 'nothing'}")
+        elif not condition.GROUPS and self.group_by != ["account_id"]:
+            raise ValueError(f"{condition.NAME} groups by account_id")
+        if not self.by_account:
+            matchers = [*condition.roles().values()]
+            if self.resolve is not None and self.resolve.matcher is not None:
+                matchers.append(self.resolve.matcher)
+            if any("became" in matcher.fields for matcher in matchers):
+                raise ValueError("became is known only where a rule groups by account_id; match status instead")
+
+    @property
+    def condition(self) -> Condition:
+        return self._condition
 
     @property
     def kind(self) -> str:
-        return "count" if self.count is not None else "state"
+        return self._condition.NAME
 
     @property
+    def by_account(self) -> bool:
+        return self.group_by == ["account_id"]
+
+    @property
+    def told(self) -> bool:
+        """Judged from one account's own story in the log, rather than from samples kept for a group."""
+        return self.by_account and not self._condition.STORED and self.kind != "gauge"
+
+    @property
+    def shadow(self) -> bool:
+        return self.enabled == "shadow"
+
+    @cached_property
     def version(self) -> str:
-        return self._version
+        """A digest of all the rule says."""
+        return digest(self.model_dump(mode="json", by_alias=True, exclude={"tests"}))
 
-    def stamped(self, version: str) -> Rule:
-        self._version = version
-        return self
+    @cached_property
+    def condition_version(self) -> str:
+        """A digest of what decides when it holds; while it stays, open episodes go on through an edit."""
+        kept = {*CONDITIONS, "for_", "keep_firing_for", "group_by", "resolve", "allowed_lateness"}
+        return digest(self.model_dump(mode="json", by_alias=True, include=kept))
 
-    @property
-    def resolve_events(self) -> bool:
-        return self._resolves is not None
+    @cached_property
+    def lookback(self) -> timedelta:
+        """How far back from the first new event samples are needed."""
+        quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
+        return max(self._condition.lookback, quiet) + self.for_ + self.keep_firing_for
 
-    def count_matches(self, step: Step) -> bool:
-        return self._counts is not None and self._counts(step)
+    @cached_property
+    def matchers(self) -> tuple[tuple[str, Matcher], ...]:
+        """Roles in the order in which one event may play them."""
+        roles = tuple(self._condition.roles().items())
+        if self.resolve is not None and self.resolve.matcher is not None:
+            return (("resolve", self.resolve.matcher), *roles)
+        return roles
 
-    def resolves(self, step: Step) -> bool:
-        return self._resolves is not None and self._resolves(step)
+    @cached_property
+    def kinds(self) -> frozenset[str] | None:
+        """The event kinds that concern it, None when it may be any."""
+        found: frozenset[str] = frozenset()
+        for _, matcher in self.matchers:
+            if matcher.kinds is None:
+                return None
+            found |= matcher.kinds
+        return found
+
+    def samples(self, step: Step) -> list[Sample]:
+        """What this event means to the rule: nothing, nearly always."""
+        found: list[Sample] = []
+        for role, matcher in self.matchers:
+            if (matcher.kinds is None or step.event.kind in matcher.kinds) and matcher.test(step):
+                if role == "resolve":
+                    value_of = getattr(self._condition, "value_of", None)
+                    distinct = value_of(step) if value_of is not None else None
+                    found.append(Sample(step.event.occurred_at, role, step.event.id, distinct=distinct))
+                    if self.kind == "count":
+                        break  # what says that it is well again is no further failure
+                elif (sample := self._condition.sample(role, step)) is not None:
+                    found.append(sample)
+        return found
+
+    def judge(self, given: Given) -> Judged:
+        return self._condition.judge(self, given)
 
     def may_open(self, step: Step) -> bool:
         """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""
-        return self.count_matches(step) or (self.state is not None and step.became not in (None, WELL))
-
-    @cached_property
-    def within(self) -> timedelta:
-        """How far back from the first new event the history is needed."""
-        if self.count is None:
-            return timedelta(0)
-        # Without a resolve event, when the window fell below is found from twice its length.
-        return self.count.within if self.resolve_events else self.count.within * 2 + self.keep_firing_for
+        if self.kind == "state":
+            return step.became not in (None, WELL)
+        return self.kind == "count" and any(sample.role == "match" for sample in self.samples(step))
 
     @property
     def pauses(self) -> bool:
         return bool(self.actions)
+
+    @property
+    def pauses_connection(self) -> bool:
+        return any(action.pause_workflows.depends_on == "connection_id" for action in self.actions)
 
     @property
     def stable_for(self) -> timedelta:
@@ -214,4 +320,5 @@ class Rule(Strict):
         return PLACEHOLDER.sub(lambda match: values.get(match[1], ""), text)
 
 
-CONDITIONS = ("count", "state")
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

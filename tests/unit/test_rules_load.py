@@ -10,6 +10,7 @@ import pytest
 
 from service.rules import RuleBook, load_file, load_text
 from service.rules.load import FILE_BYTES_MAX
+from service.rules.triggers.count import Count
 
 GOOD = """\
 version: 1
@@ -130,8 +131,8 @@ def test_on_and_no_are_words() -> None:
     match = "{identifier: no, provider: [on, off, yes]}"
     loaded = load_text(GOOD.replace("{kind: token.refresh_failed}", match).encode(), "team.yml")
     assert loaded.problems == ()
-    count = loaded.rules[0].count
-    assert count is not None
+    count = loaded.rules[0].condition
+    assert isinstance(count, Count)
     assert count.match == [{"identifier": "no", "provider": ["on", "off", "yes"]}]
     assert 'unknown key "on"' in problems(GOOD.replace("  annotations", "  on: x\n  annotations"))[0]
 

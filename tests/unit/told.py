@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from service.event import Event
 from service.rules import Rule
+from service.rules.given import Episode, Given, Judged
 from service.rules.story import Initial, tell
-from service.rules.triggers import Episode, Judged, judge_rule
 
 BEGAN = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 SAID = {
@@ -69,14 +69,16 @@ def judge(
     open_since: float | None = None,
     dependents: bool = True,
 ) -> Judged:
-    return judge_rule(
-        rule,
-        initial=Initial(),
-        open_since=None if open_since is None else at(open_since),
-        steps=tell(Initial(), make_events(story)).steps,
-        judge_from=at(judge_from),
-        now=at(now),
-        dependents=dependents,
+    steps = tell(Initial(), make_events(story)).steps
+    return rule.judge(
+        Given(
+            open_since=None if open_since is None else at(open_since),
+            samples=[sample for step in steps for sample in rule.samples(step)],
+            steps=steps,
+            judge_from=at(judge_from),
+            now=at(now),
+            dependents=dependents,
+        )
     )
 
 

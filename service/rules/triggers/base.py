@@ -1,52 +1,44 @@
-"""What a trigger promises: from one account's story to the episodes it holds. Pure; takes `now`, gives values."""
+"""What a condition promises: its YAML shape, which events concern it, and a pure judgement of what they say.
+
+A condition file holds one model, `Condition`'s child, and one line in `__init__.py`. `sample` turns one event into what
+the condition counts; `judge` folds the samples of one group, in event time, into episodes. Neither does I/O.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Protocol
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
 
-from service.rules.story import Initial, Step
+from service.rules.fields import Strict
+from service.rules.given import Given, Judged, Sample
+from service.rules.match import Matcher
+from service.rules.story import Step
 
-EVIDENCE_MAX = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episode:
-    """A rule held from `opened_at` to `ended_at` (None: it still does), by `occurred_at`.
-
-    `end_reason`: `recovered`, `no_active_workflow` or `subsided`. `evidence`: ids of events, oldest first.
-    """
-
-    opened_at: datetime
-    ended_at: datetime | None = None
-    end_reason: str | None = None
-    evidence: tuple[str, ...] = ()
-    value: float = 0.0
-    trigger_event_id: str | None = None
+ZERO = timedelta(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """`wake_at`: the earliest instant at which the answer may change with no new event."""
+class Condition(Strict):
+    """`NAME` is its key in YAML. `RESOLVES`: the keys of `resolve` it understands. `STORED`: its samples of a group are
+    kept by the bucket, because they are too many to be read again from the log."""
 
-    episodes: tuple[Episode, ...]
-    wake_at: datetime | None = None
+    NAME: ClassVar[str]
+    RESOLVES: ClassVar[frozenset[str]] = frozenset()
+    STORED: ClassVar[bool] = False
+    GROUPS: ClassVar[bool] = True  # whether it may group by something else than the account
 
+    @property
+    def lookback(self) -> timedelta:
+        """How far before an instant the samples lie that decide what holds at it."""
+        return ZERO
 
-class Trigger(Protocol):
-    def __call__(
-        self,
-        rule: Any,
-        *,
-        initial: Initial,
-        open_since: datetime | None,
-        steps: Sequence[Step],
-        judge_from: datetime,
-        now: datetime,
-        dependents: bool,
-    ) -> Judged:
-        """`steps` before `judge_from` only fill windows: they were judged when they were new. `open_since`: an episode
-        that was open when `judge_from` came."""
-        ...
+    def roles(self) -> Mapping[str, Matcher]:
+        """Which events concern it. One event may play several roles; they are taken in this order."""
+        return {}
+
+    def sample(self, role: str, step: Step) -> Sample | None:
+        """None where the event matches and yet says nothing, such as a value that is missing."""
+        return Sample(step.event.occurred_at, role, step.event.id)
+
+    def judge(self, rule: Any, given: Given) -> Judged:
+        raise NotImplementedError

@@ -1,85 +1,153 @@
-"""`count`: so many matching events within a window, with nothing in between that says it is well again."""
+"""`count`: so many matching events within a window, or so many accounts that have them."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar
 
-from service.rules.story import Initial, Step
-from service.rules.triggers.base import EVIDENCE_MAX, Episode, Judged
+from pydantic import Field, field_validator
 
-if TYPE_CHECKING:
-    from service.rules.model import Rule
+from service.rules.fields import Matches, Window
+from service.rules.given import Given, Judged, Sample
+from service.rules.latch import Latch
+from service.rules.match import Matcher, compile_matches, reader
+from service.rules.story import Step
+from service.rules.triggers.base import Condition
 
-
-def judge_count(
-    rule: Rule,
-    *,
-    initial: Initial,
-    open_since: datetime | None,
-    steps: Sequence[Step],
-    judge_from: datetime,
-    now: datetime,
-    dependents: bool,
-) -> Judged:
-    """With `resolve.event` only such an event ends an episode: a paused agent makes no more failures, and silence is
-    not recovery. Without it, it ends when the window has emptied, `keep_firing_for` later."""
-    assert rule.count is not None
-    within, gte = rule.count.within, rule.count.gte
-    window: deque[tuple[datetime, str]] = deque()
-    done: list[Episode] = []
-    current: Episode | None = None
-    waiting = open_since  # what was open comes in at its own time: failures before it belong to others
-    until: datetime | None = None  # when too few are left in the window, `keep_firing_for` included
-    for step in steps:
-        at = step.event.occurred_at
-        current = subsided(rule, current, until, done, at)
-        if waiting is not None and at >= waiting:
-            current, waiting = Episode(opened_at=waiting), None
-        if rule.resolves(step):
-            window.clear()
-            if current is not None and at >= judge_from:
-                done.append(replace(current, ended_at=at, end_reason="recovered"))
-                current = None
-        elif rule.count_matches(step):
-            window.append((at, step.event.id))
-            while at - window[0][0] > within:
-                window.popleft()
-            if len(window) >= gte:
-                until = window[-gte][0] + within + rule.keep_firing_for
-            if current is not None:
-                evidence = (*current.evidence, step.event.id) if at >= judge_from else current.evidence
-                current = replace(
-                    current, evidence=evidence[-EVIDENCE_MAX:], value=float(max(current.value, len(window)))
-                )
-            elif len(window) >= gte and at >= judge_from:
-                current = Episode(
-                    opened_at=at,
-                    evidence=tuple(id_ for _, id_ in window)[-EVIDENCE_MAX:],
-                    value=float(len(window)),
-                    trigger_event_id=step.event.id,
-                )
-    if waiting is not None:
-        current = Episode(opened_at=waiting)
-    current = subsided(rule, current, until, done, now)
-    if current is not None and not rule.resolve_events and until is None:
-        # Too few are left even in sight: it ended while nobody looked.
-        done.append(replace(current, ended_at=now, end_reason="subsided"))
-        current = None
-    return Judged(
-        (*done, *([current] if current is not None else [])),
-        until if current is not None and not rule.resolve_events else None,
-    )
+GTE_MAX = 10_000
 
 
-def subsided(
-    rule: Rule, current: Episode | None, until: datetime | None, done: list[Episode], at: datetime
-) -> Episode | None:
-    """The episode that is open, unless its window had emptied before `at`."""
-    if current is None or rule.resolve_events or until is None or until >= at:
-        return current
-    done.append(replace(current, ended_at=until, end_reason="subsided"))
-    return None
+class Count(Condition):
+    """`gte` events that match, no two of them further apart than `within`.
+
+    With `distinct`, so many different values of that field, such as `account_id`, each counted once.
+    """
+
+    NAME: ClassVar[str] = "count"
+    RESOLVES: ClassVar[frozenset[str]] = frozenset({"event", "after", "manual"})
+
+    match: Matches
+    within: Window
+    gte: int = Field(ge=1, le=GTE_MAX, strict=True)
+    distinct: str | None = None
+
+    @field_validator("match")
+    @classmethod
+    def can_match(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        compile_matches(value)
+        return value
+
+    @field_validator("distinct")
+    @classmethod
+    def is_a_field(cls, value: str | None) -> str | None:
+        if value is not None:
+            reader(value)
+        return value
+
+    @property
+    def lookback(self) -> timedelta:
+        return self.within
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        return compile_matches(self.match)
+
+    def roles(self) -> Mapping[str, Matcher]:
+        return {"match": self.matcher}
+
+    def sample(self, role: str, step: Step) -> Sample | None:
+        return Sample(step.event.occurred_at, role, step.event.id, distinct=self.value_of(step))
+
+    def value_of(self, step: Step) -> str | None:
+        if self.distinct is None:
+            return None
+        value = self._read(step)
+        return None if value is None else str(value)
+
+    @cached_property
+    def _read(self) -> Any:
+        return reader(self.distinct or "account_id")
+
+    def judge(self, rule: Any, given: Given) -> Judged:
+        """With `resolve` only what it says ends an episode: a paused agent makes no more failures, and silence is not
+        recovery. Without it, it ends when too few are left in the window."""
+        latch = Latch(given, for_=rule.for_, keep=rule.keep_firing_for)
+        resolve = rule.resolve
+        window: OrderedDict[str, datetime] = OrderedDict()  # what is counted, and when last; oldest first
+        last: datetime | None = None
+        filling = True
+        for sample in given.samples:
+            at = sample.at
+            if filling and at >= given.judge_from:
+                filling = False
+                self._catch_up(latch, window, resolve, last, given.judge_from)
+            self._expire(latch, window, resolve, last, at)
+            if sample.role == "resolve":
+                last = None if self.distinct is None else last
+                if self.distinct is None:
+                    window.clear()
+                elif sample.distinct is not None:
+                    window.pop(sample.distinct, None)
+                if len(window) < self.gte:
+                    latch.end(at, "recovered")
+                continue
+            name = sample.id if self.distinct is None else sample.distinct
+            if name is None:
+                continue
+            fresh = not latch.holds
+            window[name] = last = at
+            window.move_to_end(name)
+            self._slide(window, at)
+            if len(window) >= self.gte:
+                evidence = tuple(window) if fresh and self.distinct is None else (sample.id,)
+                latch.true(at, float(len(window)), evidence, sample.id)
+        if filling:
+            self._catch_up(latch, window, resolve, last, given.judge_from)
+        until = self._expire(latch, window, resolve, last, given.now)
+        episodes, wake = latch.finish()
+        if latch.holds and until is not None:
+            ends = until + rule.keep_firing_for
+            wake = ends if wake is None else min(wake, ends)
+        self._slide(window, given.now)
+        return Judged(episodes, wake, value=float(len(window)))
+
+    def _slide(self, window: OrderedDict[str, datetime], at: datetime) -> None:
+        while window and at - next(iter(window.values())) > self.within:
+            window.popitem(last=False)
+
+    def _until(self, window: OrderedDict[str, datetime]) -> datetime | None:
+        """The last instant at which as many as needed are still in the window, if no more come."""
+        if len(window) < self.gte:
+            return None
+        return next(islice(reversed(window.values()), self.gte - 1, None)) + self.within
+
+    def _expire(
+        self, latch: Latch, window: OrderedDict[str, datetime], resolve: Any, last: datetime | None, at: datetime
+    ) -> datetime | None:
+        """Tells what ended by time before `at`; when the next such end would be."""
+        if not latch.holds:
+            return None
+        if resolve is not None:
+            if resolve.after is None or last is None:
+                return None
+            quiet: datetime = last + resolve.after
+            if quiet < at:
+                window.clear()
+                latch.end(quiet, "quiet")
+            return quiet
+        until = self._until(window)
+        if until is not None and until < at:
+            latch.false(until, "subsided")
+        return until
+
+    def _catch_up(
+        self, latch: Latch, window: OrderedDict[str, datetime], resolve: Any, last: datetime | None, at: datetime
+    ) -> None:
+        """What was open and of which too little is in sight ended while nobody looked."""
+        self._expire(latch, window, resolve, last, at)
+        if resolve is None and latch.holds and self._until(window) is None:
+            latch.false(at, "subsided")

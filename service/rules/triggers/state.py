@@ -1,83 +1,99 @@
-"""`state`: an account is broken while something active depends on it; judged again when either side changes."""
+"""`state`: an account has been in a status for so long; judged again when the account or what depends on it changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
 
 from service.event import WELL
-from service.rules.story import Initial, Step, chain
-from service.rules.triggers.base import EVIDENCE_MAX, Episode, Judged
+from service.rules.fields import Duration, Strict, one_or_many
+from service.rules.given import EVIDENCE_MAX, Episode, Given, Judged
+from service.rules.story import Step, chain
+from service.rules.triggers.base import ZERO, Condition
 
-if TYPE_CHECKING:
-    from service.rules.model import Rule
+
+class Comparison(Strict):
+    gte: int = Field(ge=1, le=1, strict=True)
 
 
-def judge_state(
-    rule: Rule,
-    *,
-    initial: Initial,
-    open_since: datetime | None,
-    steps: Sequence[Step],
-    judge_from: datetime,
-    now: datetime,
-    dependents: bool,
-) -> Judged:
-    """A break is the chain of statuses since the account was last ACTIVE. It counts from the first instant at which one
-    of them has a matching alternative whose `for` has passed; PENDING_* and unknown statuses never end it."""
-    done: list[Episode] = []
-    current = Episode(opened_at=open_since, value=1.0) if open_since is not None else None
-    not_well: dict[str, datetime] = dict(initial.not_well)
-    causes: list[Step] = []
-    for step in steps:
-        if step.became is None:
-            continue
-        at = step.event.occurred_at
-        before, not_well = not_well, chain(not_well, step.became, at)
-        if step.became == WELL:
-            if current is None and (opened := satisfied_at(rule, before)) is not None and opened < at:
-                current = episode(opened, causes)
-            if current is not None and at >= judge_from:
-                done.append(replace(current, ended_at=at, end_reason="recovered"))
-            current, causes = (
-                (current if current is not None and at < judge_from and open_since is not None else None),
-                [],
-            )
-        else:
-            causes.append(step)
-    wake_at: datetime | None = None
-    if not_well:
-        opened = satisfied_at(rule, not_well)
-        if current is None and opened is not None:
-            if opened <= now:
-                current = episode(opened, causes)
+class StateMatch(Strict):
+    """A status (or several) of the account, for so long; with `active_workflows`, only while one depends on it."""
+
+    status: Annotated[list[str], BeforeValidator(one_or_many), Field(min_length=1, max_length=20)]
+    active_workflows: Comparison | None = None
+    for_: Duration = Field(ZERO, alias="for")
+
+
+class State(Condition):
+    NAME: ClassVar[str] = "state"
+    GROUPS: ClassVar[bool] = False
+
+    of: Literal["account"]
+    match: Annotated[list[StateMatch], BeforeValidator(one_or_many), Field(min_length=1, max_length=50)]
+
+    def alternatives(self, dependents: bool) -> list[StateMatch]:
+        return [one for one in self.match if dependents or one.active_workflows is None]
+
+    def judge(self, rule: Any, given: Given) -> Judged:
+        """A break is the chain of statuses since the account was last ACTIVE. It counts from the first instant at which
+        one of them has a matching alternative whose `for` has passed; PENDING_* and unknown statuses never end it."""
+        done: list[Episode] = []
+        open_since, judge_from, now = given.open_since, given.judge_from, given.now
+        alternatives = self.alternatives(given.dependents)
+        current = Episode(opened_at=open_since, value=1.0) if open_since is not None else None
+        not_well: dict[str, datetime] = dict(given.initial.not_well)
+        causes: list[Step] = []
+        for step in given.steps:
+            if step.became is None:
+                continue
+            at = step.event.occurred_at
+            before, not_well = not_well, chain(not_well, step.became, at)
+            if step.became == WELL:
+                opened = satisfied_at(alternatives, rule.for_, before)
+                if current is None and opened is not None and opened < at:
+                    current = episode(opened, causes)
+                if current is not None and at >= judge_from:
+                    done.append(replace(current, ended_at=at, end_reason="recovered"))
+                current, causes = (
+                    (current if current is not None and at < judge_from and open_since is not None else None),
+                    [],
+                )
             else:
-                wake_at = opened
-        elif current is not None and causes:
-            current = replace(current, evidence=evidence(causes))
-    if not dependents:
-        # Nothing active depends on it: what was open closes now, and what is past concerned nobody.
-        ended = (
-            [replace(current, ended_at=now, end_reason="no_active_workflow")]
-            if current is not None and open_since is not None
-            else []
-        )
-        return Judged(
-            tuple(past for past in done if open_since is not None and past.opened_at == open_since) or tuple(ended),
-            None,
-        )
-    return Judged((*done, *([current] if current is not None else [])), wake_at)
+                causes.append(step)
+        wake_at: datetime | None = None
+        if not_well:
+            opened = satisfied_at(alternatives, rule.for_, not_well)
+            if current is None and opened is not None:
+                if opened <= now:
+                    current = episode(opened, causes)
+                else:
+                    wake_at = opened
+            elif current is not None and causes:
+                current = replace(current, evidence=evidence(causes))
+        if not alternatives:
+            # Nothing active depends on it: what was open closes now, and what is past concerned nobody.
+            ended = (
+                [replace(current, ended_at=now, end_reason="no_active_workflow")]
+                if current is not None and open_since is not None
+                else []
+            )
+            mine = tuple(past for past in done if open_since is not None and past.opened_at == open_since)
+            return Judged(mine or tuple(ended))
+        return Judged((*done, *([current] if current is not None else [])), wake_at, value=1.0 if not_well else 0.0)
 
 
-def satisfied_at(rule: Rule, not_well: Mapping[str, datetime]) -> datetime | None:
+def satisfied_at(
+    alternatives: Sequence[StateMatch], for_: timedelta, not_well: Mapping[str, datetime]
+) -> datetime | None:
     """The earliest instant at which an alternative of the rule holds for this chain."""
-    assert rule.state is not None
     return min(
         (
-            at + alternative.for_
-            for alternative in rule.state.match
+            at + max(alternative.for_, for_)
+            for alternative in alternatives
             for status, at in not_well.items()
             if status in alternative.status
         ),

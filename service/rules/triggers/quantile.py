@@ -1,0 +1,99 @@
+"""`quantile`: most are fast, and the slowest are too slow.
+
+Values are counted by the logarithm of their size, as DDSketch does (Masson, Rim and Lee, VLDB 2019): buckets add up in
+any order, and the answer is within `ERROR` of the true one, relatively.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import ceil, log
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from service.rules.fields import Matches, Number
+from service.rules.given import Bucket, Sample
+from service.rules.match import Matcher, compile_matches, reader
+from service.rules.story import Step
+from service.rules.triggers.rolling import EXAMPLES_MAX, Rolling
+
+ERROR = 0.01
+GAMMA = (1 + ERROR) / (1 - ERROR)
+SIZE_MAX = 1e12
+ZERO_SIZE = -10_000  # values of nothing, which have no logarithm
+
+
+class Quantile(Rolling):
+    """The `q`-quantile of `field` over the events that match within `within` is above `gt`."""
+
+    NAME: ClassVar[str] = "quantile"
+    RESOLVES: ClassVar[frozenset[str]] = frozenset({"lt", "lte", "manual"})
+
+    match: Matches
+    field: str = Field(max_length=80)
+    q: float = Field(gt=0, lt=1, strict=True)
+    gt: Number
+
+    @field_validator("match")
+    @classmethod
+    def can_match(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        compile_matches(value)
+        return value
+
+    @field_validator("field")
+    @classmethod
+    def is_a_field(cls, value: str) -> str:
+        reader(value)
+        return value
+
+    @cached_property
+    def _match(self) -> Matcher:
+        return compile_matches(self.match)
+
+    @cached_property
+    def _read(self) -> Any:
+        return reader(self.field)
+
+    def roles(self) -> Mapping[str, Matcher]:
+        return {"match": self._match}
+
+    def sample(self, role: str, step: Step) -> Sample | None:
+        value = self._read(step)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= SIZE_MAX:
+            return None
+        return Sample(step.event.occurred_at, role, step.event.id, value=float(value))
+
+    def add(self, bucket: Bucket, sample: Sample) -> None:
+        size = size_of(sample.value)
+        bucket.total += 1
+        bucket.sizes[size] = bucket.sizes.get(size, 0) + 1
+        if sample.value > self.gt and len(bucket.examples) < EXAMPLES_MAX:
+            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))
+
+    def value(self, buckets: Sequence[Bucket]) -> float | None:
+        total = sum(bucket.total for bucket in buckets)
+        if total < self.min_total:
+            return None
+        sizes: dict[int, int] = {}
+        for bucket in buckets:
+            for size, count in bucket.sizes.items():
+                sizes[size] = sizes.get(size, 0) + count
+        rank, seen = self.q * (total - 1), 0
+        for size in sorted(sizes):
+            seen += sizes[size]
+            if seen > rank:
+                return value_of(size)
+        return None
+
+    def breached(self, value: float) -> bool:
+        return value > self.gt
+
+
+def size_of(value: float) -> int:
+    return ZERO_SIZE if value <= 1e-9 else ceil(log(value) / log(GAMMA))
+
+
+def value_of(size: int) -> float:
+    return 0.0 if size == ZERO_SIZE else float(2 * GAMMA**size / (GAMMA + 1))

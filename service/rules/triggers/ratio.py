@@ -1,0 +1,60 @@
+"""`ratio`: too few of all are good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from service.rules.fields import Matches
+from service.rules.given import Bucket, Sample
+from service.rules.match import Matcher, compile_matches
+from service.rules.story import Step
+from service.rules.triggers.rolling import EXAMPLES_MAX, Rolling
+
+
+class Ratio(Rolling):
+    """Of the events that match `total` within `within`, fewer than `lt` also match `good`."""
+
+    NAME: ClassVar[str] = "ratio"
+    RESOLVES: ClassVar[frozenset[str]] = frozenset({"gt", "gte", "manual"})
+
+    good: Matches
+    total: Matches
+    lt: float = Field(gt=0, le=1, strict=True)
+
+    @field_validator("good", "total")
+    @classmethod
+    def can_match(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        compile_matches(value)
+        return value
+
+    @cached_property
+    def _total(self) -> Matcher:
+        return compile_matches(self.total)
+
+    @cached_property
+    def _good(self) -> Matcher:
+        return compile_matches(self.good)
+
+    def roles(self) -> Mapping[str, Matcher]:
+        return {"total": self._total}
+
+    def sample(self, role: str, step: Step) -> Sample | None:
+        return Sample(step.event.occurred_at, role, step.event.id, value=1.0 if self._good.test(step) else 0.0)
+
+    def add(self, bucket: Bucket, sample: Sample) -> None:
+        bucket.total += 1
+        if sample.value:
+            bucket.good += 1
+        elif len(bucket.examples) < EXAMPLES_MAX:
+            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))
+
+    def value(self, buckets: Sequence[Bucket]) -> float | None:
+        total = sum(bucket.total for bucket in buckets)
+        return sum(bucket.good for bucket in buckets) / total if total >= self.min_total else None
+
+    def breached(self, value: float) -> bool:
+        return value < self.lt
