@@ -28,7 +28,7 @@ from service.errors import AuthwatchError
 from service.observe import configure_logging, log
 from service.receive import PATH, FrontDoor
 from service.reload import kept_current
-from service.runtime import RECEIVER_CONNECTIONS_MAX, open_runtime, stop
+from service.runtime import RECEIVER_CONNECTIONS_MAX, last_words, open_runtime, stop
 from service.settings import Settings, load_settings
 from service.store import retention
 
@@ -86,7 +86,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                 front_door.runtime = None
                 await stop(watching)
                 await stop(keeping)
-                await runtime.rejections.write(runtime.engine)
+                await last_words(runtime.rejections.write(runtime.engine))
                 await stop(starting)
 
     async def openapi(_request: Request) -> Response:

@@ -23,7 +23,7 @@ from service.errors import ConfigError, Unavailable
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
 from service.redact import redact_text
-from service.runtime import Runtime, stop
+from service.runtime import Runtime, last_words, stop
 from service.settings import Environment, load_sources
 from service.sources import Source, open_sources
 from service.store import log, readers, secrets
@@ -48,7 +48,7 @@ async def kept_current(runtime: Runtime, variables: Mapping[str, str] | None) ->
     finally:
         for task in tasks:
             await stop(task)
-        await flush(runtime)
+        await last_words(flush(runtime))
 
 
 class SourceFiles:

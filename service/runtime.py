@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ from service.store.session import begin, open_engine
 
 RECEIVER_CONNECTIONS_MAX = 12
 WORKER_CONNECTIONS_MAX = 10
+LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +148,14 @@ def committed(nudger: Nudger, batch: Sequence[Waiting]) -> None:
 async def make_partitions(engine: AsyncEngine) -> None:
     async with begin(engine) as conn:
         await log_store.ensure_partitions(conn)
+
+
+async def last_words(writing: Awaitable[None]) -> None:
+    """What would be good to have written before the end. It is advice and counts, and a database that is out of reach
+    must not hold up the stop: whoever asked for it ends us by force soon."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            await writing
 
 
 async def stop(task: asyncio.Task[None]) -> None:

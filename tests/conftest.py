@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -108,6 +109,11 @@ class embedded:
         self._folder = Path(tempfile.mkdtemp(prefix="authwatch-tests-"))
         self._postgres = start_postgres(self._folder)
         self._redis = start_redis(self._folder)
+        # No test pulls the plug of this machine, and a database for each test is mostly waiting for its disk.
+        cluster = next(Path((self._folder / "home").read_text().strip()).rglob("cluster"))
+        with (cluster / "postgresql.auto.conf").open("a") as settings:
+            settings.write("fsync = off\n")
+        os.kill(int((cluster / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
         return Servers(self._postgres.url, self._redis.url)
 
     def __exit__(self, *_exc: object) -> None:
