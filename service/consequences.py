@@ -83,12 +83,16 @@ async def follow(
     for hold in new_holds:
         held_by.setdefault(hold.alert_id or "", []).append(hold.workflow_id)
     for alert in fired:
+        if alert.shadow:
+            continue  # recorded, and told to nobody
         account = accounts.get(alert.account) if alert.account else None
         out.decisions.append(alert_decision(alert, "alert.firing", now, account, held_by.get(alert.id, ())))
     for alert in resolved:
+        if alert.shadow:
+            continue
         account = accounts.get(alert.account) if alert.account else None
         out.decisions.append(alert_decision(alert, "alert.resolved", now, account))
-    loud = {alert.id for alert in (*fired, *resolved) if not alert.discovered_late}
+    loud = {alert.id for alert in (*fired, *resolved) if not alert.discovered_late and not alert.shadow}
     loud |= {hold.alert_id for hold in (*new_holds, *release) if hold.alert_id}
     await notify(conn, out, loud, notifiers, now)
     return out

@@ -1,4 +1,4 @@
-"""Judges accounts: from their history and the rules to alerts, holds and actions, in the caller's transaction.
+"""Judges accounts and groups: from their history and the rules to alerts, holds and actions, in the caller's transaction.
 
 The evaluator calls it for a batch of the log, the sweep for deadlines that came, and PUT /v1/workflows for the accounts
 of one workflow: whichever comes first, the loss or the dependence, one of them sees both, because all of them hold the
@@ -9,113 +9,84 @@ duplicates, batches and crashes give the same episodes (design.md, rule 5).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import consequences, own_alerts
+from service import consequences, grouped, own_alerts
 from service.consequences import Consequences
-from service.event import AccountKey, Event, new_id
+from service.episodes import Verdict, covering, make_alert, settle, transitions
+from service.event import AccountKey, Event
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
-from service.rules.story import Step
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
+from service.store import armed as armed_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
-from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
-from service.subjects import Subject, by_row, gather
+from service.store.alerts import Alert
+from service.store.armed import Owed
+from service.store.groups import Group
+from service.store.workflows import Workflow
+from service.subjects import Subject, by_row, gather, words_of
 
 
-@dataclass(slots=True)
-class Verdict:
-    """What judging changed, gathered to be written: decisions go into the log last."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is to be judged. `new`: events by account, maybe none. `events`: those that may concern groups. `due`: since
+    when an account's deadline has passed. `groups`: those whose time has come. `rows`: the accounts' rows where the caller
+    has read them already, which only the evaluator can: it alone writes."""
 
-    changed: dict[str, Alert] = field(default_factory=dict)
-    fired: list[Alert] = field(default_factory=list)
-    resolved: list[Alert] = field(default_factory=list)
-    too_late: int = 0
+    new: Mapping[AccountKey, Sequence[Event]]
+    upto: int
+    now: datetime
+    events: Sequence[Event] = ()
+    due: Mapping[AccountKey, datetime] = field(default_factory=dict)
+    groups: Sequence[Group] = ()
+    rows: Mapping[AccountKey, Account] | None = None
 
 
-async def judge(
-    conn: AsyncConnection,
-    rules: Ruleset,
-    new_events: Mapping[AccountKey, Sequence[Event]],
-    *,
-    upto: int,
-    now: datetime,
-    notifiers: Sequence[str],
-    rows: Mapping[AccountKey, Account] | None = None,
-) -> Consequences:
-    """Judges the accounts named, with the events (maybe none) that are new to them. Their locks must be held.
+async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers: Sequence[str]) -> Consequences:
+    """The accounts' locks must be held.
 
     Writes accounts, alerts, holds, actions and deadlines; the caller appends `decisions` to the log as its last act.
-    `rows` are the accounts' rows where the caller has read them already, which only the evaluator can: it alone writes.
     """
-    within_max = rules.lookback
-    if rows is None:
-        rows = await account_store.load(conn, list(new_events))
-    starts = {
-        key: min((event.occurred_at for event in new), default=now)
-        for key, new in new_events.items()
-        if new or key in rows
-    }
-    since = min(starts.values(), default=now) - within_max
-    watched = await account_store.watched(conn, starts, since)
-    subjects = {
-        key: subject
-        for key in starts
-        if key not in watched and (subject := by_row(key, rows.get(key), new_events[key], rules, now)) is not None
-    }
-    untroubled = {
-        key for key, subject in subjects.items() if not any(may_open(rules, step) for step in subject.story.steps)
-    }
-    troubled = [key for key in starts if key not in untroubled]
-    stored = await alert_store.of_accounts(conn, dict.fromkeys(troubled, since))
-    told = {key: start for key, start in starts.items() if key not in subjects}
-    subjects |= await gather(conn, rows, new_events, told, within_max, upto, now)
-    subjects = {key: subjects[key] for key in starts}  # in the log's order: of namesakes the first is bound
-    await bind_new(conn, subjects)
+    now, verdict = work.now, Verdict()
+    case = await open_case(conn, rules, work)
+    subjects, troubled = case.subjects, case.troubled
+    await workflow_store.bind(conn, [key for key, subject in subjects.items() if subject.before is None])
     dependents = await workflow_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
 
-    verdict = Verdict()
     due: dict[AccountKey, datetime | None] = {}
     opened: list[tuple[Rule, Subject, Episode]] = []
     for key in troubled:
-        subject = subjects[key]
-        wakes: list[datetime] = []
-        for rule in rules.told:
-            mine = [alert for alert in stored[key] if alert.rule_id == rule.id]
-            wake = judge_one(rule, subject, mine, bool(dependents[key]), now, verdict, opened)
-            if wake is not None:
-                wakes.append(wake)
-        due[key] = min(wakes, default=None)
-
-    numbers = await alert_store.last_episodes(conn, {(rule.id, str(subject.after.key)) for rule, subject, _ in opened})
-    for rule, subject, episode in opened:
-        pair = (rule.id, str(subject.after.key))
-        numbers[pair] = numbers.get(pair, 0) + 1
-        alert = make_alert(rule, subject, episode, numbers[pair], now)
-        verdict.changed[alert.id] = alert
-        verdict.fired.append(alert)
-        if alert.state == "resolved":
-            verdict.resolved.append(alert)
+        due[key] = judge_account(rules, case, key, dependents[key], now, verdict, opened)
+    await name_and_open(conn, opened, now, verdict)
     await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
+    await armed_store.change(conn, case.armed_changes)
+    of_groups = await grouped.judge_groups(conn, rules, work.events, work.groups, now, verdict)
     own = await own_alerts.about_accounts(conn, subjects, now)
+    own += await own_alerts.make(conn, of_groups.own, now)
     verdict.fired.extend(own)
     await alert_store.save(conn, [*verdict.changed.values(), *own])
 
-    standing = {
-        key: [
-            *(verdict.changed.get(old.id, old) for old in stored[key]),
-            *(new for new in verdict.fired if new.account == key),
-        ]
-        for key in troubled
+    concerned = {key: subjects[key].after for key in troubled}
+    others = {alert.account for alert in verdict.changed.values() if alert.account is not None} - set(concerned)
+    if others:  # accounts of which only a group's rule has something to say
+        more = await account_store.load(conn, others)
+        concerned |= more
+        case.stored |= await alert_store.of_accounts(conn, dict.fromkeys(more, now))
+        dependents |= await workflow_store.dependents(conn, {key: row.connection_id for key, row in more.items()})
+    standing: dict[AccountKey, list[Alert]] = {
+        key: [verdict.changed.get(old.id, old) for old in case.stored.get(key, ())] for key in concerned
     }
+    for alert in (*verdict.changed.values(), *own):
+        if alert.account in standing and all(alert.id != other.id for other in standing[alert.account]):
+            standing[alert.account].append(alert)
     out = await consequences.follow(
         conn,
-        accounts={key: subjects[key].after for key in troubled},
+        accounts=concerned,
         alerts=standing,
         dependents=dependents,
         fired=verdict.fired,
@@ -126,171 +97,196 @@ async def judge(
     for key, at in out.release_due.items():
         due[key] = min((instant for instant in (due.get(key), at) if instant is not None), default=None)
     await account_store.set_deadlines(conn, due)
+    await grouped.close(conn, out, of_groups, verdict, now, notifiers)
     out.too_late = verdict.too_late
     return out
 
 
-def judge_one(
-    rule: Rule,
-    subject: Subject,
-    mine: Sequence[Alert],
-    depended_on: bool,
+@dataclass(slots=True)
+class Case:
+    """Everything read that a verdict about accounts needs. `troubled`: those whose rules have anything to say."""
+
+    subjects: dict[AccountKey, Subject]
+    troubled: list[AccountKey]
+    stored: dict[AccountKey, list[Alert]]
+    owed: Mapping[AccountKey, Mapping[str, Owed]]
+    armed_changes: dict[tuple[AccountKey, str], Owed | None] = field(default_factory=dict)
+
+
+async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
+    """Reads as little as each account allows: of nearly every one its row tells all."""
+    now, new, lookback = work.now, work.new, rules.lookback
+    rows = work.rows if work.rows is not None else await account_store.load(conn, list(new))
+    starts = {
+        key: min([event.occurred_at for event in of_account] or [min(work.due.get(key, now), now)])
+        for key, of_account in new.items()
+        if of_account or key in rows
+    }
+    since = min(starts.values(), default=now) - lookback
+    watched = await account_store.watched(conn, starts, since)
+    owed = await armed_store.of_accounts(conn, starts) if rules.absences else {}
+    case = Case({}, [], {}, owed)
+    for key in starts:
+        due = watched.get(key)
+        if key in watched:
+            if due is not None and due <= now:
+                starts[key] = min(starts[key], due)
+            continue
+        subject = by_row(key, rows.get(key), new[key], rules, now)
+        if subject is not None and keep_arms(rules, case, key, subject, now):
+            case.subjects[key] = subject
+    for key, of_account in owed.items():
+        if key not in case.subjects:
+            starts[key] = min(
+                [starts[key], *(waits.armed.due for waits in of_account.values() if waits.armed.due <= now)]
+            )
+    case.troubled = [
+        key
+        for key in starts
+        if key not in case.subjects
+        or any(rule.may_open(step) for step in case.subjects[key].story.steps if step.became for rule in rules.states)
+    ]
+    case.stored = await alert_store.of_accounts(
+        conn, dict.fromkeys(case.troubled, min(starts.values(), default=now) - lookback)
+    )
+    told = {key: start for key, start in starts.items() if key not in case.subjects}
+    case.subjects |= await gather(conn, rows, new, told, rules, work.upto, now)
+    case.subjects = {key: case.subjects[key] for key in starts}  # in the log's order: of namesakes the first is bound
+    return case
+
+
+def keep_arms(rules: Ruleset, case: Case, key: AccountKey, subject: Subject, now: datetime) -> bool:
+    """Moves the deadlines of an account of which nothing else has a say; False where one of them was missed."""
+    waits = case.owed.get(key, {})
+    changes: dict[tuple[AccountKey, str], Owed | None] = {}
+    samples: dict[str, list[Sample]] = {}
+    for step in subject.story.steps:
+        for rule in rules.told_of(step.event.kind):
+            if rule.kind == "absence" and (found := rule.samples(step)):
+                samples.setdefault(rule.id, []).extend(found)
+    for rule_id, owed in waits.items():
+        if rule_id not in samples and owed.armed.due <= now:
+            return False
+    for rule_id, of_rule in samples.items():
+        rule = rules.by_id[rule_id]
+        owed_now = waits.get(rule_id)
+        armed = before = (
+            owed_now.armed if owed_now is not None and owed_now.condition_version == rule.condition_version else None
+        )
+        for sample in of_rule:
+            if armed is not None and armed.due < sample.at:
+                return False
+            armed = rule.arm(armed, sample)
+        if armed is not None and armed.due <= now:
+            return False
+        if armed != before:
+            changes[key, rule_id] = None if armed is None else Owed(rule.condition_version, armed)
+    case.armed_changes |= changes
+    return True
+
+
+def judge_account(
+    rules: Ruleset,
+    case: Case,
+    key: AccountKey,
+    dependents: Sequence[Workflow],
     now: datetime,
     verdict: Verdict,
     opened: list[tuple[Rule, Subject, Episode]],
 ) -> datetime | None:
-    """One rule, one account: the episodes the history says there are, against the alerts that are stored."""
-    start = subject.judge_from
-    covering = [
-        alert
-        for alert in mine
-        if alert.opened_at < start and (alert.condition_ended_at is None or alert.condition_ended_at >= start)
-    ]
-    samples, too_late = in_time(rule, subject)
-    verdict.too_late += too_late
-    judged = rule.judge(
-        Given(
-            initial=subject.initial,
-            open_since=covering[0].opened_at if covering else None,
-            recent=transitions(mine),
-            samples=samples,
-            steps=subject.story.steps,
-            judge_from=start,
-            now=now,
-            dependents=depended_on,
+    """Every rule that anything of this account concerns; when it is to be judged again with no event."""
+    subject, stored, waits = case.subjects[key], case.stored.get(key, []), case.owed.get(key, {})
+    samples = samples_in_time(rules, subject, verdict)
+    concerned = {rule.id: rule for rule in rules.told if rule.id in samples}
+    concerned |= {rule.id: rule for rule in rules.states}
+    for rule_id in (*(alert.rule_id for alert in stored), *waits):
+        if (rule := rules.by_id.get(rule_id)) is not None and rule.told:
+            concerned[rule_id] = rule
+    wakes: list[datetime] = []
+    for rule in concerned.values():
+        mine = [alert for alert in stored if alert.rule_id == rule.id]
+        judged = rule.judge(
+            Given(
+                initial=subject.initial,
+                open_since=covering(mine, subject.judge_from),
+                recent=transitions(mine),
+                samples=samples.get(rule.id, ()),
+                steps=subject.story.steps,
+                judge_from=subject.judge_from,
+                now=now,
+                dependents=bool(dependents),
+                armed=subject.armed.get(rule.id),
+            )
         )
-    )
-    unmatched = list(mine)
-    for episode in judged.episodes:
-        match = alert_of(episode, unmatched)
-        if match is None:
-            if episode.ended_at is None or episode.ended_at >= start:
-                opened.append((rule, subject, episode))
-            continue
-        unmatched.remove(match)
-        change(verdict, match, episode, now)
-    for alert in unmatched:
-        if alert.opened_at >= start and never_was(rule, alert, judged.episodes, depended_on):
-            # A late event showed that this never was: say so, and let go.
-            end(verdict, alert, alert.opened_at, "late_arrival", now)
-    return judged.wake_at
+        episodes = judged.episodes
+        new = settle(
+            episodes,
+            mine,
+            start=subject.judge_from,
+            never_was=lambda alert, rule=rule, episodes=episodes: never_was(rule, alert, episodes, bool(dependents)),  # type: ignore[misc]
+            now=now,
+            verdict=verdict,
+        )
+        opened.extend((rule, subject, episode) for episode in new)
+        if rule.kind == "absence":
+            waiting = judged.armed if judged.armed is not None and judged.armed.due > now else None
+            had = waits.get(rule.id)
+            if (waiting is not None and (had is None or had.armed != waiting)) or (waiting is None and had is not None):
+                case.armed_changes[key, rule.id] = None if waiting is None else Owed(rule.condition_version, waiting)
+            if judged.wake_at is not None and waiting is not None and judged.wake_at == waiting.due:
+                continue  # its own row wakes it
+        if judged.wake_at is not None:
+            wakes.append(judged.wake_at)
+    for rule_id in waits:
+        if rule_id not in rules.by_id:
+            case.armed_changes[key, rule_id] = None
+    return min(wakes, default=None)
 
 
-def alert_of(episode: Episode, stored: Sequence[Alert]) -> Alert | None:
-    """The stored alert that stands for this episode: of several that share an instant with it, the one that began with
-    it, then the one still open. What was over and goes on again is a new episode, so that someone hears of it."""
-    sharing = [
-        alert
-        for alert in stored
-        if alert.covers(episode.opened_at, episode.ended_at)
-        and (episode.ended_at is not None or alert.condition_ended_at is None)
-    ]
-    return max(
-        sharing,
-        key=lambda alert: (alert.opened_at == episode.opened_at, alert.condition_ended_at is None),
-        default=None,
-    )
+def samples_in_time(rules: Ruleset, subject: Subject, verdict: Verdict) -> dict[str, list[Sample]]:
+    """Windows are judged again up to `allowed_lateness`; what ends an episode, and the account's state, at any time."""
+    fresh = {event.id for event in subject.new}
+    found: dict[str, list[Sample]] = {}
+    for step in subject.story.steps:
+        lag = step.event.delivery_lag_seconds or 0.0
+        for rule in rules.told_of(step.event.kind):
+            for sample in rule.samples(step):
+                if sample.role == "match" and lag > rule.allowed_lateness.total_seconds():
+                    verdict.too_late += step.event.id in fresh
+                else:
+                    found.setdefault(rule.id, []).append(sample)
+    return found
 
 
 def never_was(rule: Rule, alert: Alert, episodes: Sequence[Episode], depended_on: bool) -> bool:
     """Whether an alert that no episode accounts for is contradicted by the history, rather than by what depends on it."""
-    if alert.condition_ended_at is None or rule.kind == "count":
+    if alert.resolved_reason == "rule_changed":
+        return False
+    if alert.condition_ended_at is None or rule.kind != "state":
         return True
     return depended_on and not any(alert.covers(episode.opened_at, episode.ended_at) for episode in episodes)
 
 
-def in_time(rule: Rule, subject: Subject) -> tuple[list[Sample], int]:
-    """Windows are judged again up to `allowed_lateness`; what ends an episode, and the account's state, at any time."""
-    limit = rule.allowed_lateness.total_seconds()
-    fresh = {event.id for event in subject.new}
-    samples: list[Sample] = []
-    too_late = 0
-    for step in subject.story.steps:
-        lag_seconds = step.event.delivery_lag_seconds
-        late = lag_seconds is not None and lag_seconds > limit
-        for sample in rule.samples(step):
-            if late and sample.role == "match":
-                too_late += step.event.id in fresh
-            else:
-                samples.append(sample)
-    return samples, too_late
-
-
-def transitions(alerts: Sequence[Alert]) -> list[datetime]:
-    """When episodes opened and ended, oldest first."""
-    return sorted(at for alert in alerts for at in (alert.opened_at, alert.condition_ended_at) if at is not None)
-
-
-def may_open(rules: Ruleset, step: Step) -> bool:
-    return (step.became is not None and any(rule.may_open(step) for rule in rules.states)) or any(
-        rule.may_open(step) for rule in rules.told_of(step.event.kind)
-    )
-
-
-def change(verdict: Verdict, alert: Alert, episode: Episode, now: datetime) -> None:
-    evidence = tuple(dict.fromkeys((*alert.evidence, *episode.evidence)))
-    if len(evidence) > EVIDENCE_MAX:
-        evidence = (*evidence[:10], *evidence[-(EVIDENCE_MAX - 10) :])
-    updated = replace(alert, evidence=evidence, value=max(alert.value or 0, episode.value), opened_at=episode.opened_at)
-    if alert.condition_ended_at is not None and episode.end_reason != "no_active_workflow":
-        updated = replace(updated, condition_ended_at=episode.ended_at)  # a late event moved its end
-    if updated != alert:
-        verdict.changed[alert.id] = updated
-    if episode.ended_at is not None and alert.condition_ended_at is None:
-        end(verdict, updated, episode.ended_at, episode.end_reason or "recovered", now)
-
-
-def end(verdict: Verdict, alert: Alert, at: datetime, reason: str, now: datetime) -> None:
-    ended = replace(alert, condition_ended_at=at)
-    if alert.state != "resolved":
-        ended = replace(ended, state="resolved", resolved_at=now, resolved_reason=reason)
-        verdict.resolved.append(ended)
-    verdict.changed[alert.id] = ended
-
-
-def make_alert(rule: Rule, subject: Subject, episode: Episode, number: int, now: datetime) -> Alert:
-    account = subject.after
-    trigger = next((step.event for step in subject.story.steps if step.event.id == episode.trigger_event_id), None)
-    late = trigger.lag_seconds if trigger is not None else None
-    values = {
-        "account_id": account.key.account_id,
-        "environment_id": account.key.environment_id,
-        "source": account.key.source,
-        "connection_id": account.connection_id or "",
-        "provider": account.provider or "",
-        "identifier": account.identifier or account.key.account_id,
-        "organization_id": account.organization_id or "",
-        "status": account.status or "",
-        "value": f"{episode.value:g}",
-    }
-    over = episode.ended_at is not None
-    return Alert(
-        id=new_id(),
-        rule_id=rule.id,
-        rule_version=rule.version,
-        severity=rule.severity,
-        account=account.key,
-        connection_id=account.connection_id,
-        group={"account_id": account.key.account_id},
-        group_key=str(account.key),
-        episode=number,
-        dedup_key=dedup_key(rule.id, str(account.key), number),
-        state="resolved" if over else "firing",
-        summary=rule.render(rule.summary, values),
-        what_to_do=rule.render(rule.what_to_do, values) if rule.what_to_do else None,
-        opened_at=episode.opened_at,
-        fired_at=now,
-        condition_ended_at=episode.ended_at,
-        resolved_at=now if over else None,
-        resolved_reason=(episode.end_reason or "recovered") if over else None,
-        discovered_late=over,  # already over when discovered: kept and forwarded, pauses and pages nobody
-        late_seconds=late,
-        value=episode.value,
-        evidence=tuple(episode.evidence[:EVIDENCE_MAX]),
-        stable_for_seconds=rule.stable_for.total_seconds(),
-        pauses=rule.pauses,
-    )
-
-
-async def bind_new(conn: AsyncConnection, subjects: Mapping[AccountKey, Subject]) -> None:
-    await workflow_store.bind(conn, [key for key, subject in subjects.items() if subject.before is None])
+async def name_and_open(
+    conn: AsyncConnection, opened: Sequence[tuple[Rule, Subject, Episode]], now: datetime, verdict: Verdict
+) -> None:
+    numbers = await alert_store.last_episodes(conn, {(rule.id, str(subject.after.key)) for rule, subject, _ in opened})
+    for rule, subject, episode in opened:
+        account = subject.after
+        pair = (rule.id, str(account.key))
+        numbers[pair] = numbers.get(pair, 0) + 1
+        trigger = next((step.event for step in subject.story.steps if step.event.id == episode.trigger_event_id), None)
+        verdict.open(
+            make_alert(
+                rule,
+                episode,
+                number=numbers[pair],
+                now=now,
+                values=words_of(account),
+                group={"account_id": account.key.account_id},
+                group_key=str(account.key),
+                account=account.key,
+                connection_id=account.connection_id,
+                late_seconds=trigger.lag_seconds if trigger is not None else None,
+            )
+        )

@@ -15,7 +15,7 @@ from service import consequences
 from service.consequences import Consequences
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import WELL, AccountKey
-from service.judge import judge
+from service.judge import Work, judge
 from service.rules import RuleBook
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
@@ -338,9 +338,8 @@ async def rejudge(
     # Read after the accounts' locks: what the evaluator has judged by now is what this judgement stands on.
     upto = await readers.position(conn, readers.EVALUATOR)
     now = await readers.clock(conn)
-    judged = await judge(
-        conn, context.rules.ruleset, {key: [] for key in keys}, upto=upto, now=now, notifiers=context.notifiers
-    )
+    work = Work(new={key: [] for key in keys}, upto=upto, now=now)
+    judged = await judge(conn, context.rules.ruleset, work, notifiers=context.notifiers)
     out.decisions.extend(judged.decisions)
     out.acted = out.acted or judged.acted
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.event import WELL, AccountKey, Event
+from service.event import KINDS, WELL, AccountKey, Event
 from service.rules import Ruleset
+from service.rules.given import Armed
 from service.rules.story import Initial, Story, tell
 from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -25,6 +26,7 @@ class Subject:
     initial: Initial
     new: Sequence[Event]
     judge_from: datetime
+    armed: Mapping[str, Armed] = field(default_factory=dict)  # by rule: what waited where the story begins
 
 
 def by_row(key: AccountKey, row: Account | None, new: Sequence[Event], rules: Ruleset, now: datetime) -> Subject | None:
@@ -53,7 +55,7 @@ async def gather(
     rows: Mapping[AccountKey, Account],
     new_events: Mapping[AccountKey, Sequence[Event]],
     starts: Mapping[AccountKey, datetime],
-    within_max: timedelta,
+    rules: Ruleset,
     upto: int,
     now: datetime,
 ) -> dict[AccountKey, Subject]:
@@ -63,7 +65,7 @@ async def gather(
     known: dict[AccountKey, Initial] = {}
     unknown: dict[AccountKey, datetime] = {}
     for key, start in judge_from.items():
-        row, begin = rows.get(key), max(start - within_max, BEGINNING)
+        row, begin = rows.get(key), max(start - rules.lookback, BEGINNING)
         known_before = row is not None and (row.last_status_at is None or row.last_status_at < begin)
         if row is not None and known_before and (new_events[key] or not row.not_well):
             # Nothing in the slice precedes what the row already knows: the row is where the story starts.
@@ -82,6 +84,7 @@ async def gather(
             before = row.status_since if row is not None and row.status == WELL else None
             known[key] = Initial(status=WELL, status_since=min(well, before or well))
     events = await account_store.history(conn, since, upto)
+    armed = await armed_before(conn, rules, since, upto)
     subjects: dict[AccountKey, Subject] = {}
     for key in judge_from:
         if len(events[key]) >= EVENTS_PER_ACCOUNT_MAX:
@@ -99,8 +102,47 @@ async def gather(
             initial=known[key],
             new=new,
             judge_from=judge_from[key],
+            armed=armed.get(key, {}),
         )
     return subjects
+
+
+async def armed_before(
+    conn: AsyncConnection, rules: Ruleset, since: Mapping[AccountKey, datetime], upto: int
+) -> dict[AccountKey, dict[str, Armed]]:
+    """What each account's absences waited for as its slice of history begins: a deadline may have been named long ago."""
+    asked = [rule for rule in rules.absences if rule.names_deadlines]
+    if not asked or not since:
+        return {}
+    kinds: set[str] = set()
+    for rule in asked:
+        kinds |= rule.kinds if rule.kinds is not None else set(KINDS)
+    found: dict[AccountKey, dict[str, Armed]] = {}
+    for key, events in (await account_store.last_of_kinds(conn, since, sorted(kinds), upto)).items():
+        waits: dict[str, Armed] = {}
+        for step in tell(Initial(), events).steps:
+            for rule in asked:
+                for sample in rule.samples(step):
+                    if (now_armed := rule.arm(waits.get(rule.id), sample)) is None:
+                        waits.pop(rule.id, None)
+                    else:
+                        waits[rule.id] = now_armed
+        found[key] = waits
+    return found
+
+
+def words_of(account: Account) -> dict[str, str]:
+    """What a rule's texts may name of an account."""
+    return {
+        "account_id": account.key.account_id,
+        "environment_id": account.key.environment_id,
+        "source": account.key.source,
+        "connection_id": account.connection_id or "",
+        "provider": account.provider or "",
+        "identifier": account.identifier or account.key.account_id,
+        "organization_id": account.organization_id or "",
+        "status": account.status or "",
+    }
 
 
 def project(row: Account | None, key: AccountKey, story: Story, new: Sequence[Event], now: datetime) -> Account:

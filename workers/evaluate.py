@@ -12,14 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.consequences import Consequences
 from service.event import AccountKey, Event
-from service.judge import judge
+from service.judge import Work, judge
 from service.observe import log as logger
 from service.runtime import Runtime
 from service.store import accounts, log, readers
+from service.store import groups as group_store
 from service.store.session import begin
 
 BATCH_EVENTS_MAX = 500
 ACCOUNTS_DUE_MAX = 200
+GROUPS_DUE_MAX = 200
 ROUNDS_MAX = 200  # then the other stories get their turn; the rest is found at the next look
 JUDGED_ORIGINS = ("webhook", "recovery", "report")
 
@@ -78,26 +80,20 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
     events = await log.read_after(conn, position, BATCH_EVENTS_MAX)
     if not events:
         return None
+    judged = [event for event in events if event.origin in JUDGED_ORIGINS]
     new: dict[AccountKey, list[Event]] = {}
-    for event in events:
-        if event.origin in JUDGED_ORIGINS and event.account is not None:
+    for event in judged:
+        if event.account is not None:
             new.setdefault(event.account, []).append(event)
     out = Consequences()
-    if new:
+    if judged:
         known = await accounts.load(conn, list(new))
-        connections = {event.connection_id for of_account in new.values() for event in of_account}
+        connections = {event.connection_id for event in judged}
         # The connection an account is known by counts too: an event need not name it.
         connections |= {account.connection_id for account in known.values()}
         now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
-        out = await judge(
-            conn,
-            runtime.rules.ruleset,
-            new,
-            upto=events[-1].position,
-            now=now,
-            notifiers=list(runtime.notifiers),
-            rows=known,
-        )
+        work = Work(new=new, events=judged, upto=events[-1].position, now=now, rows=known)
+        out = await judge(conn, runtime.rules.ruleset, work, notifiers=list(runtime.notifiers))
     await readers.move(conn, readers.EVALUATOR, events[-1].position)
     done.next_due_at, done.is_due = await accounts.next_due(conn)
     done.read += len(events)
@@ -105,21 +101,19 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
 
 
 async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated) -> Consequences | None:
-    due = await accounts.due(conn, await readers.clock(conn), ACCOUNTS_DUE_MAX)
-    if not due:
+    clock = await readers.clock(conn)
+    due = await accounts.due(conn, clock, ACCOUNTS_DUE_MAX)
+    groups = await group_store.due(conn, clock, GROUPS_DUE_MAX)
+    if not due and not groups:
         return None
     rows = await accounts.load(conn, due)
     now = await accounts.lock(
-        conn, {key.account_id for key in due} | {row.connection_id for row in rows.values() if row.connection_id}
+        conn,
+        {key.account_id for key in due}
+        | {row.connection_id for row in rows.values() if row.connection_id}
+        | {group.connection.account_id for group in groups if group.connection is not None},
     )
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
-    return await judge(
-        conn,
-        runtime.rules.ruleset,
-        {key: [] for key in rows},
-        upto=position,
-        now=now,
-        notifiers=list(runtime.notifiers),
-        rows=rows,
-    )
+    work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=position, now=now, rows=rows)
+    return await judge(conn, runtime.rules.ruleset, work, notifiers=list(runtime.notifiers))

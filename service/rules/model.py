@@ -13,10 +13,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, create_model, field_va
 
 from service.event import WELL
 from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
-from service.rules.given import Given, Judged, Sample
+from service.rules.given import Armed, Given, Judged, Sample
 from service.rules.match import DETAIL, Matcher, compile_matches, nearest
 from service.rules.story import Step
 from service.rules.triggers import TRIGGERS, Condition
+from service.rules.triggers.absence import Absence
 from service.rules.triggers.gauge import METRICS, Gauge
 
 RULE_ID = r"^[a-z0-9][a-z0-9-]{0,79}$"
@@ -233,6 +234,11 @@ class Rule(Conditions):
         return self.by_account and not self._condition.STORED and self.kind != "gauge"
 
     @property
+    def names_deadlines(self) -> bool:
+        """Whether an event names the deadline, however far away, that this rule waits for."""
+        return isinstance(self._condition, Absence) and self._condition.deadline is not None
+
+    @property
     def shadow(self) -> bool:
         return self.enabled == "shadow"
 
@@ -288,6 +294,11 @@ class Rule(Conditions):
 
     def judge(self, given: Given) -> Judged:
         return self._condition.judge(self, given)
+
+    def arm(self, armed: Armed | None, sample: Sample) -> Armed | None:
+        """What an absence waits for after this sample, whose account missed no deadline before it."""
+        assert isinstance(self._condition, Absence)
+        return self._condition.step(armed, sample)
 
     def may_open(self, step: Step) -> bool:
         """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""

@@ -23,6 +23,7 @@ from service.store.tables import accounts, deadlines
 LOCK_CLASS = 730_520  # first half of a two-part advisory key; the second half is the stripe
 STRIPES = 4096
 EVENTS_PER_ACCOUNT_MAX = 5_000
+PRIOR_EVENTS_MAX = 20
 CANDIDATES_MAX = 20
 BEGINNING = datetime(1999, 1, 1, tzinfo=UTC)  # before every `occurred_at` that can be stored
 # `occurred_at` may run ahead of `received_at` by 5 minutes of clock, and receiver and database clocks may differ.
@@ -76,9 +77,11 @@ async def lock(conn: AsyncConnection, ids: Iterable[str]) -> datetime:
 LOAD = select(accounts).where(same_account(accounts))
 WATCHED = text(
     """
-    SELECT k.source, k.environment_id, k.account_id
+    SELECT k.source, k.environment_id, k.account_id, d.due_at
     FROM unnest(:key_sources, :key_environment_ids, :key_account_ids) AS k (source, environment_id, account_id)
-    WHERE EXISTS (
+    LEFT JOIN deadlines d
+        ON d.account_id = k.account_id AND d.source = k.source AND d.environment_id = k.environment_id
+    WHERE d.due_at IS NOT NULL OR EXISTS (
             SELECT FROM alerts a
             WHERE a.account_id = k.account_id AND a.source = k.source AND a.environment_id = k.environment_id
                 AND (a.condition_ended_at IS NULL OR a.condition_ended_at >= :since))
@@ -86,17 +89,16 @@ WATCHED = text(
             SELECT FROM holds h
             WHERE h.account_id = k.account_id AND h.source = k.source AND h.environment_id = k.environment_id
                 AND h.released_at IS NULL)
-        OR EXISTS (
-            SELECT FROM deadlines d
-            WHERE d.account_id = k.account_id AND d.source = k.source AND d.environment_id = k.environment_id)
     """
 ).bindparams(*KEY_PARAMETERS, bindparam("since", type_=DateTime(timezone=True)))
 
 
-async def watched(conn: AsyncConnection, keys: Collection[AccountKey], since: datetime) -> set[AccountKey]:
-    """Those with an episode that is open or ended at or after `since`, with an open hold, or with a deadline."""
+async def watched(
+    conn: AsyncConnection, keys: Collection[AccountKey], since: datetime
+) -> dict[AccountKey, datetime | None]:
+    """Those with an episode that is open or ended at or after `since`, with an open hold, or with a deadline: which."""
     rows = await conn.execute(WATCHED, {**key_values(keys), "since": since})
-    return {AccountKey(*row) for row in rows}
+    return {AccountKey(row[0], row[1], row[2]): row[3] for row in rows}
 
 
 async def load(conn: AsyncConnection, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
@@ -254,6 +256,41 @@ async def last_well(
     return {AccountKey(row.source, row.environment_id, row.account_id): row.occurred_at for row in rows}
 
 
+LAST_OF_KINDS = text(
+    f"""
+    SELECT {", ".join("e." + name for name in EVENT_COLUMNS)}
+    FROM unnest(:sources, :environment_ids, :account_ids, :sinces) AS a (source, environment_id, account_id, since)
+    CROSS JOIN LATERAL (
+        SELECT * FROM events
+        WHERE account_id = a.account_id AND source = a.source AND coalesce(environment_id, '') = a.environment_id
+            AND occurred_at < a.since AND kind = ANY(CAST(:kinds AS text[])) AND position <= :upto
+            AND origin NOT IN ('probe', 'authwatch')
+        ORDER BY occurred_at DESC LIMIT {PRIOR_EVENTS_MAX}
+    ) AS e
+    """
+).bindparams(
+    bindparam("sources", type_=ARRAY(Text())),
+    bindparam("environment_ids", type_=ARRAY(Text())),
+    bindparam("account_ids", type_=ARRAY(Text())),
+    bindparam("sinces", type_=ARRAY(DateTime(timezone=True))),
+)
+
+
+async def last_of_kinds(
+    conn: AsyncConnection, sinces: Mapping[AccountKey, datetime], kinds: Sequence[str], upto: int
+) -> dict[AccountKey, list[Event]]:
+    """Each account's last few events of these kinds before the given time."""
+    found: dict[AccountKey, list[Event]] = {}
+    rows = await conn.execute(
+        LAST_OF_KINDS, _keys(sinces) | {"sinces": list(sinces.values()), "kinds": list(kinds), "upto": upto}
+    )
+    for row in rows:
+        event = to_event(row)
+        if event.account is not None:
+            found.setdefault(event.account, []).append(event)
+    return found
+
+
 async def history(
     conn: AsyncConnection, sinces: Mapping[AccountKey, datetime], upto: int
 ) -> dict[AccountKey, list[Event]]:
@@ -290,17 +327,33 @@ async def set_deadlines(conn: AsyncConnection, due: Mapping[AccountKey, datetime
         )
 
 
-async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[AccountKey]:
-    rows = await conn.execute(
-        select(deadlines.c.source, deadlines.c.environment_id, deadlines.c.account_id)
-        .where(deadlines.c.due_at <= now)
-        .order_by(deadlines.c.due_at)
-        .limit(limit)
-    )
-    return [AccountKey(*row) for row in rows]
+async def due(conn: AsyncConnection, now: datetime, limit: int) -> dict[AccountKey, datetime]:
+    """The accounts whose verdict may have changed by time alone, with the earliest instant of each."""
+    rows = await conn.execute(DUE, {"now": now, "limit": limit})
+    found: dict[AccountKey, datetime] = {}
+    for row in rows:
+        key = AccountKey(row[0], row[1], row[2])
+        found[key] = min(found.get(key, row[3]), row[3])
+    return found
 
 
-NEXT_DUE = text("SELECT min(due_at), min(due_at) <= clock_timestamp() FROM deadlines")
+DUE = text(
+    """
+    (SELECT source, environment_id, account_id, due_at FROM deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit)
+    UNION ALL
+    (SELECT source, environment_id, account_id, due_at FROM armed WHERE due_at <= :now ORDER BY due_at LIMIT :limit)
+    """
+).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+# Each from the one end of an index, however many wait.
+NEXT_DUE = text(
+    """
+    SELECT min(due_at), min(due_at) <= clock_timestamp() FROM (
+        (SELECT due_at FROM deadlines ORDER BY due_at LIMIT 1)
+        UNION ALL (SELECT due_at FROM armed ORDER BY due_at LIMIT 1)
+        UNION ALL (SELECT due_at FROM groups WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1)
+    ) AS next
+    """
+)
 
 
 async def next_due(conn: AsyncConnection) -> tuple[datetime | None, bool]:

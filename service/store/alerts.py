@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +53,12 @@ class Alert:
     evidence: tuple[str, ...] = ()
     stable_for_seconds: float = 30.0
     pauses: bool = True
+    condition_version: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    shadow: bool = False
+    drill: bool = False
+    late_detection: bool = False
+    flapping: bool = False
 
     def covers(self, start: datetime, end: datetime | None) -> bool:
         """Whether this episode and [start, end) share an instant."""
@@ -89,7 +95,7 @@ async def save(conn: AsyncConnection, changed: Sequence[Alert]) -> None:
         values = asdict(alert)
         account = values.pop("account")
         values["source"], values["environment_id"], values["account_id"] = account if account else (None, None, None)
-        values["group"] = dict(alert.group)
+        values["group"], values["labels"] = dict(alert.group), dict(alert.labels)
         values["evidence"] = list(alert.evidence)
         rows.append(values)
     if rows:
@@ -119,6 +125,27 @@ async def of_accounts(
     for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
         assert alert.account is not None
         found[alert.account].append(alert)
+    return found
+
+
+async def of_groups(
+    conn: AsyncConnection, pairs: Collection[tuple[str, str]], since: datetime
+) -> dict[tuple[str, str], list[Alert]]:
+    """The same of (rule id, group key)."""
+    found: dict[tuple[str, str], list[Alert]] = {pair: [] for pair in pairs}
+    if not found:
+        return found
+    rows = await conn.execute(
+        select(alerts)
+        .where(
+            tuple_(alerts.c.rule_id, alerts.c.group_key).in_(list(found)),
+            or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= since),
+        )
+        .order_by(alerts.c.condition_ended_at.desc().nulls_first())
+        .limit(EPISODES_READ_MAX)
+    )
+    for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
+        found[alert.rule_id, alert.group_key].append(alert)
     return found
 
 

@@ -218,6 +218,12 @@ alerts = Table(
     Column("evidence", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("stable_for_seconds", Float, nullable=False, server_default=text("30")),
     Column("pauses", Boolean, nullable=False, server_default=text("true")),
+    Column("condition_version", Text),  # under which condition it was opened; null for alerts of our own
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("shadow", Boolean, nullable=False, server_default=text("false")),  # recorded, and told to nobody
+    Column("drill", Boolean, nullable=False, server_default=text("false")),  # fired for practice
+    Column("late_detection", Boolean, nullable=False, server_default=text("false")),  # found long after its deadline
+    Column("flapping", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("rule_id", "group_key", "episode"),
     Index(None, "account_id", "fired_at"),
     Index(None, "fired_at"),
@@ -236,6 +242,7 @@ holds = Table(
     Column("source", Text),
     Column("environment_id", Text),
     Column("account_id", Text),
+    Column("connection_id", Text),  # of a hold because a whole connection fails; its account is null then
     Column("reason", Text, nullable=False),
     Column("placed_at", Instant, nullable=False),
     Column("released_at", Instant),
@@ -245,6 +252,7 @@ holds = Table(
         "uq_holds_manual", "workflow_id", unique=True, postgresql_where=text("alert_id IS NULL AND released_at IS NULL")
     ),
     Index("ix_holds_open_account", "account_id", postgresql_where=text("released_at IS NULL")),
+    Index("ix_holds_open_connection", "connection_id", postgresql_where=text("released_at IS NULL")),
     Index("ix_holds_open", "workflow_id", postgresql_where=text("released_at IS NULL")),
     Index("ix_holds_open_alert", "alert_id", postgresql_where=text("released_at IS NULL")),
 )

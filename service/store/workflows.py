@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, or_, select, update
+from sqlalchemy import Row, and_, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -60,6 +60,7 @@ class Hold:
     placed_at: datetime
     released_at: datetime | None
     release_reason: str | None
+    connection: AccountKey | None = None  # source, environment and connection id; its account is None then
 
 
 async def lock(conn: AsyncConnection, workflow_id: str) -> None:
@@ -243,6 +244,43 @@ async def account_holds(conn: AsyncConnection, keys: Collection[AccountKey]) -> 
     return [to_hold(row) for row in rows]
 
 
+async def connection_holds(conn: AsyncConnection, keys: Collection[AccountKey]) -> list[Hold]:
+    """Alerts' open holds that stand because these connections fail."""
+    rows = await conn.execute(
+        select(holds).where(
+            holds.c.released_at.is_(None),
+            tuple_(holds.c.source, holds.c.environment_id, holds.c.connection_id).in_([tuple(key) for key in keys]),
+        )
+    )
+    return [to_hold(row) for row in rows]
+
+
+async def connection_dependents(
+    conn: AsyncConnection, keys: Collection[AccountKey]
+) -> dict[AccountKey, list[Workflow]]:
+    """The active workflows that serve users through these connections."""
+    found: dict[AccountKey, dict[str, Workflow]] = {key: {} for key in keys}
+    rows = await conn.execute(
+        select(dependencies, workflows)
+        .join(workflows, workflows.c.workflow_id == dependencies.c.workflow_id)
+        .where(
+            dependencies.c.kind == "connection",
+            dependencies.c.target_id == any_of([key.account_id for key in keys]),
+            workflows.c.active,
+        )
+        .limit(DEPENDENTS_MAX)
+    )
+    for row in rows:
+        for key, mine in found.items():
+            if (
+                row.target_id == key.account_id
+                and row.source in (None, key.source)
+                and row.environment_id in (None, key.environment_id)
+            ):
+                mine[row.workflow_id] = to_workflow(row)
+    return {key: [mine[name] for name in sorted(mine)] for key, mine in found.items()}
+
+
 async def holds_of_alert(conn: AsyncConnection, alert_id: str, limit: int = 200) -> list[Hold]:
     """Open and released ones, oldest first."""
     rows = await conn.execute(
@@ -258,14 +296,16 @@ async def place_holds(conn: AsyncConnection, wanted: Sequence[Hold]) -> list[str
     """
     placed: list[str] = []
     for hold in wanted:
+        where = hold.account or hold.connection
         statement = insert(holds).values(
             id=hold.id,
             workflow_id=hold.workflow_id,
             alert_id=hold.alert_id,
             scope=hold.scope,
-            source=hold.account.source if hold.account else None,
-            environment_id=hold.account.environment_id if hold.account else None,
+            source=where.source if where else None,
+            environment_id=where.environment_id if where else None,
             account_id=hold.account.account_id if hold.account else None,
+            connection_id=hold.connection.account_id if hold.connection else None,
             reason=hold.reason,
             placed_at=hold.placed_at,
         )
@@ -304,10 +344,10 @@ async def release_holds(conn: AsyncConnection, hold_ids: Collection[str], now: d
 
 
 async def rescope(conn: AsyncConnection, workflow_id: str, scope: str) -> None:
-    """Open holds of alerts follow the workflow's own `pause`; a person's hold is always on the whole of it."""
+    """Open holds of accounts' alerts follow the workflow's own `pause`; a person's hold is always on the whole of it."""
     await conn.execute(
         update(holds)
-        .where(holds.c.workflow_id == workflow_id, holds.c.alert_id.is_not(None), holds.c.released_at.is_(None))
+        .where(holds.c.workflow_id == workflow_id, holds.c.account_id.is_not(None), holds.c.released_at.is_(None))
         .values(scope=scope)
     )
 
@@ -317,7 +357,14 @@ async def set_orchestrator_held(conn: AsyncConnection, workflow_id: str, held: b
 
 
 def make_hold(
-    workflow: Workflow, *, alert_id: str | None, account: AccountKey | None, scope: str, reason: str, now: datetime
+    workflow: Workflow,
+    *,
+    alert_id: str | None,
+    account: AccountKey | None,
+    scope: str,
+    reason: str,
+    now: datetime,
+    connection: AccountKey | None = None,
 ) -> Hold:
     return Hold(
         id=new_id(),
@@ -329,6 +376,7 @@ def make_hold(
         placed_at=now,
         released_at=None,
         release_reason=None,
+        connection=connection,
     )
 
 
@@ -360,4 +408,5 @@ def to_hold(row: Row[Any]) -> Hold:
         placed_at=row.placed_at,
         released_at=row.released_at,
         release_reason=row.release_reason,
+        connection=AccountKey(row.source, row.environment_id, row.connection_id) if row.connection_id else None,
     )
