@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import consequences
+from service import connection_holds, consequences
 from service.consequences import Consequences
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import WELL, AccountKey
@@ -19,6 +19,7 @@ from service.judge import Work, judge
 from service.rules import RuleBook
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
+from service.store import groups as group_store
 from service.store import log, readers
 from service.store import workflows as workflow_store
 from service.store.actions import PAUSE, RESUME
@@ -283,9 +284,7 @@ async def drop_holds(
     gone = [
         hold
         for hold in mine
-        if not workflow.active
-        or hold.account is None
-        or not any(meets(dependency, hold.account, rows) for dependency in depends_on)
+        if not workflow.active or not any(holds_through(dependency, hold, rows) for dependency in depends_on)
     ]
     reason = "dependency_dropped" if workflow.active else "workflow_inactive"
     await workflow_store.release_holds(conn, [hold.id for hold in gone], now, reason)
@@ -296,6 +295,19 @@ async def look_at_holds(conn: AsyncConnection, workflow_id: str, now: datetime) 
     """Its holds may go by themselves from now on: the evaluator decides at once which; a PUT itself never resumes."""
     held = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
     await account_store.set_deadlines(conn, {hold.account: now for hold in held if hold.account is not None})
+    await group_store.set_due(conn, [hold.alert_id for hold in held if hold.connection and hold.alert_id], now)
+
+
+def holds_through(dependency: Dependency, hold: Hold, rows: dict[AccountKey, account_store.Account]) -> bool:
+    """Whether this dependency is why the hold may stand."""
+    if hold.connection is not None:
+        return (
+            dependency.kind == "connection"
+            and dependency.target_id == hold.connection.account_id
+            and dependency.source in (None, hold.connection.source)
+            and dependency.environment_id in (None, hold.connection.environment_id)
+        )
+    return hold.account is not None and meets(dependency, hold.account, rows)
 
 
 def meets(dependency: Dependency, key: AccountKey, rows: dict[AccountKey, account_store.Account]) -> bool:
@@ -342,6 +354,8 @@ async def rejudge(
     judged = await judge(conn, context.rules.ruleset, work, notifiers=context.notifiers)
     out.decisions.extend(judged.decisions)
     out.acted = out.acted or judged.acted
+    failing = await alert_store.open_of_connections(conn, by_connection)
+    await connection_holds.follow(conn, out, failing, now, context.notifiers)
 
 
 def audit(actor: str, action: str, subject: str, now: datetime, reason: str | None = None) -> Decision:

@@ -183,6 +183,22 @@ async def open_of_rule(conn: AsyncConnection, rule_id: str) -> list[Alert]:
     return [to_alert(row) for row in rows]
 
 
+async def open_of_connections(conn: AsyncConnection, connection_ids: Collection[str]) -> list[Alert]:
+    """The alerts about whole connections of these ids whose condition lasts."""
+    if not connection_ids:
+        return []
+    rows = await conn.execute(
+        select(alerts)
+        .where(
+            alerts.c.account_id.is_(None),
+            alerts.c.connection_id.in_(list(connection_ids)),
+            alerts.c.condition_ended_at.is_(None),
+        )
+        .limit(EPISODES_READ_MAX)
+    )
+    return [to_alert(row) for row in rows]
+
+
 async def set_state(conn: AsyncConnection, alert_id: str, **values: Any) -> None:
     await conn.execute(update(alerts).where(alerts.c.id == alert_id).values(**values))
 

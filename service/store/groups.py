@@ -94,7 +94,7 @@ ADD_BUCKETS = text(
         sizes = CASE WHEN excluded.sizes = '{}' THEN b.sizes ELSE (
             SELECT coalesce(jsonb_object_agg(size, n), '{}') FROM (
                 SELECT key AS size, sum(value::int) AS n
-                FROM (SELECT * FROM jsonb_each_text(b.sizes) UNION ALL SELECT * FROM jsonb_each_text(excluded.sizes)) AS both
+                FROM (SELECT * FROM jsonb_each_text(b.sizes) UNION ALL SELECT * FROM jsonb_each_text(excluded.sizes)) AS pairs
                 GROUP BY key) AS summed) END,
         examples = (b.examples || excluded.examples)[1:3]
     """
@@ -233,6 +233,18 @@ async def read_buckets(
 async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[Group]:
     rows = await conn.execute(select(groups).where(groups.c.due_at <= now).order_by(groups.c.due_at).limit(limit))
     return [to_group(row) for row in rows]
+
+
+async def set_due(conn: AsyncConnection, alert_ids: Collection[str], at: datetime) -> None:
+    """The groups of these alerts are looked at then, at the latest."""
+    if alert_ids:
+        await conn.execute(
+            text(
+                "UPDATE groups g SET due_at = least(g.due_at, :at) FROM alerts a"
+                " WHERE a.id = ANY (CAST(:ids AS uuid[])) AND g.rule_id = a.rule_id AND g.group_key = a.group_key"
+            ).bindparams(bindparam("at", type_=DateTime(timezone=True))),
+            {"ids": list(alert_ids), "at": at},
+        )
 
 
 def to_group(row: Any) -> Group:
