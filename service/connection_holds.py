@@ -20,7 +20,13 @@ from service.store.workflows import Hold
 
 
 async def follow(
-    conn: AsyncConnection, out: Consequences, alerts: Sequence[Alert], now: datetime, notifiers: Sequence[str]
+    conn: AsyncConnection,
+    out: Consequences,
+    alerts: Sequence[Alert],
+    *,
+    as_of: datetime,
+    now: datetime,
+    notifiers: Sequence[str],
 ) -> dict[AccountKey, datetime]:
     """From these alerts, as they now stand: places and lets go of holds; when the next one may go, by connection."""
     of_connections: dict[AccountKey, list[Alert]] = {}
@@ -51,7 +57,7 @@ async def follow(
     due: dict[AccountKey, datetime] = {}
     for hold in existing:
         at = release_at(hold, known, {name for name, workflow in affected.items() if workflow.resume == "auto"})
-        if at is not None and at <= now:
+        if at is not None and at <= as_of:
             release.append(hold)
         elif at is not None and hold.connection is not None:
             due[hold.connection] = min(at, due.get(hold.connection, at))

@@ -40,10 +40,12 @@ async def follow(
     dependents: Mapping[AccountKey, Sequence[Workflow]],
     fired: Sequence[Alert],
     resolved: Sequence[Alert],
+    as_of: datetime,
     now: datetime,
     notifiers: Sequence[str],
 ) -> Consequences:
-    """From the alerts of these accounts as they now stand. Their locks must be held."""
+    """From the alerts of these accounts as they now stand. Their locks must be held. `as_of`: up to when the log has been
+    read, which is what lets go of a hold."""
     out = Consequences(fired=sum(1 for alert in fired if not alert.discovered_late))
     existing = await workflow_store.account_holds(conn, list(accounts))
     wanted = [
@@ -67,7 +69,7 @@ async def follow(
         at = release_at(hold, known, affected, accounts)
         if at is None:
             continue
-        if at <= now:
+        if at <= as_of:
             release.append(hold)
         else:
             assert hold.account is not None

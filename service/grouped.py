@@ -62,6 +62,8 @@ async def judge_groups(
     rules: Ruleset,
     events: Sequence[Event],
     due: Sequence[Group],
+    *,
+    as_of: datetime,
     now: datetime,
     verdict: Verdict,
 ) -> OfGroups:
@@ -77,7 +79,7 @@ async def judge_groups(
     for name, of_group in news.items():
         starts[name] = of_group.start
         out.groups[name] = replace(of_group.group, last_at=max(kept.sample.at for kept in of_group.kept))
-        if (old := known.get(name)) is not None and old.due_at is not None and old.due_at <= now:
+        if (old := known.get(name)) is not None and old.due_at is not None and old.due_at <= as_of:
             starts[name] = min(starts[name], old.due_at)
     for group in due:
         name = (group.rule_id, group.key)
@@ -85,9 +87,9 @@ async def judge_groups(
             out.groups.setdefault(name, replace(group, due_at=None))
             continue
         out.groups.setdefault(name, group)
-        starts[name] = min(starts.get(name, now), group.due_at or now)
+        starts[name] = min(starts.get(name, as_of), group.due_at or as_of)
     judged = {name: out.groups[name] for name in starts}
-    given = await gather(conn, rules, judged, starts, now)
+    given = await gather(conn, rules, judged, starts, as_of)
     opened: list[tuple[Rule, Group, Episode]] = []
     for name, group in judged.items():
         rule = rules.by_id[group.rule_id]
@@ -105,12 +107,15 @@ async def close(
     conn: AsyncConnection,
     out: Consequences,
     of_groups: OfGroups,
-    verdict: Verdict,
+    *,
+    as_of: datetime,
     now: datetime,
     notifiers: Sequence[str],
 ) -> None:
     """After the accounts' holds: those of whole connections, and when each group is looked at again."""
-    release_due = await connection_holds.follow(conn, out, of_groups.connections, now, notifiers)
+    release_due = await connection_holds.follow(
+        conn, out, of_groups.connections, as_of=as_of, now=now, notifiers=notifiers
+    )
     changed = []
     for group in of_groups.groups.values():
         at = release_due.get(group.connection) if group.connection is not None else None

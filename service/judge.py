@@ -20,6 +20,7 @@ from service.episodes import Verdict, covering, make_alert, settle, transitions
 from service.event import AccountKey, Event
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
+from service.rules.model import ZERO
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import armed as armed_store
@@ -34,13 +35,15 @@ from service.subjects import Subject, by_row, gather, words_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What is to be judged. `new`: events by account, maybe none. `events`: those that may concern groups. `due`: since
+    """What is to be judged. `as_of`: up to when the log is known; while there is more to read, it is when the last of the
+    batch was received: what has not been read yet may be just what a deadline waits for. `new`: events by account, maybe none. `events`: those that may concern groups. `due`: since
     when an account's deadline has passed. `groups`: those whose time has come. `rows`: the accounts' rows where the caller
     has read them already, which only the evaluator can: it alone writes."""
 
     new: Mapping[AccountKey, Sequence[Event]]
     upto: int
     now: datetime
+    as_of: datetime
     events: Sequence[Event] = ()
     due: Mapping[AccountKey, datetime] = field(default_factory=dict)
     groups: Sequence[Group] = ()
@@ -61,11 +64,13 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     due: dict[AccountKey, datetime | None] = {}
     opened: list[tuple[Rule, Subject, Episode]] = []
     for key in troubled:
-        due[key] = judge_account(rules, case, key, dependents[key], now, verdict, opened)
+        due[key] = judge_account(rules, case, key, dependents[key], work, verdict, opened)
     await name_and_open(conn, opened, now, verdict)
     await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
     await armed_store.change(conn, case.armed_changes)
-    of_groups = await grouped.judge_groups(conn, rules, work.events, work.groups, now, verdict)
+    of_groups = await grouped.judge_groups(
+        conn, rules, work.events, work.groups, as_of=work.as_of, now=now, verdict=verdict
+    )
     own = await own_alerts.about_accounts(conn, subjects, now)
     own += await own_alerts.make(conn, of_groups.own, now)
     verdict.fired.extend(own)
@@ -91,13 +96,14 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
         dependents=dependents,
         fired=verdict.fired,
         resolved=verdict.resolved,
+        as_of=work.as_of,
         now=now,
         notifiers=notifiers,
     )
     for key, at in out.release_due.items():
         due[key] = min((instant for instant in (due.get(key), at) if instant is not None), default=None)
     await account_store.set_deadlines(conn, due)
-    await grouped.close(conn, out, of_groups, verdict, now, notifiers)
+    await grouped.close(conn, out, of_groups, as_of=work.as_of, now=now, notifiers=notifiers)
     out.too_late = verdict.too_late
     return out
 
@@ -110,12 +116,14 @@ class Case:
     troubled: list[AccountKey]
     stored: dict[AccountKey, list[Alert]]
     owed: Mapping[AccountKey, Mapping[str, Owed]]
+    concerned: dict[AccountKey, dict[str, Rule] | None] = field(default_factory=dict)  # None: every rule
+    pending: dict[AccountKey, datetime | None] = field(default_factory=dict)  # what the others wait for
     armed_changes: dict[tuple[AccountKey, str], Owed | None] = field(default_factory=dict)
 
 
 async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
     """Reads as little as each account allows: of nearly every one its row tells all."""
-    now, new, lookback = work.now, work.new, rules.lookback
+    now, new, lookback = work.as_of, work.new, rules.lookback
     rows = work.rows if work.rows is not None else await account_store.load(conn, list(new))
     starts = {
         key: min([event.occurred_at for event in of_account] or [min(work.due.get(key, now), now)])
@@ -150,20 +158,45 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
         conn, dict.fromkeys(case.troubled, min(starts.values(), default=now) - lookback)
     )
     told = {key: start for key, start in starts.items() if key not in case.subjects}
-    case.subjects |= await gather(conn, rows, new, told, rules, work.upto, now)
+    for key in case.troubled:
+        case.concerned[key] = concerned_rules(
+            rules, case, key, new[key], whole=not new[key] or starts[key] < earliest(new[key])
+        )
+        case.pending[key] = None if case.concerned[key] is None else watched.get(key)
+    lookbacks = {
+        key: rules.lookback if some is None else max((rule.lookback for rule in some.values()), default=ZERO)
+        for key, some in case.concerned.items()
+    }
+    case.subjects |= await gather(conn, rows, new, told, lookbacks, rules, work.upto, now)
     case.subjects = {key: case.subjects[key] for key in starts}  # in the log's order: of namesakes the first is bound
     return case
+
+
+def earliest(events: Sequence[Event]) -> datetime:
+    return min(event.occurred_at for event in events)
+
+
+def concerned_rules(
+    rules: Ruleset, case: Case, key: AccountKey, new: Sequence[Event], *, whole: bool
+) -> dict[str, Rule] | None:
+    """Of which rules the verdict can change: those of the events' kinds and those that have something open. All of them,
+    None, where time has passed that some rule waited for."""
+    if whole:
+        return None
+    found = {rule.id: rule for rule in rules.states}
+    for kind in {event.kind for event in new}:
+        found |= {rule.id: rule for rule in rules.told_of(kind)}
+    for rule_id in (*(alert.rule_id for alert in case.stored.get(key, ())), *case.owed.get(key, ())):
+        if (rule := rules.by_id.get(rule_id)) is not None and rule.told:
+            found[rule_id] = rule
+    return found
 
 
 def keep_arms(rules: Ruleset, case: Case, key: AccountKey, subject: Subject, now: datetime) -> bool:
     """Moves the deadlines of an account of which nothing else has a say; False where one of them was missed."""
     waits = case.owed.get(key, {})
     changes: dict[tuple[AccountKey, str], Owed | None] = {}
-    samples: dict[str, list[Sample]] = {}
-    for step in subject.story.steps:
-        for rule in rules.told_of(step.event.kind):
-            if rule.kind == "absence" and (found := rule.samples(step)):
-                samples.setdefault(rule.id, []).extend(found)
+    samples = subject.arms
     for rule_id, owed in waits.items():
         if rule_id not in samples and owed.armed.due <= now:
             return False
@@ -190,21 +223,20 @@ def judge_account(
     case: Case,
     key: AccountKey,
     dependents: Sequence[Workflow],
-    now: datetime,
+    work: Work,
     verdict: Verdict,
     opened: list[tuple[Rule, Subject, Episode]],
 ) -> datetime | None:
     """Every rule that anything of this account concerns; when it is to be judged again with no event."""
     subject, stored, waits = case.subjects[key], case.stored.get(key, []), case.owed.get(key, {})
-    samples = samples_in_time(rules, subject, verdict)
-    concerned = {rule.id: rule for rule in rules.told if rule.id in samples}
-    concerned |= {rule.id: rule for rule in rules.states}
-    for rule_id in (*(alert.rule_id for alert in stored), *waits):
-        if (rule := rules.by_id.get(rule_id)) is not None and rule.told:
-            concerned[rule_id] = rule
-    wakes: list[datetime] = []
+    some = case.concerned[key]
+    samples = samples_in_time(rules, subject, some, verdict)
+    concerned = some if some is not None else {rule.id: rule for rule in rules.told}
+    wakes: list[datetime] = [at for at in [case.pending[key]] if at is not None and at > work.as_of]
     for rule in concerned.values():
         mine = [alert for alert in stored if alert.rule_id == rule.id]
+        if not mine and rule.id not in samples and rule.id not in waits and rule.kind != "state":
+            continue
         judged = rule.judge(
             Given(
                 initial=subject.initial,
@@ -213,7 +245,7 @@ def judge_account(
                 samples=samples.get(rule.id, ()),
                 steps=subject.story.steps,
                 judge_from=subject.judge_from,
-                now=now,
+                now=work.as_of,
                 dependents=bool(dependents),
                 armed=subject.armed.get(rule.id),
             )
@@ -224,12 +256,12 @@ def judge_account(
             mine,
             start=subject.judge_from,
             never_was=lambda alert, rule=rule, episodes=episodes: never_was(rule, alert, episodes, bool(dependents)),  # type: ignore[misc]
-            now=now,
+            now=work.now,
             verdict=verdict,
         )
         opened.extend((rule, subject, episode) for episode in new)
         if rule.kind == "absence":
-            waiting = judged.armed if judged.armed is not None and judged.armed.due > now else None
+            waiting = judged.armed if judged.armed is not None and judged.armed.due > work.as_of else None
             had = waits.get(rule.id)
             if (waiting is not None and (had is None or had.armed != waiting)) or (waiting is None and had is not None):
                 case.armed_changes[key, rule.id] = None if waiting is None else Owed(rule.condition_version, waiting)
@@ -243,13 +275,17 @@ def judge_account(
     return min(wakes, default=None)
 
 
-def samples_in_time(rules: Ruleset, subject: Subject, verdict: Verdict) -> dict[str, list[Sample]]:
+def samples_in_time(
+    rules: Ruleset, subject: Subject, some: Mapping[str, Rule] | None, verdict: Verdict
+) -> dict[str, list[Sample]]:
     """Windows are judged again up to `allowed_lateness`; what ends an episode, and the account's state, at any time."""
     fresh = {event.id for event in subject.new}
     found: dict[str, list[Sample]] = {}
     for step in subject.story.steps:
         lag = step.event.delivery_lag_seconds or 0.0
         for rule in rules.told_of(step.event.kind):
+            if some is not None and rule.id not in some:
+                continue
             for sample in rule.samples(step):
                 if sample.role == "match" and lag > rule.allowed_lateness.total_seconds():
                     verdict.too_late += step.event.id in fresh

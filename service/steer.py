@@ -350,12 +350,12 @@ async def rejudge(
     # Read after the accounts' locks: what the evaluator has judged by now is what this judgement stands on.
     upto = await readers.position(conn, readers.EVALUATOR)
     now = await readers.clock(conn)
-    work = Work(new={key: [] for key in keys}, upto=upto, now=now)
+    work = Work(new={key: [] for key in keys}, upto=upto, now=now, as_of=now)
     judged = await judge(conn, context.rules.ruleset, work, notifiers=context.notifiers)
     out.decisions.extend(judged.decisions)
     out.acted = out.acted or judged.acted
     failing = await alert_store.open_of_connections(conn, by_connection)
-    await connection_holds.follow(conn, out, failing, now, context.notifiers)
+    await connection_holds.follow(conn, out, failing, as_of=now, now=now, notifiers=context.notifiers)
 
 
 def audit(actor: str, action: str, subject: str, now: datetime, reason: str | None = None) -> Decision:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import KINDS, WELL, AccountKey, Event
 from service.rules import Ruleset
-from service.rules.given import Armed
+from service.rules.given import Armed, Sample
 from service.rules.story import Initial, Story, tell
 from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -27,6 +27,7 @@ class Subject:
     new: Sequence[Event]
     judge_from: datetime
     armed: Mapping[str, Armed] = field(default_factory=dict)  # by rule: what waited where the story begins
+    arms: Mapping[str, Sequence[Sample]] = field(default_factory=dict)  # told by its row alone: samples of absences
 
 
 def by_row(key: AccountKey, row: Account | None, new: Sequence[Event], rules: Ruleset, now: datetime) -> Subject | None:
@@ -41,12 +42,23 @@ def by_row(key: AccountKey, row: Account | None, new: Sequence[Event], rules: Ru
         return None
     initial = Initial(status=row.status, status_since=row.status_since) if row is not None else Initial()
     story = tell(initial, new)
+    arms: dict[str, list[Sample]] = {}
     for step in story.steps:
         for rule in rules.told_of(step.event.kind):
-            if rule.kind == "count" and any(sample.role == "match" for sample in rule.samples(step)):
+            if not (found := rule.samples(step)):
+                continue
+            if rule.kind == "absence":
+                arms.setdefault(rule.id, []).extend(found)
+            elif any(sample.role == "match" for sample in found):
                 return None
     return Subject(
-        before=row, after=project(row, key, story, new, now), story=story, initial=initial, new=new, judge_from=start
+        before=row,
+        after=project(row, key, story, new, now),
+        story=story,
+        initial=initial,
+        new=new,
+        judge_from=start,
+        arms=arms,
     )
 
 
@@ -55,6 +67,7 @@ async def gather(
     rows: Mapping[AccountKey, Account],
     new_events: Mapping[AccountKey, Sequence[Event]],
     starts: Mapping[AccountKey, datetime],
+    lookbacks: Mapping[AccountKey, timedelta],
     rules: Ruleset,
     upto: int,
     now: datetime,
@@ -65,7 +78,7 @@ async def gather(
     known: dict[AccountKey, Initial] = {}
     unknown: dict[AccountKey, datetime] = {}
     for key, start in judge_from.items():
-        row, begin = rows.get(key), max(start - rules.lookback, BEGINNING)
+        row, begin = rows.get(key), max(start - lookbacks[key], BEGINNING)
         known_before = row is not None and (row.last_status_at is None or row.last_status_at < begin)
         if row is not None and known_before and (new_events[key] or not row.not_well):
             # Nothing in the slice precedes what the row already knows: the row is where the story starts.
@@ -151,42 +164,47 @@ def project(row: Account | None, key: AccountKey, story: Story, new: Sequence[Ev
     if not new:
         return account
     steps = [step.event for step in story.steps]
-    latest = max(new, key=lambda event: event.occurred_at)
-    newer = account.last_event_at is None or latest.occurred_at >= account.last_event_at
+    latest = max(event.occurred_at for event in new)
+    newer = account.last_event_at is None or latest >= account.last_event_at
     refreshes = [event for event in steps if event.kind in ("token.refresh_succeeded", "token.refresh_failed")]
     said = [event.occurred_at for event in steps if event.account_status is not None]
-    account = replace(
-        account,
+    if account.last_status_at is not None:
+        said.append(account.last_status_at)
+    connection_id, provider, identifier = account.connection_id, account.provider, account.identifier
+    organization_id, token_expires_at = account.organization_id, account.token_expires_at
+    for event in sorted(new, key=lambda event: event.occurred_at):
+        if newer or connection_id is None:
+            connection_id = connection_of(connection_id, event)
+            provider = event.provider or provider
+            identifier = event.identifier or identifier
+            organization_id = event.organization_id or organization_id
+            token_expires_at = (event.details or {}).get("token_expires_at") or token_expires_at
+    last = refreshes[-1] if refreshes else None
+    succeeded = last is not None and last.kind == "token.refresh_succeeded"
+    # Built whole: nearly every event makes one, and `replace` is several times as slow.
+    return Account(
+        key=key,
+        first_seen_at=account.first_seen_at,
         status=story.final.status,
         status_since=story.final.status_since,
         not_well=dict(story.final.not_well),
-        last_status_at=max([*said, *([account.last_status_at] if account.last_status_at else [])], default=None),
-        last_event_at=latest.occurred_at if newer else account.last_event_at,
+        last_status_at=max(said, default=None),
+        last_event_at=latest if newer else account.last_event_at,
         failures_in_a_row=failures_in_a_row(account, refreshes, new),
+        last_refresh_at=last.occurred_at if last is not None else account.last_refresh_at,
+        last_refresh_outcome=account.last_refresh_outcome if last is None else "success" if succeeded else "failure",
+        connection_id=connection_id,
+        provider=provider,
+        identifier=identifier,
+        organization_id=organization_id,
+        token_expires_at=token_expires_at,
     )
-    if refreshes:
-        account = replace(
-            account,
-            last_refresh_at=refreshes[-1].occurred_at,
-            last_refresh_outcome="success" if refreshes[-1].kind == "token.refresh_succeeded" else "failure",
-        )
-    for event in sorted(new, key=lambda event: event.occurred_at):
-        if newer or account.connection_id is None:
-            account = replace(
-                account,
-                connection_id=connection_of(account, event),
-                provider=event.provider or account.provider,
-                identifier=event.identifier or account.identifier,
-                organization_id=event.organization_id or account.organization_id,
-                token_expires_at=(event.details or {}).get("token_expires_at") or account.token_expires_at,
-            )
-    return account
 
 
-def connection_of(account: Account, event: Event) -> str | None:
+def connection_of(known: str | None, event: Event) -> str | None:
     """An event that names only the account holds its id in both columns: that never takes its connection away."""
-    if event.connection_id is None or (event.connection_id == event.account_id and account.connection_id is not None):
-        return account.connection_id
+    if event.connection_id is None or (event.connection_id == event.account_id and known is not None):
+        return known
     return event.connection_id
 
 

@@ -19,7 +19,7 @@ from service.store import accounts, log, readers
 from service.store import groups as group_store
 from service.store.session import begin
 
-BATCH_EVENTS_MAX = 500
+BATCH_EVENTS_MAX = 2000
 ACCOUNTS_DUE_MAX = 200
 GROUPS_DUE_MAX = 200
 ROUNDS_MAX = 200  # then the other stories get their turn; the rest is found at the next look
@@ -45,6 +45,8 @@ async def evaluate(runtime: Runtime) -> Evaluated:
         # A batch that was not full was all there is: what comes now is better judged together, a breath later.
         if not await one_transaction(runtime, read_on, done) or done.read - before < BATCH_EVENTS_MAX:
             break
+    else:
+        return done  # no deadline is judged while there is more to read: what it waits for may be in it
     for _ in range(ROUNDS_MAX):
         if done.is_due:
             async with begin(runtime.engine) as conn:
@@ -92,7 +94,9 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
         # The connection an account is known by counts too: an event need not name it.
         connections |= {account.connection_id for account in known.values()}
         now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
-        work = Work(new=new, events=judged, upto=events[-1].position, now=now, rows=known)
+        # What is still unread may be just what a deadline waits for, or a break: until then it is the time of that.
+        as_of = min(now, events[-1].received_at) if len(events) == BATCH_EVENTS_MAX else now
+        work = Work(new=new, events=judged, upto=events[-1].position, now=now, as_of=as_of, rows=known)
         out = await judge(conn, runtime.rules.ruleset, work, notifiers=list(runtime.notifiers))
     await readers.move(conn, readers.EVALUATOR, events[-1].position)
     done.next_due_at, done.is_due = await accounts.next_due(conn)
@@ -115,5 +119,5 @@ async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _don
     )
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
-    work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=position, now=now, rows=rows)
+    work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=position, now=now, as_of=now, rows=rows)
     return await judge(conn, runtime.rules.ruleset, work, notifiers=list(runtime.notifiers))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, PrivateAttr, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from service.event import WELL
 from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
@@ -159,8 +159,6 @@ class Rule(Conditions):
     actions: list[Action] = Field(default_factory=list, max_length=5)
     tests: list[RuleTest] = Field(default_factory=list, max_length=50)
 
-    _condition: Condition = PrivateAttr()
-
     @field_validator("group_by")
     @classmethod
     def groups_by_fields(cls, value: list[str]) -> list[str]:
@@ -180,10 +178,8 @@ class Rule(Conditions):
         given = [name for name in CONDITIONS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"a rule has exactly one condition of {', '.join(CONDITIONS)}; this one has {len(given)}")
-        condition: Condition = getattr(self, given[0])
-        self._condition = condition
-        self._check_resolve(condition)
-        self._check_groups(condition)
+        self._check_resolve(self.condition)
+        self._check_groups(self.condition)
         for action in self.actions:
             if action.pause_workflows.depends_on not in self.group_by:
                 raise ValueError(
@@ -209,34 +205,36 @@ class Rule(Conditions):
                 raise ValueError(f"{condition.metric} is measured by {', '.join(condition.labels) or 'nothing'}")
         elif not condition.GROUPS and self.group_by != ["account_id"]:
             raise ValueError(f"{condition.NAME} groups by account_id")
-        if not self.by_account:
+        if self.group_by != ["account_id"]:
             matchers = [*condition.roles().values()]
             if self.resolve is not None and self.resolve.matcher is not None:
                 matchers.append(self.resolve.matcher)
             if any("became" in matcher.fields for matcher in matchers):
                 raise ValueError("became is known only where a rule groups by account_id; match status instead")
 
-    @property
+    # Cached in the instance: a private attribute of pydantic's would be looked up in three steps, for every event.
+    @cached_property
     def condition(self) -> Condition:
-        return self._condition
+        found: Condition = next(value for name in CONDITIONS if (value := getattr(self, name)) is not None)
+        return found
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        return self._condition.NAME
+        return self.condition.NAME
 
-    @property
+    @cached_property
     def by_account(self) -> bool:
         return self.group_by == ["account_id"]
 
-    @property
+    @cached_property
     def told(self) -> bool:
         """Judged from one account's own story in the log, rather than from samples kept for a group."""
-        return self.by_account and not self._condition.STORED and self.kind != "gauge"
+        return self.by_account and not self.condition.STORED and self.kind != "gauge"
 
     @property
     def names_deadlines(self) -> bool:
         """Whether an event names the deadline, however far away, that this rule waits for."""
-        return isinstance(self._condition, Absence) and self._condition.deadline is not None
+        return isinstance(self.condition, Absence) and self.condition.deadline is not None
 
     @property
     def shadow(self) -> bool:
@@ -257,12 +255,12 @@ class Rule(Conditions):
     def lookback(self) -> timedelta:
         """How far back from the first new event samples are needed."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
-        return max(self._condition.lookback, quiet) + self.for_ + self.keep_firing_for
+        return max(self.condition.lookback, quiet) + self.for_ + self.keep_firing_for
 
     @cached_property
     def matchers(self) -> tuple[tuple[str, Matcher], ...]:
         """Roles in the order in which one event may play them."""
-        roles = tuple(self._condition.roles().items())
+        roles = tuple(self.condition.roles().items())
         if self.resolve is not None and self.resolve.matcher is not None:
             return (("resolve", self.resolve.matcher), *roles)
         return roles
@@ -277,28 +275,34 @@ class Rule(Conditions):
             found |= matcher.kinds
         return found
 
+    @cached_property
+    def _roles(self) -> tuple[tuple[str, frozenset[str] | None, Callable[[Step], bool]], ...]:
+        return tuple((role, matcher.kinds, matcher.test) for role, matcher in self.matchers)
+
     def samples(self, step: Step) -> list[Sample]:
         """What this event means to the rule: nothing, nearly always."""
         found: list[Sample] = []
-        for role, matcher in self.matchers:
-            if (matcher.kinds is None or step.event.kind in matcher.kinds) and matcher.test(step):
-                if role == "resolve":
-                    value_of = getattr(self._condition, "value_of", None)
-                    distinct = value_of(step) if value_of is not None else None
-                    found.append(Sample(step.event.occurred_at, role, step.event.id, distinct=distinct))
-                    if self.kind == "count":
-                        break  # what says that it is well again is no further failure
-                elif (sample := self._condition.sample(role, step)) is not None:
-                    found.append(sample)
+        kind = step.event.kind
+        for role, kinds, test in self._roles:
+            if (kinds is not None and kind not in kinds) or not test(step):
+                continue
+            if role == "resolve":
+                found.append(
+                    Sample(step.event.occurred_at, role, step.event.id, distinct=self.condition.value_of(step))
+                )
+                if self.kind == "count":
+                    break  # what says that it is well again is no further failure
+            elif (sample := self.condition.sample(role, step)) is not None:
+                found.append(sample)
         return found
 
     def judge(self, given: Given) -> Judged:
-        return self._condition.judge(self, given)
+        return self.condition.judge(self, given)
 
     def arm(self, armed: Armed | None, sample: Sample) -> Armed | None:
         """What an absence waits for after this sample, whose account missed no deadline before it."""
-        assert isinstance(self._condition, Absence)
-        return self._condition.step(armed, sample)
+        assert isinstance(self.condition, Absence)
+        return self.condition.step(armed, sample)
 
     def may_open(self, step: Step) -> bool:
         """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""

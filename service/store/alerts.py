@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
@@ -72,6 +72,7 @@ def dedup_key(rule_id: str, group_key: str, episode: int) -> str:
     return hashlib.sha256(json.dumps([rule_id, group_key, episode]).encode()).hexdigest()
 
 
+FIELDS = tuple(field.name for field in fields(Alert) if field.name != "account")
 # Built once: a statement built anew costs about as much as sending it.
 INSERT = insert(alerts)
 SAVE = INSERT.on_conflict_do_update(
@@ -92,8 +93,8 @@ OF_ACCOUNTS = (
 async def save(conn: AsyncConnection, changed: Sequence[Alert]) -> None:
     rows = []
     for alert in changed:
-        values = asdict(alert)
-        account = values.pop("account")
+        values = {name: getattr(alert, name) for name in FIELDS}
+        account = alert.account
         values["source"], values["environment_id"], values["account_id"] = account if account else (None, None, None)
         values["group"], values["labels"] = dict(alert.group), dict(alert.labels)
         values["evidence"] = list(alert.evidence)

@@ -40,5 +40,9 @@ class Condition(Strict):
         """None where the event matches and yet says nothing, such as a value that is missing."""
         return Sample(step.event.occurred_at, role, step.event.id)
 
+    def value_of(self, step: Step) -> str | None:
+        """What is counted apart, where the condition counts different values."""
+        return None
+
     def judge(self, rule: Any, given: Given) -> Judged:
         raise NotImplementedError
