@@ -162,7 +162,9 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
         case.concerned[key] = concerned_rules(
             rules, case, key, new[key], whole=not new[key] or starts[key] < earliest(new[key])
         )
-        case.pending[key] = None if case.concerned[key] is None else watched.get(key)
+        some = case.concerned[key]
+        if some is not None and any(rule.id not in some for rule in rules.pending):
+            case.pending[key] = watched.get(key)
     lookbacks = {
         key: rules.lookback if some is None else max((rule.lookback for rule in some.values()), default=ZERO)
         for key, some in case.concerned.items()
@@ -232,7 +234,7 @@ def judge_account(
     some = case.concerned[key]
     samples = samples_in_time(rules, subject, some, verdict)
     concerned = some if some is not None else {rule.id: rule for rule in rules.told}
-    wakes: list[datetime] = [at for at in [case.pending[key]] if at is not None and at > work.as_of]
+    wakes: list[datetime] = [at for at in [case.pending.get(key)] if at is not None and at > work.as_of]
     for rule in concerned.values():
         mine = [alert for alert in stored if alert.rule_id == rule.id]
         if not mine and rule.id not in samples and rule.id not in waits and rule.kind != "state":

@@ -21,6 +21,8 @@ class Ruleset:
         self.gauges = tuple(rule for rule in self.rules if rule.kind == "gauge")
         self.states = tuple(rule for rule in self.told if rule.kind == "state")
         self.absences = tuple(rule for rule in self.told if rule.kind == "absence")
+        # With nothing open, only these may be about to open by time alone.
+        self.pending = tuple(rule for rule in self.told if rule.for_ and rule.kind != "state")
         self._told_by_kind: dict[str, tuple[Rule, ...]] = {}
         self._grouped_by_kind: dict[str, tuple[Rule, ...]] = {}
 
