@@ -119,7 +119,7 @@ def test_one_that_flaps_is_held_open_until_it_was_quiet() -> None:
 
 
 def test_series_that_differ_in_what_is_not_grouped_by_are_one_and_the_worst_speaks() -> None:
-    readings = {("a",): 3.0, ("b",): 12.0}
+    readings: dict[tuple[str, ...], float] = {("a",): 3.0, ("b",): 12.0}
     assert grouped(make_rule(), readings) == {"a": ({"sink": "a"}, 3), "b": ({"sink": "b"}, 12)}
     assert grouped(make_rule(group_by="[]"), readings) == {"": ({}, 12)}
     assert grouped(make_rule("{metric: sink_lag_seconds, lt: 10}", group_by="[]"), readings) == {"": ({}, 3)}
