@@ -115,5 +115,14 @@ def silent_since(habit: Habit, down: Down | None, now: datetime) -> datetime | N
     return habit.last_at if now - since > max(usual * SILENCE_TIMES, SILENCE_MIN) else None
 
 
+def silence_beyond_seconds(habit: Habit, down: Down | None, now: datetime) -> float:
+    """How much longer than usual a silent source has been silent; 0 while it is not far longer."""
+    usual = usual_gap(habit)
+    if usual is None or silent_since(habit, down, now) is None:
+        return 0.0
+    since = max(habit.last_at, down.until) if down is not None else habit.last_at
+    return (now - since - usual).total_seconds()
+
+
 def is_late(last_late_at: datetime | None, now: datetime) -> bool:
     return last_late_at is not None and now - last_late_at < LATE_OVER_AFTER

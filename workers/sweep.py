@@ -15,6 +15,7 @@ from service.store import log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
 from workers.every import Every
+from workers.gauges import look_at_gauges
 from workers.watch import Watch, watch
 
 PARTITIONS_EVERY_SECONDS = 600.0
@@ -54,6 +55,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         async with begin(runtime.engine) as conn:
             await rejected.prune(conn, now)
     await watch(runtime, last.watch)
+    await look_at_gauges(runtime)
     if runtime.settings.heartbeat_url is not None and last.heartbeat.due:
         last.heartbeat.done()
         await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())

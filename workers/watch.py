@@ -14,8 +14,8 @@ from service import habits, own_alerts
 from service.habits import PROVIDER_RETRIES, Habit
 from service.own_alerts import OwnAlert
 from service.runtime import Runtime
+from service.store import alerts, log, readers, recoveries, retention_state
 from service.store import habits as habit_store
-from service.store import log, readers, recoveries, retention_state
 from service.store.session import begin
 from workers.every import Every
 from workers.overdue import EXPIRING, QUARANTINED, STALLED, quarantined_wanted, retention_wanted
@@ -82,11 +82,16 @@ async def speak(runtime: Runtime, last: Watch) -> None:
         wanted += await quarantined_wanted(conn, runtime.sources, runtime.settings.retention, now)
         if time.monotonic() - last.began_at > GRACE_SECONDS:
             wanted += await retention_wanted(conn, now)
+        # What a rule of the same id says, or was told not to say, is not said here as well.
+        known = runtime.rules.ruleset.known_ids
+        wanted = [own for own in wanted if own.rule_id not in known]
         out = await own_alerts.open_own(conn, wanted, now=now, notifiers=notifiers)
         decisions = out.decisions
         for rule_id in RULES:
             keep = {own.about for own in wanted if own.rule_id == rule_id}
-            closed = await own_alerts.close_own(conn, rule_id, keep=keep, now=now, notifiers=notifiers)
+            keep |= {alert.group_key for alert in await alerts.open_of_rule(conn, rule_id) if alert.rule_version}
+            reason = "rule_changed" if rule_id in known else "recovered"
+            closed = await own_alerts.close_own(conn, rule_id, keep=keep, reason=reason, now=now, notifiers=notifiers)
             decisions = [*decisions, *closed.decisions]
         await log.append(conn, decisions)
 

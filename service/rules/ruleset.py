@@ -14,6 +14,8 @@ class Ruleset:
     """`told`: judged from one account's story. `grouped`: from the samples kept for a group. `gauges`: from what we measure."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        rules = tuple(rules)
+        self.known_ids = frozenset(rule.id for rule in rules)  # those of disabled rules too: there somebody said no
         self.rules = tuple(rule for rule in rules if rule.enabled is not False)
         self.by_id = {rule.id: rule for rule in self.rules}
         self.told = tuple(rule for rule in self.rules if rule.told)

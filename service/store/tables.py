@@ -279,6 +279,13 @@ actions = Table(
     Column("result", JSONB),
     Index("ix_actions_open", "next_attempt_at", postgresql_where=text("state IN ('pending', 'running')")),
     Index("ix_actions_lane_open", "lane", "created_at", "id", postgresql_where=text("state IN ('pending', 'running')")),
+    Index(
+        "ix_actions_destination_open",
+        "destination",
+        "kind",
+        "created_at",
+        postgresql_where=text("state IN ('pending', 'running')"),
+    ),
     Index(None, "alert_id"),
     Index(None, "workflow_id"),
 )
@@ -387,4 +394,21 @@ heartbeats = Table(
     Column("part", Text, primary_key=True),
     Column("at", Instant, nullable=False),
     Column("details", JSONB),
+)
+
+# What is remembered of a gauge's group from one reading to the next. A rule that is no longer in force has none.
+gauge_states = Table(
+    "gauge_states",
+    metadata,
+    Column("rule_id", Text, nullable=False),
+    Column("group_key", Text, nullable=False),
+    Column("condition_version", Text, nullable=False),
+    Column("group", JSONB, nullable=False),
+    Column("alert_id", Uuid(as_uuid=False)),  # of the episode that lasts, whatever a person made of the alert
+    Column("pending_since", Instant),
+    Column("false_since", Instant),
+    Column("flapping", Boolean, nullable=False, server_default=text("false")),
+    Column("value", Float, nullable=False),
+    Column("read_at", Instant, nullable=False),
+    PrimaryKeyConstraint("rule_id", "group_key"),
 )

@@ -214,19 +214,36 @@ def test_a_disabled_rule_is_not_in_force(tmp_path: Path) -> None:
     book = RuleBook(tmp_path)
     assert book.reload() == ()
     assert ids(book) == []
+    assert book.ruleset.known_ids == {"failing"}, "and yet somebody wrote it"
 
 
 def test_the_shipped_rules_load_and_each_says_what_why_and_what_to_do() -> None:
     book = RuleBook(SHIPPED)
     assert book.reload() == ()
-    assert sorted(ids(book)) == ["account-disconnected-active-workflow", "token-refresh-failing"]
+    assert {"account-disconnected-active-workflow", "token-refresh-failing"} <= set(ids(book))
     for rule in book.rules:
-        assert rule.severity == "P2"
         assert rule.annotations.summary
         assert rule.annotations.reason
         assert rule.annotations.what_to_do
+    for rule in (book.ruleset.by_id[id_] for id_ in ("account-disconnected-active-workflow", "token-refresh-failing")):
+        assert rule.severity == "P2"
         assert rule.pauses
         assert rule.stable_for.total_seconds() == 30
+
+
+def test_the_shipped_gauges_are_about_ourselves_and_our_sources() -> None:
+    book = RuleBook(SHIPPED)
+    book.reload()
+    said = {rule.id: (rule.severity, tuple(rule.group_by), rule.pauses) for rule in book.ruleset.gauges}
+    assert said == {
+        "actions-stalled": ("P2", ("destination",), False),
+        "delivery-lag": ("P2", ("source",), False),
+        "delivery-lag-of-other-events": ("P3", ("source",), False),
+        "evaluator-stalled": ("P1", (), False),
+        "notifier-stalled": ("P2", ("notifier",), False),
+        "sink-stalled": ("P3", ("sink",), False),
+        "source-silent": ("P2", ("source",), False),
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,32 @@ from typing import Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
+from service.habits import LATE_SECONDS
 from service.rules.fields import Number
 from service.rules.match import nearest
 from service.rules.triggers.base import Condition
 
-# name -> (what it is, the labels of its series); `workers/gauges.py` measures each.
+# name -> (what it is, the labels of its series); `workers/gauges.py` measures each. A series has at most one label.
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "delivery_lag_seconds": ("how late the newest events of a source came; 0 once they come in time", ("source",)),
-    "break_delivery_lag_seconds": (
-        "the same of disconnections and refresh failures, which matter most",
+    "delivery_lag_seconds": (
+        "by how much the last late events of a source came late; 0 once none was late for ten minutes",
         ("source",),
     ),
-    "source_silence_seconds": ("how long a source has been silent beyond what is usual for it", ("source",)),
+    "break_delivery_lag_seconds": (
+        "the same of disconnections and refresh failures, which matter most and are not in delivery_lag_seconds",
+        ("source",),
+    ),
+    "source_silence_seconds": (
+        "how much longer than usual a source has been silent; 0 until it is far longer",
+        ("source",),
+    ),
     "evaluator_lag_seconds": ("age of the oldest event that no rule has judged yet", ()),
-    "actions_lag_seconds": ("age of the oldest action that is due and not done", ("destination",)),
+    "actions_lag_seconds": ("age of the oldest pause or resume an orchestrator was not told yet", ("destination",)),
+    "notifier_lag_seconds": ("age of the oldest message that a notifier did not take yet", ("notifier",)),
     "sink_lag_seconds": ("age of the oldest event a sink has not taken yet", ("sink",)),
 }
+# What comes sooner than this is in time and reads as 0: a lower threshold would never be met, and look as if all were well.
+FROM_SECONDS = {"delivery_lag_seconds": LATE_SECONDS, "break_delivery_lag_seconds": LATE_SECONDS}
 
 
 class Gauge(Condition):
@@ -52,6 +62,14 @@ class Gauge(Condition):
             raise ValueError("a gauge has one threshold of gt, gte, lt, lte")
         return self
 
+    @model_validator(mode="after")
+    def can_be_reached(self) -> Self:
+        least = FROM_SECONDS.get(self.metric)
+        for name, bound in (("gt", self.gt), ("gte", self.gte)):
+            if least is not None and bound is not None and bound < least:
+                raise ValueError(f"{self.metric} is known from {least:g} s on; write {name}: {least:g} or more")
+        return self
+
     @property
     def labels(self) -> tuple[str, ...]:
         return METRICS[self.metric][1]
@@ -64,11 +82,17 @@ class Gauge(Condition):
             or (self.lte is not None and value <= self.lte)
         )
 
-    def holds(self, rule: Any, value: float, *, is_open: bool) -> bool:
-        """With a threshold in `resolve`, what is open stays so until that is met."""
+    @property
+    def looks_up(self) -> bool:
+        """Whether large values are the bad ones; of several series in one group the worst speaks."""
+        return self.gt is not None or self.gte is not None
+
+    def holds(self, rule: Any, value: float, *, is_open: bool, by_hand: bool = False) -> bool:
+        """With a threshold in `resolve`, what is open stays so until that is met. `by_hand`: a person has resolved it."""
         resolve = rule.resolve
-        if is_open and resolve is not None and resolve.manual:
-            return True
-        if is_open and resolve is not None and resolve.has_threshold:
-            return not resolve.met(value)
+        if is_open and resolve is not None:
+            if resolve.manual and not by_hand:
+                return True
+            if resolve.has_threshold:
+                return not resolve.met(value)
         return self.breached(value)
