@@ -178,6 +178,9 @@ def make_alert(rule: Rule, state: GaugeState, value: float, opened_at: datetime,
         fired_at=now,
         value=value,
         pauses=False,
+        condition_version=rule.condition_version,
+        labels=dict(rule.labels),
+        shadow=rule.shadow,
     )
 
 
@@ -194,7 +197,7 @@ async def write(
         over = replace(alert, condition_ended_at=max(at, alert.opened_at))
         if alert.state != "resolved":
             over = replace(over, state="resolved", resolved_at=now, resolved_reason=reason)
-            # SHADOW: the row alone says what a shadow rule would have done; `alerts.shadow` marks it.
+            # The row alone says what a shadow rule would have done.
             if alert.rule_id not in shadow:
                 said.decisions.append(consequences.alert_decision(over, "alert.resolved", now, None))
                 loud.append(alert.id)
@@ -204,7 +207,7 @@ async def write(
     for alert in out.opened:
         number = numbers.get((alert.rule_id, alert.group_key), 0) + 1
         alert = replace(alert, episode=number, dedup_key=dedup_key(alert.rule_id, alert.group_key, number))
-        if alert.rule_id not in shadow:  # SHADOW: as above
+        if alert.rule_id not in shadow:
             said.decisions.append(consequences.alert_decision(alert, "alert.firing", now, None))
             loud.append(alert.id)
         changed.append(alert)

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0012_gauge_states"
-down_revision = "0009_open_holds"
+down_revision = "0010_groups"
 
 
 GAUGE_STATES = """
