@@ -268,6 +268,7 @@ def make_alert(rule: Rule, subject: Subject, episode: Episode, number: int, now:
         id=new_id(),
         rule_id=rule.id,
         rule_version=rule.version,
+        condition_version=rule.condition_version,
         severity=rule.severity,
         account=account.key,
         connection_id=account.connection_id,

@@ -53,6 +53,7 @@ class Alert:
     evidence: tuple[str, ...] = ()
     stable_for_seconds: float = 30.0
     pauses: bool = True
+    condition_version: str | None = None
 
     def covers(self, start: datetime, end: datetime | None) -> bool:
         """Whether this episode and [start, end) share an instant."""

@@ -218,6 +218,7 @@ alerts = Table(
     Column("evidence", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("stable_for_seconds", Float, nullable=False, server_default=text("30")),
     Column("pauses", Boolean, nullable=False, server_default=text("true")),
+    Column("condition_version", Text),  # Rule.condition_version: an edit that leaves it leaves the episode
     UniqueConstraint("rule_id", "group_key", "episode"),
     Index(None, "account_id", "fired_at"),
     Index(None, "fired_at"),
