@@ -10,10 +10,12 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import rule_sets
 from service.consequences import Consequences
 from service.event import AccountKey, Event
 from service.judge import judge
 from service.observe import log as logger
+from service.rules import Ruleset
 from service.runtime import Runtime
 from service.store import accounts, log, readers
 from service.store.session import begin
@@ -54,7 +56,7 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     return done
 
 
-Step = Callable[[Runtime, AsyncConnection, int, Evaluated], Awaitable[Consequences | None]]
+Step = Callable[[Runtime, AsyncConnection, int, Evaluated, Ruleset], Awaitable[Consequences | None]]
 
 
 async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool:
@@ -62,7 +64,8 @@ async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool
         position = await readers.take(conn, readers.EVALUATOR)
         if position is None:
             return False  # another worker is at it
-        out = await step(runtime, conn, position, done)
+        ruleset = await rule_sets.in_force(conn, runtime)
+        out = await step(runtime, conn, position, done, ruleset)
         if out is None:
             return False
         # The log's lock is the last one taken.
@@ -74,7 +77,9 @@ async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool
     return True
 
 
-async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated) -> Consequences | None:
+async def read_on(
+    runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated, ruleset: Ruleset
+) -> Consequences | None:
     events = await log.read_after(conn, position, BATCH_EVENTS_MAX)
     if not events:
         return None
@@ -91,7 +96,7 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
         now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
         out = await judge(
             conn,
-            runtime.rules.ruleset,
+            ruleset,
             new,
             upto=events[-1].position,
             now=now,
@@ -104,7 +109,9 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
     return out
 
 
-async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated) -> Consequences | None:
+async def judge_due(
+    runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated, ruleset: Ruleset
+) -> Consequences | None:
     due = await accounts.due(conn, await readers.clock(conn), ACCOUNTS_DUE_MAX)
     if not due:
         return None
@@ -116,7 +123,7 @@ async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _don
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
     return await judge(
         conn,
-        runtime.rules.ruleset,
+        ruleset,
         {key: [] for key in rows},
         upto=position,
         now=now,

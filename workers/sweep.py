@@ -15,6 +15,7 @@ from service.store import log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
 from workers.every import Every
+from workers.rules import keep_rules
 from workers.watch import Watch, watch
 
 PARTITIONS_EVERY_SECONDS = 600.0
@@ -41,6 +42,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         now = await readers.clock(conn)
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
+    await keep_rules(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
         async with begin(runtime.engine) as conn:
