@@ -17,6 +17,8 @@ from sqlalchemy import text
 
 from service import rule_changes, rule_sets
 from service.rule_failures import QUIET, Failures
+from service.rules import Problem, load_text
+from service.rules.load import Loaded
 from service.runtime import Runtime, open_runtime
 from service.store import log, readers
 from service.store import rule_sets as store
@@ -384,6 +386,34 @@ async def test_what_a_crash_left_open_is_mended_by_the_sweep_in_batches(
     assert (await house.rows("SELECT settled, rejudge_since FROM rule_set")) == [
         {"settled": True, "rejudge_since": None}
     ]
+
+
+async def test_what_a_newer_version_of_the_code_cannot_read_is_an_alert_and_ends_nothing(
+    house: House, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folder, ANOTHER, "another.yml", ago=60)
+    await keep_rules(house.runtime)
+    await house.tell("failed", ago=2)
+    await house.told("failed", ago=1)
+    assert len(await house.alerts()) == 2
+
+    def strict(raw: bytes, name: str) -> Loaded:
+        refused = Problem(name, 2, 1, "no longer allowed; write it anew")
+        return Loaded((), (refused,)) if name == "rules.yml" else load_text(raw, name)
+
+    monkeypatch.setattr("service.rule_sets.load_text", strict)
+    async with another(house, folder) as upgraded:
+        save(folder, ANOTHER.replace("It fails", "It does fail"), "another.yml", ago=5)
+        await keep_rules(upgraded)
+        assert await ids(upgraded) == ["another"]
+    (invalid,) = await own(house, INVALID)
+    assert "rules.yml:2:1: no longer allowed" in invalid["summary"]
+    assert {alert["state"] for alert in await house.alerts()} == {"firing"}
+    monkeypatch.undo()
+    async with another(house, folder) as downgraded:
+        await keep_rules(downgraded)
+        assert await ids(downgraded) == ["another", "two-failures"]
+    assert [alert["state"] for alert in await own(house, INVALID)] == ["resolved"]
 
 
 async def test_a_publication_that_was_rolled_back_is_published_again(house: House, folder: Path) -> None:
