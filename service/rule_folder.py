@@ -55,7 +55,8 @@ class Folder:
         self._marks: dict[str, tuple[int, ...]] | None = None  # None before the first look that was taken
 
     def look(self, now: datetime, *, whole: bool = False) -> Look | None:
-        """None while the folder cannot be read: what is in force stays so. `whole`: everything, as at a start."""
+        """None while the folder cannot be read: what is in force stays so. `whole`: everything, as at a start. `now` is this
+        host's clock, which files are saved by."""
         known = None if whole else self._marks
         try:
             at = self._path.stat()

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -122,8 +122,7 @@ class RuleSets:
     async def _publish_first(self, conn: AsyncConnection) -> int:
         """In the transaction that wants to judge: before anything is judged there is something to judge by. What is open
         is not touched, which is the sweep's; this may be rolled back, and so the folder does not count as taken."""
-        now = await readers.clock(conn)
-        look = self.folder.look(now, whole=True)
+        look = self.folder.look(datetime.now(UTC), whole=True)
         if look is None:
             return 0
         await store.lock(conn)
@@ -277,7 +276,7 @@ async def take_in(
     await store.lock(conn)
     first = await store.state(conn) is None
     if first:  # whoever looked may have looked before, and found nothing new
-        look = sets.folder.look(await readers.clock(conn), whole=True) or look
+        look = sets.folder.look(datetime.now(UTC), whole=True) or look
     made = await publish(conn, sets, look)
     if made is None:
         return None, Consequences()

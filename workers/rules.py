@@ -5,6 +5,7 @@ episode, and a file or a rule that cannot be used is an alert.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,18 +29,20 @@ INVALID, FAILING = "rule-file-invalid", "rule-failing"
 
 async def keep_rules(runtime: Runtime) -> None:
     await publish_folder(runtime)
-    for _ in range(ROUNDS_MAX):
+    async with begin(runtime.engine) as conn:
+        is_settled = settled(await store.state(conn))
+        is_said = await are_said(conn, await wanted_now(conn, runtime))
+    for _ in range(0 if is_settled else ROUNDS_MAX):
         if not await settle(runtime):
             break
-    await speak(runtime)
+    if not is_said:
+        await speak(runtime)
 
 
 async def publish_folder(runtime: Runtime) -> None:
     """A look that could not be committed is looked again at the next sweep."""
     sets = runtime.rule_sets
-    async with begin(runtime.engine) as conn:
-        now = await readers.clock(conn)
-    look = sets.folder.look(now)
+    look = sets.folder.look(datetime.now(UTC))  # the clock that files are saved by
     if look is None:
         return  # said by the book that is reloaded beside us
     if look.says_something:
@@ -52,12 +55,13 @@ async def publish_folder(runtime: Runtime) -> None:
     sets.folder.taken(look)
 
 
+def settled(state: Row | None) -> bool:  # type: ignore[type-arg]
+    return state is None or (state.settled and state.rejudge_since is None)
+
+
 async def settle(runtime: Runtime) -> bool:
     """One step of what the set in force still leaves to do; False when nothing is left, or another worker is at it."""
     async with begin(runtime.engine) as conn:
-        state = await store.state(conn)
-        if state is None or (state.settled and state.rejudge_since is None):
-            return False
         known = await runtime.rule_sets.current(conn)  # held before the row: in the order of who publishes
         state = await store.state_to_change(conn)
         if state is None:
@@ -82,11 +86,8 @@ async def settle(runtime: Runtime) -> bool:
 
 
 async def speak(runtime: Runtime) -> None:
-    """Opens and resolves our alerts about rules; the lock of those is taken only where there is something to say."""
+    """Opens and resolves our alerts about rules."""
     notifiers = list(runtime.notifiers)
-    async with begin(runtime.engine) as conn:
-        if await are_said(conn, await wanted_now(conn, runtime)):
-            return
     async with begin(runtime.engine) as conn:
         await own_alerts.lock(conn)
         wanted = await wanted_now(conn, runtime)

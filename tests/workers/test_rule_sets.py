@@ -336,6 +336,24 @@ async def test_the_holds_of_a_rule_that_changed_stay_until_the_account_is_well(
         assert (await house.workflow())["state"] == "active"
 
 
+async def test_the_hold_of_a_rule_that_is_gone_is_let_go_with_no_event_where_the_account_is_well(
+    house: House, folder: Path
+) -> None:
+    pausing = TWO_FAILURES + "  actions: [{pause_workflows: {stable_for: 0s}}]\n"
+    save(folder, pausing)
+    await keep_rules(house.runtime)
+    await house.put(account_ids=["ca_1"])
+    await house.told("ACTIVE", ago=10)
+    await house.tell("failed", ago=2)
+    await house.told("failed", ago=1)
+    assert (await house.workflow())["state"] == "paused"
+    save(folder, "version: 1\nrules: []\n", ago=0.5)
+    await keep_rules(house.runtime)
+    assert (await house.workflow())["state"] == "paused"
+    await evaluate(house.runtime)
+    assert (await house.workflow())["state"] == "active"
+
+
 async def test_what_an_account_already_fulfils_fires_with_the_new_rule(house: House, folder: Path) -> None:
     await keep_rules(house.runtime)
     await house.told("failed")
