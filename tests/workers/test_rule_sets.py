@@ -1,13 +1,10 @@
-"""The rule set in force: published once, the same for every process, and an edit never says that something recovered."""
+"""The rule set in force: published once and the same for every process."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import pwd
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,69 +16,28 @@ from service import rule_changes, rule_sets
 from service.rule_failures import QUIET, Failures
 from service.rules import Problem, load_text
 from service.rules.load import Loaded
-from service.runtime import Runtime, open_runtime
 from service.store import log, readers
 from service.store import rule_sets as store
 from service.store.session import begin
+from tests.workers.editing import (
+    ANOTHER,
+    BROKEN,
+    HOUR,
+    ME,
+    THREE_FAILURES,
+    TWO_FAILURES,
+    age,
+    another,
+    ids,
+    in_set,
+    own,
+    save,
+    version,
+)
 from tests.workers.house import RULES, House, open_house
 from workers.act import act
 from workers.evaluate import evaluate
 from workers.rules import FAILING, INVALID, keep_rules
-
-TWO_FAILURES = """\
-version: 1
-rules:
-- id: two-failures
-  severity: P2
-  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 2}
-  annotations: {summary: "It fails"}
-"""
-THREE_FAILURES = TWO_FAILURES.replace("gte: 2", "gte: 3")
-ANOTHER = TWO_FAILURES.replace("two-failures", "another")
-BROKEN = TWO_FAILURES.replace("within", "witin")
-ME = pwd.getpwuid(os.getuid()).pw_name
-HOUR = 3600.0
-
-
-def save(folder: Path, text: str | None, name: str = "rules.yml", *, ago: float = 1.0) -> None:
-    """Saved `ago` seconds before now; None: deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    if text is None:
-        path.unlink()
-        return
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    at = time.time() - ago
-    os.utime(new, (at, at))
-    new.replace(path)
-
-
-def age(folder: Path, ago: float) -> None:
-    """As if nothing had come or gone in the folder since."""
-    os.utime(folder, (time.time() - ago,) * 2)
-
-
-@asynccontextmanager
-async def another(house: House, folder: Path) -> AsyncIterator[Runtime]:
-    """A second worker with its own copy of the files."""
-    settings = house.runtime.settings.model_copy(update={"rules_folder": folder})
-    async with open_runtime(settings, connections_max=4) as runtime:
-        yield runtime
-
-
-async def ids(runtime: Runtime) -> list[str]:
-    async with begin(runtime.engine) as conn:
-        return [rule.id for rule in (await rule_sets.in_force(conn, runtime)).rules]
-
-
-async def version(runtime: Runtime) -> int:
-    async with begin(runtime.engine) as conn:
-        return (await runtime.rule_sets.current(conn)).version
-
-
-async def own(house: House, rule_id: str) -> list[Any]:
-    return [alert for alert in await house.alerts() if alert["rule_id"] == rule_id]
 
 
 @pytest.fixture
@@ -157,11 +113,6 @@ async def test_an_old_copy_on_another_host_does_not_bring_old_rules_back(
         await keep_rules(stale)
         assert (await in_set(house.runtime, "two-failures")).count.gte == 5
         assert await ids(house.runtime) == ["another", "two-failures"]
-
-
-async def in_set(runtime: Runtime, rule_id: str) -> Any:
-    async with begin(runtime.engine) as conn:
-        return (await rule_sets.in_force(conn, runtime)).by_id[rule_id]
 
 
 async def test_what_was_edited_or_deleted_while_no_worker_ran_is_published_at_the_next_start(
@@ -251,117 +202,6 @@ async def test_a_version_says_who_when_and_what(house: House, folder: Path) -> N
     audits = await house.rows("SELECT details FROM events WHERE kind = 'audit' ORDER BY position")
     assert [row["details"]["reason"] for row in audits] == ["changed two-failures", "removed two-failures"]
     assert audits[0]["details"]["actor"] == ME
-
-
-async def test_an_edit_that_keeps_the_condition_keeps_the_episode(house: House, folder: Path) -> None:
-    await keep_rules(house.runtime)
-    await house.tell("failed", ago=2)
-    await house.told("failed", ago=1)
-    await act(house.runtime)
-    (before,) = await house.alerts()
-    save(folder, TWO_FAILURES.replace("It fails", "It fails again and again").replace("P2", "P1"))
-    await keep_rules(house.runtime)
-    await house.work()
-    await house.told("failed")
-    await house.work()
-    (after,) = await house.alerts()
-    assert (after["id"], after["state"], after["condition_ended_at"]) == (before["id"], "firing", None)
-    assert house.posts() == 1
-    assert await house.kinds() == ["alert.firing", "audit"]
-
-
-async def test_another_condition_closes_as_rule_changed_and_opens_anew_where_it_holds(
-    house: House, folder: Path
-) -> None:
-    await keep_rules(house.runtime)
-    for ago in (3, 2, 1):
-        await house.told("failed", ago=ago)
-    await house.told("failed", ago=2, account="ca_2")
-    await house.told("failed", ago=1, account="ca_2")
-    await act(house.runtime)
-    assert house.posts() == 2
-    save(folder, THREE_FAILURES)
-    await keep_rules(house.runtime)
-    assert {alert["resolved_reason"] for alert in await house.alerts()} == {"rule_changed"}
-    await house.work()
-    alerts = await house.alerts()
-    open_now = [alert for alert in alerts if alert["state"] == "firing"]
-    closed = [alert for alert in alerts if alert["state"] == "resolved"]
-    assert [(alert["account_id"], alert["episode"]) for alert in open_now] == [("ca_1", 2)]
-    assert open_now[0]["rule_version"] == (await in_set(house.runtime, "two-failures")).version
-    assert sorted(alert["account_id"] for alert in closed) == ["ca_1", "ca_2"]
-    assert (await house.kinds()).count("alert.resolved") == 2
-    # Each closed one is edited where it was posted, and only what opened anew is posted.
-    assert house.posts() == 3
-    assert len(house.slack.calls["chat.update"]) == 2
-
-
-@pytest.mark.parametrize(
-    "edited",
-    [None, TWO_FAILURES.replace("severity", "enabled: false\n  severity"), "version: 1\nrules: []\n"],
-    ids=["file-deleted", "disabled", "rule-taken-out"],
-)
-async def test_a_rule_that_is_gone_leaves_with_its_episodes(house: House, folder: Path, edited: str | None) -> None:
-    await keep_rules(house.runtime)
-    await house.tell("failed", ago=2)
-    await house.told("failed", ago=1)
-    save(folder, edited)
-    await keep_rules(house.runtime)
-    assert await ids(house.runtime) == []
-    assert [(alert["state"], alert["resolved_reason"]) for alert in await house.alerts()] == [
-        ("resolved", "rule_changed")
-    ]
-    await house.told("failed")
-    assert len(await house.alerts()) == 1
-
-
-async def test_the_holds_of_a_rule_that_changed_stay_until_the_account_is_well(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_house(database_url, tmp_path / "house", stable_for="0s", expired_for="0s") as house:
-        folder = house.runtime.settings.rules_folder
-        await keep_rules(house.runtime)
-        await house.put(account_ids=["ca_1"])
-        await house.told("DISCONNECTED", ago=5)
-        assert (await house.workflow())["state"] == "paused"
-        rules = RULES.format(stable_for="0s", expired_for="0s")
-        only_failures = rules[: rules.index("- id: account-disconnected")]
-        save(folder, only_failures)
-        await keep_rules(house.runtime)
-        await evaluate(house.runtime)
-        assert [alert["resolved_reason"] for alert in await house.alerts()] == ["rule_changed"]
-        assert (await house.workflow())["state"] == "paused"
-        await house.told("ACTIVE")
-        await evaluate(house.runtime)
-        assert (await house.workflow())["state"] == "active"
-
-
-async def test_the_hold_of_a_rule_that_is_gone_is_let_go_with_no_event_where_the_account_is_well(
-    house: House, folder: Path
-) -> None:
-    pausing = TWO_FAILURES + "  actions: [{pause_workflows: {stable_for: 0s}}]\n"
-    save(folder, pausing)
-    await keep_rules(house.runtime)
-    await house.put(account_ids=["ca_1"])
-    await house.told("ACTIVE", ago=10)
-    await house.tell("failed", ago=2)
-    await house.told("failed", ago=1)
-    assert (await house.workflow())["state"] == "paused"
-    save(folder, "version: 1\nrules: []\n", ago=0.5)
-    await keep_rules(house.runtime)
-    assert (await house.workflow())["state"] == "paused"
-    await evaluate(house.runtime)
-    assert (await house.workflow())["state"] == "active"
-
-
-async def test_what_an_account_already_fulfils_fires_with_the_new_rule(house: House, folder: Path) -> None:
-    await keep_rules(house.runtime)
-    await house.told("failed")
-    assert await house.alerts() == []
-    save(folder, ANOTHER.replace("gte: 2", "gte: 1"), "another.yml")
-    await keep_rules(house.runtime)
-    await evaluate(house.runtime)  # no event has come
-    assert [alert["rule_id"] for alert in await house.alerts()] == ["another"]
 
 
 async def test_put_judges_by_the_set_in_force_and_not_by_its_own_files(
