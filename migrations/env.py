@@ -12,7 +12,7 @@ from typing import Any
 from alembic import context
 from sqlalchemy import create_engine, pool, text
 
-from service.store import recovery_tables, rejected, retention_state, rule_tables  # noqa: F401 - they add their tables to the metadata
+from service.store import recovery_tables, rejected, retention_state, rule_sets, rule_tables  # noqa: F401 - they add tables
 from service.store.session import sqlalchemy_url
 from service.store.tables import metadata
 

@@ -22,14 +22,16 @@ from service.store.workflows import Hold
 async def follow(
     conn: AsyncConnection,
     out: Consequences,
+    connections: Collection[AccountKey],
     alerts: Sequence[Alert],
     *,
     as_of: datetime,
     now: datetime,
     notifiers: Sequence[str],
 ) -> dict[AccountKey, datetime]:
-    """From these alerts, as they now stand: places and lets go of holds; when the next one may go, by connection."""
-    of_connections: dict[AccountKey, list[Alert]] = {}
+    """From these alerts, as they now stand, and the holds there are because of these connections: places those and lets
+    go of them; when the next one may go, by connection."""
+    of_connections: dict[AccountKey, list[Alert]] = {key: [] for key in connections}
     for alert in alerts:
         if (key := connection_of(alert)) is not None:
             of_connections.setdefault(key, []).append(alert)

@@ -32,6 +32,11 @@ class Verdict:
             self.resolved.append(alert)
 
 
+def of_condition(rule: Rule, stored: Sequence[Alert]) -> list[Alert]:
+    """Those that were opened under the condition the rule has now. The others are closed by who publishes a change."""
+    return [alert for alert in stored if alert.condition_version in (None, rule.condition_version)]
+
+
 def covering(stored: Sequence[Alert], start: datetime) -> datetime | None:
     """Since when an episode was open as `start` came."""
     return next(

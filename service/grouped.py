@@ -9,14 +9,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import connection_holds
 from service.consequences import Consequences
-from service.episodes import Verdict, covering, make_alert, settle, transitions
+from service.episodes import Verdict, covering, make_alert, of_condition, settle, transitions
 from service.event import AccountKey, Event, order_key
 from service.own_alerts import OwnAlert
+from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given
 from service.rules.latch import FLAPPING_WITHIN
@@ -54,7 +56,7 @@ class OfGroups:
 
     groups: dict[Name, Group] = field(default_factory=dict)
     own: list[OwnAlert] = field(default_factory=list)
-    connections: list[Alert] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)  # of whole connections
 
 
 async def judge_groups(
@@ -62,6 +64,7 @@ async def judge_groups(
     rules: Ruleset,
     events: Sequence[Event],
     due: Sequence[Group],
+    failures: Failures,
     *,
     as_of: datetime,
     now: datetime,
@@ -69,7 +72,7 @@ async def judge_groups(
 ) -> OfGroups:
     """Keeps the samples, judges every group concerned, and leaves what changed in `verdict`."""
     out = OfGroups()
-    if not rules.grouped:
+    if not rules.grouped and not due:
         return out
     news = read_news(rules, events, verdict)
     known = await group_store.find(conn, news.keys())
@@ -94,11 +97,14 @@ async def judge_groups(
     for name, group in judged.items():
         rule = rules.by_id[group.rule_id]
         mine, one = given[name]
-        verdict_of = rule.judge(one)
-        new = settle(verdict_of.episodes, mine, start=one.judge_from, never_was=was_not, now=now, verdict=verdict)
+        judgement = failures.attempt(rule, partial(rule.judge, one))
+        if judgement is None:
+            out.groups[name] = replace(group, due_at=failures.retry_at(now))
+            continue
+        new = settle(judgement.episodes, mine, start=one.judge_from, never_was=lambda _: True, now=now, verdict=verdict)
         opened.extend((rule, group, episode) for episode in new)
-        out.groups[name] = replace(group, condition_version=rule.condition_version, due_at=verdict_of.wake_at)
-        out.connections.extend(verdict.changed.get(alert.id, alert) for alert in mine if rule.pauses_connection)
+        out.groups[name] = replace(group, condition_version=rule.condition_version, due_at=judgement.wake_at)
+        out.alerts.extend(verdict.changed.get(alert.id, alert) for alert in mine if rule.pauses_connection)
     await open_alerts(conn, opened, now, verdict, out)
     return out
 
@@ -113,8 +119,9 @@ async def close(
     notifiers: Sequence[str],
 ) -> None:
     """After the accounts' holds: those of whole connections, and when each group is looked at again."""
+    connections = {group.connection for group in of_groups.groups.values() if group.connection is not None}
     release_due = await connection_holds.follow(
-        conn, out, of_groups.connections, as_of=as_of, now=now, notifiers=notifiers
+        conn, out, connections, of_groups.alerts, as_of=as_of, now=now, notifiers=notifiers
     )
     changed = []
     for group in of_groups.groups.values():
@@ -233,7 +240,7 @@ async def gather(
     stored = await alert_store.of_groups(conn, starts, since)
     given = {}
     for name in judged:
-        mine = stored[name]
+        mine = of_condition(rules.by_id[name[0]], stored[name])
         given[name] = (
             mine,
             Given(
@@ -246,10 +253,6 @@ async def gather(
             ),
         )
     return given
-
-
-def was_not(alert: Alert) -> bool:
-    return alert.resolved_reason != "rule_changed"
 
 
 async def open_alerts(
@@ -281,7 +284,7 @@ async def open_alerts(
         )
         verdict.open(alert)
         if rule.pauses_connection:
-            out.connections.append(alert)
+            out.alerts.append(alert)
 
 
 def words_of_group(group: Group, row: Account | None) -> dict[str, str]:

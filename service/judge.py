@@ -11,19 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences, grouped, own_alerts
 from service.consequences import Consequences
-from service.episodes import Verdict, covering, make_alert, settle, transitions
+from service.episodes import Verdict, covering, make_alert, of_condition, settle, transitions
 from service.event import AccountKey, Event
+from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
 from service.rules.model import ZERO
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import armed as armed_store
+from service.store import rule_sets as rule_set_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.alerts import Alert
@@ -69,7 +72,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
     await armed_store.change(conn, case.armed_changes)
     of_groups = await grouped.judge_groups(
-        conn, rules, work.events, work.groups, as_of=work.as_of, now=now, verdict=verdict
+        conn, rules, work.events, work.groups, case.failures, as_of=work.as_of, now=now, verdict=verdict
     )
     own = await own_alerts.about_accounts(conn, subjects, now)
     own += await own_alerts.make(conn, of_groups.own, now)
@@ -103,6 +106,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     for key, at in out.release_due.items():
         due[key] = min((instant for instant in (due.get(key), at) if instant is not None), default=None)
     await account_store.set_deadlines(conn, due)
+    await rule_set_store.record_failures(conn, case.failures.found, now)
     await grouped.close(conn, out, of_groups, as_of=work.as_of, now=now, notifiers=notifiers)
     out.too_late = verdict.too_late
     return out
@@ -119,6 +123,7 @@ class Case:
     concerned: dict[AccountKey, dict[str, Rule] | None] = field(default_factory=dict)  # None: every rule
     pending: dict[AccountKey, datetime | None] = field(default_factory=dict)  # what the others wait for
     armed_changes: dict[tuple[AccountKey, str], Owed | None] = field(default_factory=dict)
+    failures: Failures = field(default_factory=Failures)
 
 
 async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
@@ -236,22 +241,24 @@ def judge_account(
     concerned = some if some is not None else {rule.id: rule for rule in rules.told}
     wakes: list[datetime] = [at for at in [case.pending.get(key)] if at is not None and at > work.as_of]
     for rule in concerned.values():
-        mine = [alert for alert in stored if alert.rule_id == rule.id]
+        mine = of_condition(rule, [alert for alert in stored if alert.rule_id == rule.id])
         if not mine and rule.id not in samples and rule.id not in waits and rule.kind != "state":
             continue
-        judged = rule.judge(
-            Given(
-                initial=subject.initial,
-                open_since=covering(mine, subject.judge_from),
-                recent=transitions(mine),
-                samples=samples.get(rule.id, ()),
-                steps=subject.story.steps,
-                judge_from=subject.judge_from,
-                now=work.as_of,
-                dependents=bool(dependents),
-                armed=subject.armed.get(rule.id),
-            )
+        given = Given(
+            initial=subject.initial,
+            open_since=covering(mine, subject.judge_from),
+            recent=transitions(mine),
+            samples=samples.get(rule.id, ()),
+            steps=subject.story.steps,
+            judge_from=subject.judge_from,
+            now=work.as_of,
+            dependents=bool(dependents),
+            armed=subject.armed.get(rule.id),
         )
+        judged = case.failures.attempt(rule, partial(rule.judge, given))
+        if judged is None:  # its alerts stay as they are, and it is judged again
+            wakes.append(case.failures.retry_at(work.now))
+            continue
         episodes = judged.episodes
         new = settle(
             episodes,
@@ -298,8 +305,6 @@ def samples_in_time(
 
 def never_was(rule: Rule, alert: Alert, episodes: Sequence[Episode], depended_on: bool) -> bool:
     """Whether an alert that no episode accounts for is contradicted by the history, rather than by what depends on it."""
-    if alert.resolved_reason == "rule_changed":
-        return False
     if alert.condition_ended_at is None or rule.kind != "state":
         return True
     return depended_on and not any(alert.covers(episode.opened_at, episode.ended_at) for episode in episodes)

@@ -24,6 +24,7 @@ from service.observe import log
 from service.orchestrators.base import Orchestrator
 from service.queue import Nudger
 from service.rejections import Rejections
+from service.rule_sets import RuleSets
 from service.rules import RuleBook
 from service.settings import Settings, explain
 from service.sinks.base import Sink
@@ -44,7 +45,8 @@ class Runtime:
     engine: AsyncEngine
     committer: Committer
     nudger: Nudger
-    rules: RuleBook
+    rules: RuleBook  # the folder's own, as the commands read it; `rule_sets.in_force` is what is judged by
+    rule_sets: RuleSets
     sources: Sources
     uses: SecretUses
     rejections: Rejections
@@ -80,6 +82,7 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             committer=committer,
             nudger=nudger,
             rules=rules,
+            rule_sets=RuleSets(settings.rules_folder),
             sources=Sources(open_sources(settings.sources)),
             uses=SecretUses(),
             rejections=Rejections(),

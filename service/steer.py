@@ -16,7 +16,7 @@ from service.consequences import Consequences
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import WELL, AccountKey
 from service.judge import Work, judge
-from service.rules import RuleBook
+from service.rules import Ruleset
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import groups as group_store
@@ -34,12 +34,13 @@ CONNECTION_ACCOUNTS_MAX = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Who steers, with what: plain values the transaction needs."""
+    """Who steers, with what: plain values the transaction needs. `ruleset` is what is in force, for who judges: put and
+    delete of a workflow; they cannot do without."""
 
     actor: str
-    rules: RuleBook
     notifiers: Sequence[str]
     orchestrators: Sequence[str]
+    ruleset: Ruleset | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +329,7 @@ async def rejudge(
     by_connection = {dependency.target_id for dependency in dependencies if dependency.kind == "connection"}
     if not by_account and not by_connection:
         return
+    assert context.ruleset is not None, "who judges reads the set in force before it takes the accounts' locks"
     troubled = (
         select(alerts_table.c.account_id)
         .where(
@@ -351,11 +353,11 @@ async def rejudge(
     upto = await readers.position(conn, readers.EVALUATOR)
     now = await readers.clock(conn)
     work = Work(new={key: [] for key in keys}, upto=upto, now=now, as_of=now)
-    judged = await judge(conn, context.rules.ruleset, work, notifiers=context.notifiers)
+    judged = await judge(conn, context.ruleset, work, notifiers=context.notifiers)
     out.decisions.extend(judged.decisions)
     out.acted = out.acted or judged.acted
     failing = await alert_store.open_of_connections(conn, by_connection)
-    await connection_holds.follow(conn, out, failing, as_of=now, now=now, notifiers=context.notifiers)
+    await connection_holds.follow(conn, out, (), failing, as_of=now, now=now, notifiers=context.notifiers)
 
 
 def audit(actor: str, action: str, subject: str, now: datetime, reason: str | None = None) -> Decision:

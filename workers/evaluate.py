@@ -10,10 +10,12 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import rule_sets
 from service.consequences import Consequences
 from service.event import AccountKey, Event
 from service.judge import Work, judge
 from service.observe import log as logger
+from service.rules import Ruleset
 from service.runtime import Runtime
 from service.store import accounts, log, readers
 from service.store import groups as group_store
@@ -58,7 +60,7 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     return done
 
 
-Step = Callable[[Runtime, AsyncConnection, int, Evaluated], Awaitable[Consequences | None]]
+Step = Callable[[Runtime, AsyncConnection, int, Evaluated, Ruleset], Awaitable[Consequences | None]]
 
 
 async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool:
@@ -66,7 +68,8 @@ async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool
         position = await readers.take(conn, readers.EVALUATOR)
         if position is None:
             return False  # another worker is at it
-        out = await step(runtime, conn, position, done)
+        ruleset = await rule_sets.in_force(conn, runtime)
+        out = await step(runtime, conn, position, done, ruleset)
         if out is None:
             return False
         # The log's lock is the last one taken.
@@ -78,7 +81,9 @@ async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool
     return True
 
 
-async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated) -> Consequences | None:
+async def read_on(
+    runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated, ruleset: Ruleset
+) -> Consequences | None:
     events = await log.read_after(conn, position, BATCH_EVENTS_MAX)
     if not events:
         return None
@@ -97,14 +102,16 @@ async def read_on(runtime: Runtime, conn: AsyncConnection, position: int, done: 
         # What is still unread may be just what a deadline waits for, or a break: until then it is the time of that.
         as_of = min(now, events[-1].received_at) if len(events) == BATCH_EVENTS_MAX else now
         work = Work(new=new, events=judged, upto=events[-1].position, now=now, as_of=as_of, rows=known)
-        out = await judge(conn, runtime.rules.ruleset, work, notifiers=list(runtime.notifiers))
+        out = await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))
     await readers.move(conn, readers.EVALUATOR, events[-1].position)
     done.next_due_at, done.is_due = await accounts.next_due(conn)
     done.read += len(events)
     return out
 
 
-async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated) -> Consequences | None:
+async def judge_due(
+    runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated, ruleset: Ruleset
+) -> Consequences | None:
     clock = await readers.clock(conn)
     due = await accounts.due(conn, clock, ACCOUNTS_DUE_MAX)
     groups = await group_store.due(conn, clock, GROUPS_DUE_MAX)
@@ -120,4 +127,4 @@ async def judge_due(runtime: Runtime, conn: AsyncConnection, position: int, _don
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
     work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=position, now=now, as_of=now, rows=rows)
-    return await judge(conn, runtime.rules.ruleset, work, notifiers=list(runtime.notifiers))
+    return await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import consequences, own_alerts
+from service import consequences, own_alerts, rule_sets
 from service.consequences import Consequences
 from service.event import new_id
 from service.observe import log as logger
@@ -43,12 +43,12 @@ class Outcome:
 
 
 async def look_at_gauges(runtime: Runtime) -> None:
-    rules = runtime.rules.ruleset.gauges
-    metrics = {gauge_of(rule).metric for rule in rules}
-    if metrics & OF_HABITS:
+    if OF_HABITS & {gauge_of(rule).metric for rule in runtime.rules.ruleset.gauges}:
         await learn(runtime)
     notifiers = list(runtime.notifiers)
     async with begin(runtime.engine) as conn:
+        rules = (await rule_sets.in_force(conn, runtime)).gauges
+        metrics = {gauge_of(rule).metric for rule in rules}
         await own_alerts.lock(conn)
         now = await readers.clock(conn)
         known = await gauge_store.load(conn)

@@ -5,23 +5,26 @@ that we are alive.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import httpx
 
-from service import health
+from service import health, rule_sets
 from service.observe import log as logger
 from service.runtime import Runtime
-from service.store import log, readers, rejected
+from service.store import groups, log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
 from workers.every import Every
 from workers.gauges import look_at_gauges
+from workers.rules import keep_rules
 from workers.watch import Watch, watch
 
 PARTITIONS_EVERY_SECONDS = 600.0
 PRUNE_EVERY_SECONDS = 10.0
 HEARTBEAT_EVERY_SECONDS = 60.0
 HEARTBEAT_SECONDS_MAX = 10
+GROUPS_SLACK = timedelta(hours=1)
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         now = await readers.clock(conn)
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
+    await keep_rules(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
         async with begin(runtime.engine) as conn:
@@ -54,11 +58,25 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         last.prune.done()
         async with begin(runtime.engine) as conn:
             await rejected.prune(conn, now)
+        await prune_groups(runtime)
     await watch(runtime, last.watch)
     await look_at_gauges(runtime)
     if runtime.settings.heartbeat_url is not None and last.heartbeat.due:
         last.heartbeat.done()
         await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())
+
+
+async def prune_groups(runtime: Runtime) -> None:
+    """Samples and groups that no verdict can depend on any more. A transaction for each rule: none waits for another."""
+    async with begin(runtime.engine) as conn:
+        ruleset = await rule_sets.in_force(conn, runtime)
+        gone = await groups.rules_gone(conn, [rule.id for rule in ruleset.grouped])
+    for rule in ruleset.grouped:
+        async with begin(runtime.engine) as conn:
+            await groups.prune(conn, rule.id, rule.lookback + rule.allowed_lateness + GROUPS_SLACK)
+    for rule_id in gone:
+        async with begin(runtime.engine) as conn:
+            await groups.prune(conn, rule_id, GROUPS_SLACK)
 
 
 def reload_rules(runtime: Runtime, last: Sweep) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import habits, own_alerts
+from service import habits, own_alerts, rule_sets
 from service.habits import PROVIDER_RETRIES, Habit
 from service.own_alerts import OwnAlert
 from service.runtime import Runtime
@@ -76,6 +76,7 @@ async def learn(runtime: Runtime) -> bool:
 async def speak(runtime: Runtime, last: Watch) -> None:
     notifiers = list(runtime.notifiers)
     async with begin(runtime.engine) as conn:
+        known = (await rule_sets.in_force(conn, runtime)).known_ids
         await own_alerts.lock(conn)
         now = await readers.clock(conn)
         wanted = await sources_wanted(conn, runtime.sources, now) + await recoveries_wanted(conn, runtime, now)
@@ -83,7 +84,6 @@ async def speak(runtime: Runtime, last: Watch) -> None:
         if time.monotonic() - last.began_at > GRACE_SECONDS:
             wanted += await retention_wanted(conn, now)
         # What a rule of the same id says, or was told not to say, is not said here as well.
-        known = runtime.rules.ruleset.known_ids
         wanted = [own for own in wanted if own.rule_id not in known]
         out = await own_alerts.open_own(conn, wanted, now=now, notifiers=notifiers)
         decisions = out.decisions

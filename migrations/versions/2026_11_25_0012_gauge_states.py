@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0012_gauge_states"
-down_revision = "0010_groups"
+down_revision = "0011_rule_sets"
 
 
 GAUGE_STATES = """

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service import queue, steer, views
+from service import queue, rule_sets, steer, views
 from service.api.http import (
     Call,
     Strict,
@@ -23,6 +23,7 @@ from service.api.http import (
 )
 from service.errors import BadRequest, NotFound
 from service.event import TEXT_BYTES_MAX
+from service.rules import Ruleset
 from service.runtime import Runtime
 from service.steer import Context, Wanted
 from service.store import workflows
@@ -64,13 +65,12 @@ class ReasonBody(Strict):
     reason: Text = Field("", max_length=500)
 
 
-def context_of(request: Request, runtime: Runtime) -> Context:
-    runtime.rules.reload()  # a receiver judges by the same rules as the workers do now
+def context_of(request: Request, runtime: Runtime, ruleset: Ruleset | None = None) -> Context:
     return Context(
         actor=request.state.actor,
-        rules=runtime.rules,
         notifiers=list(runtime.notifiers),
         orchestrators=list(runtime.orchestrators),
+        ruleset=ruleset,
     )
 
 
@@ -101,7 +101,8 @@ async def put_workflow(request: Request) -> Response:
         orchestrator_ref=body.orchestrator.ref if body.orchestrator else None,
     )
     async with begin(runtime.engine) as conn:
-        workflow = await steer.put_workflow(conn, wanted, context_of(request, runtime))
+        ruleset = await rule_sets.in_force(conn, runtime)  # a receiver judges by the same rules as the workers
+        workflow = await steer.put_workflow(conn, wanted, context_of(request, runtime, ruleset))
         answer = (await views.workflows_json(conn, [workflow]))[0]
     wake(runtime)
     return JSONResponse(answer)
@@ -130,7 +131,8 @@ async def get_workflow(request: Request) -> Response:
 async def delete_workflow(request: Request) -> Response:
     runtime = runtime_of(request)
     async with begin(runtime.engine) as conn:
-        await steer.delete_workflow(conn, workflow_id_of(request), context_of(request, runtime))
+        ruleset = await rule_sets.in_force(conn, runtime)
+        await steer.delete_workflow(conn, workflow_id_of(request), context_of(request, runtime, ruleset))
     wake(runtime)
     return Response(status_code=204)
 

@@ -266,6 +266,12 @@ def to_group(row: Any) -> Group:
     )
 
 
+async def rules_gone(conn: AsyncConnection, rule_ids: Collection[str]) -> list[str]:
+    """Rules that have groups and are not among these."""
+    rows = await conn.execute(select(groups.c.rule_id).where(groups.c.rule_id.not_in(list(rule_ids))).distinct())
+    return [row.rule_id for row in rows]
+
+
 async def prune(conn: AsyncConnection, rule_id: str, horizon: timedelta) -> int:
     """Lets go of what no verdict of this rule can depend on any more: so long before the group's newest sample, and
     groups of which nothing is left. A bounded number at a time; how many went."""

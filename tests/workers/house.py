@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import RowMapping, text
 
-from service import gate, health, steer, views
+from service import gate, health, rule_sets, steer, views
 from service.gate import Answer, Asked
 from service.providers import PROVIDERS
 from service.runtime import Runtime, open_runtime
@@ -134,7 +134,6 @@ class House:
     def context(self) -> Context:
         return Context(
             actor="a person",
-            rules=self.runtime.rules,
             notifiers=list(self.runtime.notifiers),
             orchestrators=list(self.runtime.orchestrators),
         )
@@ -163,12 +162,14 @@ class House:
             orchestrator_ref=ref,
         )
         async with begin(self.runtime.engine) as conn:
-            workflow = await steer.put_workflow(conn, wanted, self.context)
+            context = replace(self.context, ruleset=await rule_sets.in_force(conn, self.runtime))
+            workflow = await steer.put_workflow(conn, wanted, context)
             return (await views.workflows_json(conn, [workflow]))[0]
 
     async def delete(self, workflow_id: str = "w1") -> None:
         async with begin(self.runtime.engine) as conn:
-            await steer.delete_workflow(conn, workflow_id, self.context)
+            context = replace(self.context, ruleset=await rule_sets.in_force(conn, self.runtime))
+            await steer.delete_workflow(conn, workflow_id, context)
 
     async def pause(self, workflow_id: str = "w1") -> None:
         async with begin(self.runtime.engine) as conn:

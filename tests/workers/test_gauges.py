@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
+from service import rule_sets
+from service.store.session import begin
 from tests.conftest import SECRET
+from tests.end_to_end.running import until
 from tests.fakes.hec import Scripted
 from tests.workers.house import House, open_house
 from workers import measure
 from workers.act import act
 from workers.evaluate import evaluate
 from workers.gauges import look_at_gauges
+from workers.rules import keep_rules
 from workers.ship import ship
 from workers.sweep import Sweep, sweep
 from workers.watch import Watch, watch
@@ -50,9 +54,17 @@ def opens(database_url: str, tmp_path: Path) -> Opens:
     return opened
 
 
-def change_rules(house: House, rules: str) -> None:
+async def change_rules(house: House, rules: str) -> None:
     (house.runtime.settings.rules_folder / "rules.yml").write_text(rules)
-    assert house.runtime.rules.reload() == ()
+    version = house.runtime.rules.version
+
+    async def published() -> bool:
+        house.runtime.rules.reload()
+        await keep_rules(house.runtime)
+        async with begin(house.runtime.engine) as conn:
+            return (await rule_sets.in_force(conn, house.runtime)).version != version
+
+    await until(published, 10)
 
 
 async def waits(house: House, seconds: float) -> None:
@@ -346,7 +358,7 @@ async def test_a_rule_takes_over_from_the_built_in_and_gives_it_back(opens: Open
         await evaluate(house.runtime)
         await watch(house.runtime, Watch())
         assert states(await look(house)) == [("source-silent", "scalekit", "firing")]
-        change_rules(house, shipped("source-silent"))
+        await change_rules(house, shipped("source-silent"))
         for _ in range(2):
             await watch(house.runtime, Watch())
             alerts = await look(house)
@@ -355,12 +367,10 @@ async def test_a_rule_takes_over_from_the_built_in_and_gives_it_back(opens: Open
                 ("firing", None),
             ]
         assert alerts[1]["rule_version"] is not None
-        # Whoever changes the set closes the rule's own; the built-in waits for that, and calls nothing recovered.
-        change_rules(house, STALL)
-        await watch(house.runtime, Watch())
-        assert [a["state"] for a in await look(house)] == ["resolved", "firing"]
+        # Whoever changes the set closes the rule's own, and calls nothing recovered.
+        await change_rules(house, STALL)
+        assert [(a["state"], a["resolved_reason"]) for a in await look(house)] == [("resolved", "rule_changed")] * 2
         assert await house.rows("SELECT 1 FROM gauge_states WHERE rule_id = 'source-silent'") == []
-        await house.run("UPDATE alerts SET state = 'resolved', condition_ended_at = now(), resolved_at = now()")
         await watch(house.runtime, Watch())
         last = (await look(house))[-1]
         assert (last["state"], last["rule_version"]) == ("firing", None)
@@ -371,11 +381,11 @@ async def test_a_changed_condition_ends_its_alert_as_that_and_an_edit_of_its_wor
         await house.tell("failed")
         await waits(house, 12)
         await look(house)
-        change_rules(house, STALL.replace("reads", "stands at"))
+        await change_rules(house, STALL.replace("reads", "stands at"))
         assert [a["state"] for a in await look(house)] == ["firing"]
-        change_rules(house, STALL.replace("gt: 10", "gt: 600"))
+        await change_rules(house, STALL.replace("gt: 10", "gt: 600"))
         assert [a["resolved_reason"] for a in await look(house)] == ["rule_changed"]
-        change_rules(house, STALL.replace("gt: 10", "gt: 11"))
+        await change_rules(house, STALL.replace("gt: 10", "gt: 11"))
         assert [a["state"] for a in await look(house)] == ["resolved", "firing"]
 
 
