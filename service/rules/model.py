@@ -12,9 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, PrivateAttr, create_model, field_validator, model_validator
 
 from service.event import WELL
-from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
+from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, one_or_many
 from service.rules.given import Given, Judged, Sample
-from service.rules.match import DETAIL, Matcher, compile_matches, nearest
+from service.rules.match import DETAIL, Matcher, compile_matches
+from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.story import Step
 from service.rules.triggers import TRIGGERS, Condition
 from service.rules.triggers.gauge import METRICS, Gauge
@@ -144,7 +145,7 @@ class Rule(Conditions):
 
     id: str = Field(pattern=RULE_ID)
     severity: Literal["P1", "P2", "P3", "P4"]
-    enabled: Annotated[bool, Field(strict=True)] | Literal["shadow"] = True
+    enabled: Enabled = True
     for_: Duration = Field(ZERO, alias="for")
     keep_firing_for: Duration = ZERO
     group_by: list[str] = Field(default_factory=lambda: ["account_id"], max_length=5)
@@ -163,57 +164,70 @@ class Rule(Conditions):
     @field_validator("group_by")
     @classmethod
     def groups_by_fields(cls, value: list[str]) -> list[str]:
-        for name in value:
+        for index, name in enumerate(value):
             if (
                 name not in GROUP_FIELDS
                 and not DETAIL.fullmatch(name)
                 and not any(name in labels for _, labels in METRICS.values())
             ):
-                raise ValueError(f'cannot group by "{name}"; {nearest(name, (*GROUP_FIELDS, "details.NAME"))}')
-        if len(set(value)) != len(value):
-            raise ValueError("a field is named twice")
+                mend = nearest(name, (*GROUP_FIELDS, "details.NAME"))
+                raise Mistake(f"cannot group by {quoted(name)}", mend, path=(index,))
+            if name in value[:index]:
+                raise Mistake(f"{name} is named twice", "take one out", path=(index,))
         return value
 
     @model_validator(mode="after")
     def can_be_judged(self) -> Self:
         given = [name for name in CONDITIONS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a rule has exactly one condition of {', '.join(CONDITIONS)}; this one has {len(given)}")
+            message = f"a rule has exactly one condition; this one has {len(given)}"
+            if given:
+                mend = f"make a rule of its own of each of {', '.join(given)}"
+                raise Mistake(message, mend, path=(given[-1],), on_key=True)
+            raise Mistake(message, f"add one of {', '.join(CONDITIONS)}")
         condition: Condition = getattr(self, given[0])
         self._condition = condition
         self._check_resolve(condition)
         self._check_groups(condition)
-        for action in self.actions:
-            if action.pause_workflows.depends_on not in self.group_by:
-                raise ValueError(
-                    f"pause_workflows depends_on {action.pause_workflows.depends_on}, which is not in group_by"
+        for index, action in enumerate(self.actions):
+            wanted = action.pause_workflows.depends_on
+            if wanted not in self.group_by:
+                message = f"pause_workflows depends on {wanted}, which is not in group_by"
+                mend = (
+                    f"pause by one of group_by ({', '.join(self.group_by) or 'which is empty'}), or group by {wanted}"
                 )
+                raise Mistake(message, mend, path=("actions", index, "pause_workflows", "depends_on"))
         return self
 
     def _check_resolve(self, condition: Condition) -> None:
         if self.resolve is None:
             return
         if condition.NAME == "state":
-            raise ValueError("a state rule resolves by itself, when the account is well; take resolve out")
+            message = "a state rule resolves by itself, when the account is well"
+            raise Mistake(message, "take resolve out", path=("resolve",), on_key=True)
         for name in self.resolve.model_fields_set:
             if name not in condition.RESOLVES:
                 known = ", ".join(sorted(condition.RESOLVES)) or "nothing"
-                raise ValueError(f"resolve.{name} does not go with {condition.NAME}; known: {known}")
+                message = f"resolve.{name} does not go with {condition.NAME}"
+                raise Mistake(message, f"known there: {known}", path=("resolve", name), on_key=True)
 
     def _check_groups(self, condition: Condition) -> None:
         if isinstance(condition, Gauge):
             if "group_by" not in self.model_fields_set:
                 object.__setattr__(self, "group_by", list(condition.labels))
             if not set(self.group_by) <= set(condition.labels):
-                raise ValueError(f"{condition.metric} is measured by {', '.join(condition.labels) or 'nothing'}")
+                message = f"{condition.metric} is measured by {', '.join(condition.labels) or 'nothing'}"
+                raise Mistake(message, f"write group_by: [{', '.join(condition.labels)}]", path=("group_by",))
         elif not condition.GROUPS and self.group_by != ["account_id"]:
-            raise ValueError(f"{condition.NAME} groups by account_id")
+            message = f"{condition.NAME} groups by account_id"
+            raise Mistake(message, "take group_by out", path=("group_by",))
         if not self.by_account:
             matchers = [*condition.roles().values()]
             if self.resolve is not None and self.resolve.matcher is not None:
                 matchers.append(self.resolve.matcher)
             if any("became" in matcher.fields for matcher in matchers):
-                raise ValueError("became is known only where a rule groups by account_id; match status instead")
+                message = "became is known only where a rule groups by account_id"
+                raise Mistake(message, "match status instead", path=("group_by",))
 
     @property
     def condition(self) -> Condition:

@@ -13,7 +13,8 @@ from service.event import YEAR_MAX, YEAR_MIN
 from service.rules.fields import MATCHES_MAX, Duration, Match, Matches, Window, one_or_many
 from service.rules.given import Armed, Given, Judged, Sample
 from service.rules.latch import Latch
-from service.rules.match import Matcher, compile_matches, reader
+from service.rules.match import Matcher, check_field, compile_matches, reader
+from service.rules.mistake import Mistake, quoted
 from service.rules.story import Step
 from service.rules.triggers.base import ZERO, Condition
 
@@ -51,13 +52,13 @@ class Absence(Condition):
     @model_validator(mode="after")
     def has_one_deadline(self) -> Self:
         if (self.within is None) == (self.deadline is None):
-            raise ValueError(
-                "an absence needs within (a duration) or deadline (a field that holds a time), one of them"
-            )
+            message = "an absence has one deadline"
+            raise Mistake(message, "write within (a duration) or deadline (a field that holds a time), one of them")
         if self.deadline is not None and not self.deadline.startswith("details."):
-            raise ValueError('deadline: name a field that holds a time, such as "details.token_expires_at"')
+            message = f"deadline names a field that holds a time, which {quoted(self.deadline)} does not"
+            raise Mistake(message, "write one such as details.token_expires_at", path=("deadline",))
         if self.deadline is not None:
-            reader(self.deadline)
+            check_field(self.deadline, path=("deadline",))
         return self
 
     @property

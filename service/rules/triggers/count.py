@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from service.rules.fields import Matches, Window
 from service.rules.given import Given, Judged, Sample
 from service.rules.latch import Latch
-from service.rules.match import Matcher, compile_matches, reader
+from service.rules.match import Matcher, check_field, compile_matches, reader
 from service.rules.story import Step
 from service.rules.triggers.base import Condition
 
@@ -45,7 +45,7 @@ class Count(Condition):
     @classmethod
     def is_a_field(cls, value: str | None) -> str | None:
         if value is not None:
-            reader(value)
+            check_field(value)
         return value
 
     @property

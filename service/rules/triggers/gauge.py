@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator, model_validator
 
 from service.rules.fields import Number
-from service.rules.match import nearest
+from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.triggers.base import Condition
 
 # name -> (what it is, the labels of its series); `workers/gauges.py` measures each.
@@ -43,13 +43,13 @@ class Gauge(Condition):
     @classmethod
     def is_measured(cls, value: str) -> str:
         if value not in METRICS:
-            raise ValueError(f'unknown metric "{value}"; {nearest(value, tuple(METRICS))}')
+            raise Mistake(f"unknown metric {quoted(value)}", nearest(value, tuple(METRICS)))
         return value
 
     @model_validator(mode="after")
     def has_one_threshold(self) -> Self:
         if sum(1 for bound in (self.gt, self.gte, self.lt, self.lte) if bound is not None) != 1:
-            raise ValueError("a gauge has one threshold of gt, gte, lt, lte")
+            raise Mistake("a gauge has one threshold", "write one of gt, gte, lt, lte")
         return self
 
     @property
