@@ -40,8 +40,8 @@ SLIPS: Mapping[str, tuple[str, ...]] = {
     "why": ("reason", "annotations"),
     "level": ("severity",),
     "priority": ("severity",),
-    "on": ("match", "after", "event"),
-    "when": ("match", "after", "event"),
+    "on": ("event", "match", "after"),
+    "when": ("event", "match", "after"),
     "where": ("match",),
     "filter": ("match",),
     "query": ("match",),
@@ -73,12 +73,13 @@ PATTERNS = {
     "labels": ("a label's name is made of a-z, 0-9 and _", "write one such as team"),
 }
 Model = type[BaseModel]
+PROBLEMS_MAX = 50  # of one file; nobody reads more, and each takes time
 
 
 def explain(error: ValidationError, document: Document, root: Model) -> tuple[Problem, ...]:
     """Each mistake once, in the order of the text."""
     found: dict[tuple[int, int], Problem] = {}
-    errors = error.errors(include_url=False)
+    errors = error.errors(include_url=False)[:PROBLEMS_MAX]
     meant: set[Path] = set()
     for one in errors:
         if one["type"] == "extra_forbidden":
@@ -125,12 +126,12 @@ def sentence(kind: str, error: Any, path: Path) -> tuple[str, str | None]:
     match kind:
         case "string_type":
             plain = isinstance(value, bool | int | float)
-            return f"{name} is text, and {given}", f'write "{quoted(value)}"' if plain else None
+            return f"{name} is text, and {given}", "put it in quotes" if plain else None
         case "int_type" | "float_type":
             number = as_number(value, whole=kind == "int_type")
+            if isinstance(value, float):
+                return f"{name} is a whole number, which {value} is not", None
             return f"{name} is a number, and {given}", f"write {number}, no quotes" if number else None
-        case "int_from_float":
-            return f"{name} is a whole number, and {given}", None
         case "bool_type":
             meant = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
             word = meant.get(str(value).lower())
@@ -141,10 +142,10 @@ def sentence(kind: str, error: Any, path: Path) -> tuple[str, str | None]:
         case "list_type":
             return f"{name} is a list, and {given}", f"write {name}: [...]"
         case "dict_type" | "model_type" | "model_attributes_type":
-            return (
-                f"{name} has keys of its own, and {given}",
-                f"write {name}: {{...}}, or its keys on lines of their own",
-            )
+            if path and isinstance(path[-1], int):
+                return f"an item of {name} has keys of its own, and {given}", "write it as {key: value}"
+            mend = f"write {name}: {{...}}, or its keys on lines of their own"
+            return f"{name} has keys of its own, and {given}", mend
         case "greater_than_equal":
             return f"{name} is at least {context['ge']}, and this is {quoted(value)}", None
         case "greater_than":
