@@ -27,10 +27,10 @@ from ruamel.yaml.reader import ReaderError
 
 DEPTH_MAX = 20
 ITEMS_MAX = 1_000  # of one list, or keys of one mapping
-EVENTS_MAX = 40_000  # of the parser, a second's worth
+EVENTS_MAX = 30_000  # of the parser, a second's worth; a thousand short rules are 23,000
 VALUES_MAX = 20_000  # with every alias written out
 ALIASES_MAX = 1_000
-LINE_MAX = 5_000  # characters: the scanner takes long over long tokens
+LINE_MAX = 3_000  # characters: the scanner takes long over long tokens
 NAME_MAX = 100  # of an anchor
 SOURCE_MAX = 160  # of a line that is shown
 
@@ -132,12 +132,18 @@ class Document:
         line = self.text[begin : end if end >= 0 else None].rstrip("\r")
         cut = max(0, start - begin - SOURCE_MAX // 2)
         shown = printable(line[cut : cut + SOURCE_MAX])
-        length = max(1, min(where[1], begin + len(line.rstrip())) - start)
-        number, column = self.text.count("\n", 0, start) + 1, start - begin + 1
+        offset = min(start - begin - cut, len(shown))  # an end of the file may lie behind the line's
         return Problem(
-            self.name, number, column, printable(message), mend and printable(mend), shown, start - begin - cut,
-            min(length, SOURCE_MAX), warning,
-        )  # fmt: skip
+            file=self.name,
+            line=self.text.count("\n", 0, start) + 1,
+            column=start - begin + 1,
+            message=printable(message),
+            mend=None if mend is None else printable(mend),
+            source=shown,
+            offset=offset,
+            length=max(1, min(where[1] - start, len(shown.rstrip()) - offset)),
+            warning=warning,
+        )
 
 
 def printable(text: str) -> str:
@@ -158,9 +164,9 @@ def read_document(raw: bytes, name: str) -> Document | Problem:
     try:
         document = Document(name, raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        before = raw[: error.start].decode("utf-8", "replace")
-        seen = Document(name, before)
-        return seen.problem((len(before), len(before)), "not UTF-8", "save the file as UTF-8")
+        index = len(raw[: error.start].decode("utf-8-sig", "replace"))
+        seen = Document(name, raw.decode("utf-8-sig", "replace"))
+        return seen.problem((index, index + 1), "not UTF-8", "save the file as UTF-8")
     try:
         check_text(document.text)
         document.root = build(YAML(typ="safe", pure=True).parse(document.text))

@@ -100,7 +100,8 @@ def one_problem(document: Document, error: Any) -> Problem:
     if isinstance(mistake, Mistake):
         whole = (*path, *mistake.path)
         where = document.at(whole, on_key=mistake.on_key, word=mistake.word)
-        if not mistake.path and not isinstance(path[-1] if path else 0, int) and is_collection(document, path):
+        whole_of_it = not mistake.path and mistake.word is None and bool(path) and isinstance(path[-1], str)
+        if whole_of_it and is_collection(document, path):
             where = document.key_of(path)
         return document.problem(where, mistake.message, mistake.mend)
     if kind == "missing":
