@@ -62,7 +62,7 @@ def in_force(rule: Rule) -> str:
 
 
 def flat(rule: Rule) -> dict[str, str]:
-    """Every key a rule says something by, with what it says; what nobody wrote and means the default is left out."""
+    """Every key a rule says something by, with what it says; a default says nothing, written or not."""
     return dict(leaves(rule, ""))
 
 
@@ -70,9 +70,7 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             inner = getattr(value, name)
-            if inner is None or (
-                name not in value.model_fields_set and inner == field.get_default(call_default_factory=True)
-            ):
+            if inner is None or inner == field.get_default(call_default_factory=True):
                 continue
             yield from leaves(inner, f"{path}.{field.alias or name}" if path else field.alias or name)
     elif isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping | BaseModel):
