@@ -21,6 +21,7 @@ DESCRIPTIONS = {
     "Objective": "What to measure the rule by.",
     "RuleTest": "Events on a virtual clock, and what must hold when: `authwatch rules test` runs it.",
     "TestEvent": "An event of a test.",
+    "TestReading": "A reading of a gauge's metric; it stands until the next one.",
     "TestExpectation": "What must hold at that time.",
 }
 
@@ -105,8 +106,13 @@ FIELD_DESCRIPTIONS = {
     "TestEvent.type": "The provider's own word for it.",
     "TestEvent.status": "The account's status that it tells.",
     "TestEvent.details": "Small facts, such as token_expires_at.",
+    "TestReading.at": "So long after the test began.",
+    "TestReading.value": "What is read.",
+    "TestReading.labels": "Of which series, such as {source: scalekit}.",
     "TestExpectation.at": "So long after the test began.",
     "TestExpectation.state": "What the alert is at that time.",
     "TestExpectation.group": "Of which group. Default: of all there are.",
+    "TestExpectation.value": "What the alert says, or else the window.",
+    "TestExpectation.reason": "Why the last alert ended.",
     "TestExpectation.episodes": "How many alerts there have been until then.",
 }

@@ -7,13 +7,15 @@ import json
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, PrivateAttr, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from service.event import WELL
 from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, one_or_many
 from service.rules.given import Given, Judged, Sample
+from service.rules.inline_model import RuleTest
+from service.rules.latch import FLAPPING_QUIET
 from service.rules.match import DETAIL, Matcher, compile_matches
 from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.story import Step
@@ -89,49 +91,6 @@ class Objective(Strict):
     detect_within: Duration
 
 
-class TestEvent(Strict):
-    """An event of an inline test. `at`: so long after its begin, by the provider's clock; `arrives`: by ours, where that
-    is later. Everything else is a field of the event, as matches name it."""
-
-    __test__: ClassVar[bool] = False
-
-    at: Duration
-    arrives: Duration | None = None
-    kind: str
-    repeat: int = Field(1, ge=1, le=1000, strict=True)
-    every: Duration = ZERO
-    type: str | None = None
-    status: str | None = None
-    account_id: str = "ca_1"
-    connection_id: str | None = "conn_1"
-    provider: str | None = None
-    identifier: str | None = None
-    organization_id: str | None = None
-    environment_id: str | None = None
-    details: dict[str, Any] = Field(default_factory=dict, max_length=20)
-
-
-class TestExpectation(Strict):
-    """What must hold `at` that time: `inactive`, `pending`, `firing` or `resolved`, of one group or of all there are."""
-
-    __test__: ClassVar[bool] = False
-
-    at: Duration
-    state: Literal["inactive", "pending", "firing", "resolved"]
-    group: dict[str, str] | None = None
-    episodes: int | None = Field(None, ge=0, strict=True)
-
-
-class RuleTest(Strict):
-    """An inline test: events on a virtual clock, and what must hold when. `readings` are a gauge's."""
-
-    name: str = Field(min_length=1, max_length=200)
-    events: list[TestEvent] = Field(default_factory=list, max_length=1000)
-    readings: list[dict[str, Any]] = Field(default_factory=list, max_length=1000)
-    active_workflows: int = Field(1, ge=0, le=1, strict=True)
-    expect: list[TestExpectation] = Field(min_length=1, max_length=200)
-
-
 # Each condition is a key of the rule; the registry is the one place that knows them.
 Conditions: TypeAlias = create_model(  # type: ignore[valid-type]
     "Conditions",
@@ -159,8 +118,6 @@ class Rule(Conditions):
     actions: list[Action] = Field(default_factory=list, max_length=5)
     tests: list[RuleTest] = Field(default_factory=list, max_length=50)
 
-    _condition: Condition = PrivateAttr()
-
     @field_validator("group_by")
     @classmethod
     def groups_by_fields(cls, value: list[str]) -> list[str]:
@@ -186,9 +143,9 @@ class Rule(Conditions):
                 raise Mistake(message, mend, path=(given[-1],), on_key=True)
             raise Mistake(message, f"add one of {', '.join(CONDITIONS)}")
         condition: Condition = getattr(self, given[0])
-        self._condition = condition
         self._check_resolve(condition)
         self._check_groups(condition)
+        self._check_tests(condition)
         for index, action in enumerate(self.actions):
             wanted = action.pause_workflows.depends_on
             if wanted not in self.group_by:
@@ -211,6 +168,22 @@ class Rule(Conditions):
                 message = f"resolve.{name} does not go with {condition.NAME}"
                 raise Mistake(message, f"known there: {known}", path=("resolve", name), on_key=True)
 
+    def _check_tests(self, condition: Condition) -> None:
+        names = [test.name for test in self.tests]
+        for test in self.tests:
+            if names.count(test.name) > 1:
+                raise ValueError(f'two tests are called "{test.name}"; say how they differ')
+            if bool(test.readings) and not isinstance(condition, Gauge):
+                raise ValueError(f'test "{test.name}": readings go with gauge; give {condition.NAME} events')
+            if bool(test.events) and isinstance(condition, Gauge):
+                raise ValueError(f'test "{test.name}": a gauge is read, not told; give it readings')
+            for expected in test.expect:
+                for name in expected.group or {}:
+                    if name not in self.group_by:
+                        raise ValueError(
+                            f'test "{test.name}": it groups by {", ".join(self.group_by)}, not by "{name}"'
+                        )
+
     def _check_groups(self, condition: Condition) -> None:
         if isinstance(condition, Gauge):
             if "group_by" not in self.model_fields_set:
@@ -229,13 +202,14 @@ class Rule(Conditions):
                 message = "became is known only where a rule groups by account_id"
                 raise Mistake(message, "match status instead", path=("group_by",))
 
-    @property
+    @cached_property
     def condition(self) -> Condition:
-        return self._condition
+        found: Condition = next(given for name in CONDITIONS if (given := getattr(self, name)) is not None)
+        return found
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        return self._condition.NAME
+        return self.condition.NAME
 
     @property
     def by_account(self) -> bool:
@@ -244,7 +218,7 @@ class Rule(Conditions):
     @property
     def told(self) -> bool:
         """Judged from one account's own story in the log, rather than from samples kept for a group."""
-        return self.by_account and not self._condition.STORED and self.kind != "gauge"
+        return self.by_account and not self.condition.STORED and self.kind != "gauge"
 
     @property
     def shadow(self) -> bool:
@@ -265,12 +239,14 @@ class Rule(Conditions):
     def lookback(self) -> timedelta:
         """How far back from the first new event samples are needed."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
-        return max(self._condition.lookback, quiet) + self.for_ + self.keep_firing_for
+        # A flapping episode ends so long after what would have ended it.
+        kept = self.keep_firing_for if self.kind == "state" else max(self.keep_firing_for, FLAPPING_QUIET)
+        return max(self.condition.lookback, quiet) + self.for_ + kept
 
     @cached_property
     def matchers(self) -> tuple[tuple[str, Matcher], ...]:
         """Roles in the order in which one event may play them."""
-        roles = tuple(self._condition.roles().items())
+        roles = tuple(self.condition.roles().items())
         if self.resolve is not None and self.resolve.matcher is not None:
             return (("resolve", self.resolve.matcher), *roles)
         return roles
@@ -291,17 +267,17 @@ class Rule(Conditions):
         for role, matcher in self.matchers:
             if (matcher.kinds is None or step.event.kind in matcher.kinds) and matcher.test(step):
                 if role == "resolve":
-                    value_of = getattr(self._condition, "value_of", None)
+                    value_of = getattr(self.condition, "value_of", None)
                     distinct = value_of(step) if value_of is not None else None
                     found.append(Sample(step.event.occurred_at, role, step.event.id, distinct=distinct))
                     if self.kind == "count":
                         break  # what says that it is well again is no further failure
-                elif (sample := self._condition.sample(role, step)) is not None:
+                elif (sample := self.condition.sample(role, step)) is not None:
                     found.append(sample)
         return found
 
     def judge(self, given: Given) -> Judged:
-        return self._condition.judge(self, given)
+        return self.condition.judge(self, given)
 
     def may_open(self, step: Step) -> bool:
         """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""

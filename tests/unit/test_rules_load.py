@@ -219,14 +219,15 @@ def test_a_disabled_rule_is_not_in_force(tmp_path: Path) -> None:
 def test_the_shipped_rules_load_and_each_says_what_why_and_what_to_do() -> None:
     book = RuleBook(SHIPPED)
     assert book.reload() == ()
-    assert sorted(ids(book)) == ["account-disconnected-active-workflow", "token-refresh-failing"]
+    assert set(ids(book)) >= {"account-disconnected-active-workflow", "token-refresh-failing"}
     for rule in book.rules:
-        assert rule.severity == "P2"
         assert rule.annotations.summary
         assert rule.annotations.reason
         assert rule.annotations.what_to_do
-        assert rule.pauses
         assert rule.stable_for.total_seconds() == 30
+        if rule.id in ("account-disconnected-active-workflow", "token-refresh-failing"):
+            assert rule.severity == "P2"
+            assert rule.pauses
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ class Quantile(Rolling):
         size = size_of(sample.value)
         bucket.total += 1
         bucket.sizes[size] = bucket.sizes.get(size, 0) + 1
-        if sample.value > self.gt and len(bucket.examples) < EXAMPLES_MAX:
-            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))
+        if sample.value > self.gt:
+            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
     def value(self, buckets: Sequence[Bucket]) -> float | None:
         total = sum(bucket.total for bucket in buckets)
