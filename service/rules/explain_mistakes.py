@@ -140,7 +140,7 @@ def sentence(kind: str, error: Any, path: Path) -> tuple[str, str | None]:
         case "literal_error":
             known = literals(context.get("expected", ""))
             return f"{name}: {quoted(value)} is not one of {', '.join(known)}", closest(value, known)
-        case "list_type":
+        case "list_type" | "tuple_type":
             return f"{name} is a list, and {given}", f"write {name}: [...]"
         case "dict_type" | "model_type" | "model_attributes_type":
             if path and isinstance(path[-1], int):

@@ -12,10 +12,11 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from service.rules.descriptions import DESCRIPTIONS, FIELD_DESCRIPTIONS
+from service.rules.explain_mistakes import model_at
 from service.rules.fields import PLACEHOLDERS, one_or_many
 from service.rules.load import RuleFile
 from service.rules.match import COMPARISONS, FIELDS, NUMBERS, WORDS
-from service.rules.model import CONDITIONS, GROUP_FIELDS, TestEvent
+from service.rules.model import CONDITIONS, GROUP_FIELDS, Rule
 from service.rules.triggers import TRIGGERS
 from service.rules.triggers.gauge import METRICS
 
@@ -108,7 +109,8 @@ def describe(made: Schema, definitions: Schema) -> None:
 
 def nullable(properties: Schema) -> None:
     """In a test, an event may say of a field that it is not there."""
-    for name, field in TestEvent.model_fields.items():
+    event = model_at(Rule, ("tests", "events"))
+    for name, field in event.model_fields.items() if event is not None else ():
         if type(None) in get_args(field.annotation):
             properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
 
