@@ -43,7 +43,7 @@ class Read:
     def _clashes(self) -> Iterator[Problem]:
         used: dict[str, Path] = {}
         for path, loaded in self.files.items():
-            for rule, place in zip(loaded.rules, loaded.places, strict=True):
+            for rule, place in zip(loaded.rules, loaded.ids, strict=True):
                 if (first := used.setdefault(rule.id, path)) != path:
                     message = f'rule id "{rule.id}" is already used in {first}'
                     yield replace(place, file=str(path), message=message, mend="give it another")

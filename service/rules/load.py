@@ -29,17 +29,19 @@ class RuleFile(Strict):
     rules: list[Rule] = Field(max_length=RULES_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """What one file gave: rules, and where each one's id stands; or the problems that kept it from giving any.
+    """What one file gave: rules, or the problems that kept it from giving any.
 
+    `places`: line and column, from 1, at which each rule says its `id:`; `ids` are the same as a problem would show them.
     `warnings` keep nothing from anything. `text` is the file as it was read.
     """
 
     rules: tuple[Rule, ...] = ()
     problems: tuple[Problem, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
+    ids: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
-    places: tuple[Problem, ...] = ()
     text: str = ""
 
 
@@ -138,7 +140,7 @@ class RuleBook:
         clashes: list[Problem] = []
         for path in sorted(self._good):
             good = self._good[path]
-            for rule, place in zip(good.rules, good.places, strict=True):
+            for rule, place in zip(good.rules, good.ids, strict=True):
                 if rule.id in found:
                     used = f'rule id "{rule.id}" is already used in {found[rule.id][0].name}'
                     clashes.append(replace(place, message=used, mend="give it another"))
@@ -195,8 +197,15 @@ def load_text(raw: bytes, name: str) -> Loaded:
         for number, rule in enumerate(file.rules)
         for advice in advise(rule)
     )
-    places = tuple(document.problem(document.at(("rules", number, "id")), "") for number in range(len(file.rules)))
-    return Loaded(rules=tuple(file.rules), warnings=warnings, places=places, text=document.text)
+    paths = [("rules", number, "id") for number in range(len(file.rules))]
+    keys = (document.problem(document.at(path, on_key=True), "") for path in paths)
+    return Loaded(
+        rules=tuple(file.rules),
+        places=tuple((key.line, key.column) for key in keys),
+        ids=tuple(document.problem(document.at(path), "") for path in paths),
+        warnings=warnings,
+        text=document.text,
+    )
 
 
 def doubles(document: Document, file: RuleFile) -> Iterator[Problem]:

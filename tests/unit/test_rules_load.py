@@ -36,6 +36,7 @@ def problems(text: str | bytes) -> list[str]:
 def test_a_good_file_has_no_problems() -> None:
     loaded = load_text(GOOD.encode(), "team.yml")
     assert (loaded.problems, [rule.id for rule in loaded.rules]) == ((), ["failing"])
+    assert (loaded.places, loaded.text) == (((3, 3),), GOOD)
 
 
 @pytest.mark.parametrize(
