@@ -10,7 +10,7 @@ T =
 BENCH =
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check bench fuzz crash lock test-containers compose-test
+.PHONY: help run test check docs-test bench fuzz crash lock test-containers compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -30,6 +30,10 @@ check: ## What CI runs: lint, format, types, import contract, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(T)
+
+docs-test: ## Load every rule shown in docs/rules.md and parse every command (also a part of make check)
+	@$(call installed,dev)
+	@$(BIN)/python -m pytest tests/unit/test_docs_rules.py
 
 test-containers: ## The tests, on servers in containers
 	@$(call installed,dev)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import os
 import signal
@@ -14,7 +12,8 @@ from typing import Any
 
 import click
 
-from service.datadir import DEFAULT, PARTS, load_into
+from service.command_line import Commands, data_dir_option, load
+from service.datadir import PARTS
 from service.errors import AuthwatchError, ConfigError
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
@@ -44,61 +43,6 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
 
 
-def load_data_dir(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
-    """What the environment leaves out comes from the `env` file of a data dir."""
-    load_into(os.environ, path)
-    return path
-
-
-def data_dir_option(*, expose_value: bool = False, load: bool = True) -> click.Option:
-    return click.Option(
-        ["--data-dir"],
-        type=click.Path(file_okay=False, path_type=Path),
-        default=DEFAULT,
-        envvar="AUTHWATCH_DATA_DIR",
-        show_default=True,
-        is_eager=True,
-        expose_value=expose_value,
-        callback=load_data_dir if load else None,
-        help="The folder of `authwatch up`: its `env` file says what the environment leaves out.",
-    )
-
-
-class Commands(click.Group):
-    """The commands below, and those of ELSEWHERE, imported when asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *(name for name, where in ELSEWHERE.items() if _exists(where))]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        where = ELSEWHERE.get(cmd_name)
-        if where is None or not _exists(where):
-            return super().get_command(ctx, cmd_name)
-        return _with_data_dir(_load(where))
-
-
-def _exists(where: str) -> bool:
-    try:
-        return importlib.util.find_spec(where.partition(":")[0]) is not None
-    except ModuleNotFoundError:  # the package above it is not there
-        return False
-
-
-def _load(where: str) -> Any:
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _with_data_dir(command: click.Command) -> click.Command:
-    """Gives a command, or each of a group's, the option --data-dir, unless it has one of its own."""
-    if isinstance(command, click.Group):
-        for below in command.commands.values():
-            _with_data_dir(below)
-    elif not any(parameter.name == "data_dir" for parameter in command.params):
-        command.params.append(data_dir_option())
-    return command
-
-
 def _need_database() -> str:
     from service.settings import Environment
 
@@ -111,7 +55,11 @@ def _need_database() -> str:
     return url
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    elsewhere=ELSEWHERE,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="authwatch")
 def authwatch() -> None:
     """Authwatch keeps an auth provider's webhooks, and pauses, tells and copies when a connected account breaks."""
@@ -169,7 +117,7 @@ def worker() -> None:
     """Run the worker: evaluates, acts, ships and sweeps."""
     _outlive_hangups()
     _need_database()
-    ended = _load(WORKER_MAIN)()
+    ended = load(WORKER_MAIN)()
     if inspect.iscoroutine(ended):
         ended = asyncio.run(ended)
     sys.exit(ended if isinstance(ended, int) else 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from service.rules.load import Problem, RuleBook, load_file, load_text
+from service.rules.document import Problem
+from service.rules.load import RuleBook, load_file, load_text
 from service.rules.model import Rule
 from service.rules.ruleset import Ruleset
 

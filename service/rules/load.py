@@ -1,74 +1,48 @@
-"""Reads rule files: every mistake with its file, line, column and mend; one bad file harms no other, nor its own past.
-
-ruamel.yaml, because it reads YAML by the 1.2 rules (`on` and `no` are words) and knows where every key stands.
-"""
+"""Reads rule files: every mistake with its file, line, column and mend; one bad file harms no other, nor its own past."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.scalarfloat import ScalarFloat
-from ruamel.yaml.scalarint import ScalarInt
-from ruamel.yaml.scalarstring import ScalarString
+from pydantic import Field, ValidationError
 
-from service.rules.match import nearest
-from service.rules.model import Action, Annotations, Objective, PauseWorkflows, Resolve, Rule
+from service.rules.advice import advise
+from service.rules.document import Document, Problem, Unreadable, read_document
+from service.rules.explain_mistakes import explain
+from service.rules.fields import Strict
+from service.rules.model import Rule
 from service.rules.ruleset import Ruleset
-from service.rules.triggers import TRIGGERS
-from service.rules.triggers.state import StateMatch
 
 FILE_BYTES_MAX = 256 * 1024
 FILES_MAX = 500
-DEPTH_MAX = 20
-NODES_MAX = 20_000
+RULES_MAX = 1000
 SUFFIXES = (".yml", ".yaml")
-# Where a key is unknown, the model of its parent says what is known there.
-MODELS: dict[str, type[BaseModel]] = {
-    "rules": Rule,
-    **TRIGGERS,
-    "resolve": Resolve,
-    "annotations": Annotations,
-    "objective": Objective,
-    "actions": Action,
-    "pause_workflows": PauseWorkflows,
-    "match": StateMatch,
-}
 
 
-class RuleFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RuleFile(Strict):
+    """What a rule file holds: the version of the language, and rules."""
 
     version: int = Field(ge=1, le=1)
-    rules: list[Rule] = Field(max_length=1000)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One mistake, where it is, and how to mend it. Lines and columns count from 1."""
-
-    file: str
-    line: int
-    column: int
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.message}"
+    rules: list[Rule] = Field(max_length=RULES_MAX)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What one file gave: rules and where each one's id stands, or the problems that kept it from giving any."""
+    """What one file gave: rules, or the problems that kept it from giving any.
 
-    rules: tuple[Rule, ...]
-    problems: tuple[Problem, ...]
+    `places`: line and column, from 1, at which each rule says its `id:`; `ids` are the same as a problem would show them.
+    `warnings` keep nothing from anything. `text` is the file as it was read.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    problems: tuple[Problem, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+    ids: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    text: str = ""
 
 
 class RuleBook:
@@ -81,6 +55,7 @@ class RuleBook:
         self._clashes: tuple[Problem, ...] = ()
         self._problems: dict[Path, tuple[Problem, ...]] = {}
         self._set = Ruleset()
+        self._from: dict[str, str] = {}
         self._missing: tuple[Problem, ...] = ()
 
     @property
@@ -93,16 +68,31 @@ class RuleBook:
         return self._set
 
     @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What is seldom meant in the files that are in force."""
+        return tuple(warning for path in sorted(self._good) for warning in self._good[path].warnings)
+
+    def files(self) -> dict[str, str]:
+        """The text of each file in force, by its name: the last good one where the file has a mistake now."""
+        return {path.name: self._good[path].text for path in sorted(self._good)}
+
+    def file_of(self, rule_id: str) -> str | None:
+        """The name of the file that a rule in force, or a disabled one, came from."""
+        return self._from.get(rule_id)
+
+    @property
     def version(self) -> str:
         return self._set.version
 
     def reload(self) -> tuple[Problem, ...]:
         """Reads what changed since the last call; the problems that stand now."""
         try:
-            paths = sorted(path for path in self._folder.iterdir() if path.suffix in SUFFIXES and path.is_file())[
-                :FILES_MAX
-            ]
-            self._missing = ()
+            paths = rule_files(self._folder)
+            self._missing = tuple(
+                Problem(path.name, 1, 1, f"more than {FILES_MAX} files; this one is not read", "put rules together")
+                for path in paths[FILES_MAX : FILES_MAX + 1]
+            )
+            paths = paths[:FILES_MAX]
         except OSError as exc:
             # The rules in force stay in force.
             self._missing = (
@@ -110,7 +100,8 @@ class RuleBook:
                     str(self._folder),
                     1,
                     1,
-                    f"the rules folder cannot be read ({type(exc).__name__}); set AUTHWATCH_RULES",
+                    f"the rules folder cannot be read ({type(exc).__name__})",
+                    "set AUTHWATCH_RULES",
                 ),
             )
             return self.problems
@@ -127,7 +118,7 @@ class RuleBook:
                     continue
                 loaded = load_file(path)
             except OSError as exc:
-                loaded = Loaded((), (Problem(path.name, 1, 1, f"cannot be read ({type(exc).__name__})"),))
+                loaded = Loaded(problems=(Problem(path.name, 1, 1, f"cannot be read ({type(exc).__name__})"),))
                 stamp = (0, 0, 0)
             changed = True
             self._stamps[path] = stamp
@@ -149,123 +140,98 @@ class RuleBook:
         clashes: list[Problem] = []
         for path in sorted(self._good):
             good = self._good[path]
-            for rule, (line, column) in zip(good.rules, good.places, strict=True):
+            for rule, place in zip(good.rules, good.ids, strict=True):
                 if rule.id in found:
-                    used = f'rule id "{rule.id}" is already used in {found[rule.id][0].name}; give it another'
-                    clashes.append(Problem(path.name, line, column, used))
+                    used = f'rule id "{rule.id}" is already used in {found[rule.id][0].name}'
+                    clashes.append(replace(place, message=used, mend="give it another"))
                 else:
                     found[rule.id] = (path, rule)
         self._clashes = tuple(clashes)
+        self._from = {rule_id: path.name for rule_id, (path, _) in found.items()}
         return tuple(rule for _, rule in found.values())
 
 
+def rule_files(folder: Path) -> list[Path]:
+    """By name; what begins with a dot belongs to an editor. Raises OSError."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
 def load_file(path: Path) -> Loaded:
-    raw = path.read_bytes()
-    if len(raw) > FILE_BYTES_MAX:
-        return Loaded((), (Problem(path.name, 1, 1, f"larger than {FILE_BYTES_MAX} bytes; split it"),))
+    """Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        raw = file.read(FILE_BYTES_MAX + 1)
     return load_text(raw, path.name)
 
 
 def load_text(raw: bytes, name: str) -> Loaded:
     """Never raises for what the text holds."""
+    if len(raw) > FILE_BYTES_MAX:
+        return Loaded(problems=(Problem(name, 1, 1, f"larger than {FILE_BYTES_MAX} bytes", "split it"),))
+    document = read_document(raw, name)
+    if isinstance(document, Problem):
+        return Loaded(problems=(document,))
+    if document.root.keys is None:
+        said = document.problem(document.at(()), "this is no rule file", "it starts with `version: 1` and `rules:`")
+        return Loaded(problems=(said,))
     try:
-        tree = YAML(typ="rt", pure=True).load(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return Loaded((), (Problem(name, 1, 1, "not UTF-8; save it as UTF-8"),))
-    except MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        return Loaded(
-            (), (Problem(name, line, column, f"not YAML: {(exc.problem or 'it cannot be read').splitlines()[0]}"),)
-        )
-    except (YAMLError, ValueError, RecursionError):
-        return Loaded((), (Problem(name, 1, 1, "not YAML: it cannot be read"),))
-    if not isinstance(tree, CommentedMap):
-        return Loaded((), (Problem(name, 1, 1, "a rule file starts with `version: 1` and `rules:`"),))
-    try:
-        plain = to_plain(tree, Budget())
+        plain = document.plain()
         file = RuleFile.model_validate(plain)
-    except ValidationError as exc:
-        return Loaded(
-            (), tuple(explain(error, tree, name) for error in exc.errors(include_url=False, include_input=False))
+    except ValidationError as error:
+        return Loaded(problems=explain(error, document, RuleFile))
+    except Unreadable as error:
+        return Loaded(problems=(document.problem((error.index, error.index + 1), error.message, error.mend),))
+    problems = (*empty_keys(document, plain), *doubles(document, file))
+    if problems:
+        return Loaded(problems=problems)
+    warnings = tuple(
+        document.problem(
+            document.at(("rules", number, *advice.path), on_key=advice.on_key),
+            advice.message,
+            advice.mend,
+            warning=True,
         )
-    except TooMuch:
-        return Loaded((), (Problem(name, 1, 1, "nests too deep or repeats too much; write it plainly"),))
-    ids = [rule.id for rule in file.rules]
-    for number, rule_id in enumerate(ids):
-        if rule_id in ids[:number]:
-            line, column = place(tree, ("rules", number, "id"))
-            return Loaded((), (Problem(name, line, column, f'rule id "{rule_id}" is used twice in this file'),))
-    places = tuple(place(tree, ("rules", number, "id")) for number in range(len(ids)))
-    return Loaded(tuple(file.rules), (), places)
+        for number, rule in enumerate(file.rules)
+        for advice in advise(rule)
+    )
+    paths = [("rules", number, "id") for number in range(len(file.rules))]
+    keys = (document.problem(document.at(path, on_key=True), "") for path in paths)
+    return Loaded(
+        rules=tuple(file.rules),
+        places=tuple((key.line, key.column) for key in keys),
+        ids=tuple(document.problem(document.at(path), "") for path in paths),
+        warnings=warnings,
+        text=document.text,
+    )
 
 
-class TooMuch(ValueError):
-    """A file built of aliases of aliases."""
+def doubles(document: Document, file: RuleFile) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for number, rule in enumerate(file.rules):
+        if rule.id in seen:
+            where = document.at(("rules", number, "id"))
+            yield document.problem(where, f'rule id "{rule.id}" is used twice in this file', "give it another")
+        seen.add(rule.id)
 
 
-@dataclass(slots=True)
-class Budget:
-    nodes: int = NODES_MAX
+def empty_keys(document: Document, plain: Any) -> Iterator[Problem]:
+    """A key without a value is one whose value was forgotten, even where it may be left out. In tests nothing is a value:
+    what an event does not say."""
+    for number, rule in enumerate(plain["rules"]):
+        for path in nothings({key: value for key, value in rule.items() if key != "tests"}):
+            where = document.at(("rules", number, *path), on_key=True)
+            yield document.problem(where, f"{path[-1]} has no value", "write one, or take the key out")
 
 
-def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
-    """ruamel's nodes as plain values, within bounds."""
-    budget.nodes -= 1
-    if budget.nodes < 0 or depth > DEPTH_MAX:
-        raise TooMuch
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item, budget, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [to_plain(item, budget, depth + 1) for item in value]
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, ScalarString):
-        return str(value)
-    if isinstance(value, ScalarInt):
-        return int(value)
-    if isinstance(value, ScalarFloat):
-        return float(value)
-    return value
-
-
-def explain(error: Any, tree: CommentedMap, name: str) -> Problem:
-    """One of pydantic's errors as a sentence with its place."""
-    path = tuple(part for part in error["loc"])
-    line, column = place(tree, path)
-    key = str(path[-1]) if path else ""
-    kind, message = error["type"], str(error["msg"])
-    if kind == "extra_forbidden":
-        parent = next((str(part) for part in reversed(path[:-1]) if isinstance(part, str) and part in MODELS), None)
-        model = MODELS[parent] if parent else RuleFile
-        known = [field.alias or field_name for field_name, field in model.model_fields.items()]
-        return Problem(name, line, column, f'unknown key "{key}"; {nearest(key, known)}')
-    if kind == "missing":
-        return Problem(name, line, column, f'"{key}" is missing here')
-    if kind == "value_error":
-        return Problem(name, line, column, message.removeprefix("Value error, "))
-    text = message[:1].lower() + message[1:]
-    return Problem(name, line, column, f"{key}: {text}")
-
-
-def place(tree: Any, path: Sequence[Any]) -> tuple[int, int]:
-    """Line and column, from 1, of the deepest part of the path that is there."""
-    node, line, column = tree, 1, 1
-    for part in path:
-        if isinstance(node, CommentedSeq) and not isinstance(part, int):
-            continue
-        if isinstance(node, CommentedMap):
-            if part not in node:
-                if isinstance(part, int):
-                    continue  # a single value stands for a list of one
-                break
-            line, column = (number + 1 for number in node.lc.key(part))
-            node = node[part]
-        elif isinstance(node, CommentedSeq):
-            if not 0 <= part < len(node):
-                break
-            line, column = (number + 1 for number in node.lc.item(part))
-            node = node[part]
-        else:
-            break
-    return line, column
+def nothings(value: Any) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if item is None:
+                yield (key,)
+            yield from ((key, *path) for path in nothings(item))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ((index, *path) for path in nothings(item))

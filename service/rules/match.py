@@ -3,14 +3,15 @@ regex: an admin's pattern must never hold up the evaluator. Pure."""
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
+import operator as operators
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.event import KINDS
+from service.event import KINDS, ORIGINS
+from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.story import Step
 
 Predicate = Callable[[Step], bool]
@@ -33,13 +34,15 @@ FIELDS = (
     "lag_seconds",
 )
 DETAIL = re.compile(r"details\.([a-z][a-z0-9_]{0,59})")
-OPERATORS = ("ne", "gt", "gte", "lt", "lte", "exists", "glob")
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean "within"?`, or what there is."""
-    found = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f'did you mean "{found[0]}"?' if found else f"known: {', '.join(known)}"
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "gt": operators.gt,
+    "gte": operators.ge,
+    "lt": operators.lt,
+    "lte": operators.le,
+}
+OPERATORS = ("ne", *COMPARISONS, "exists", "glob")
+NUMBERS = ("lag_seconds",)
+WORDS = {"kind": KINDS, "origin": ORIGINS}  # fields of which every value is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,14 @@ class Matcher:
 
 
 def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
-    """Raises ValueError with the offending word."""
-    tests = [compile_match(match) for match in matches]
+    """Raises Mistake, whose path begins with the index of the match."""
+    tests: list[Predicate] = []
     kinds: frozenset[str] | None = frozenset()
-    for match in matches:
+    for index, match in enumerate(matches):
+        try:
+            tests.append(compile_match(match))
+        except Mistake as mistake:
+            raise mistake.under(index) from None
         mine = kinds_of(match)
         kinds = None if kinds is None or mine is None else kinds | mine
     fields = frozenset(name for match in matches for name in match)
@@ -67,11 +74,7 @@ def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
 def compile_match(match: Mapping[str, Any]) -> Predicate:
     """Fields are joined by AND."""
     if not match:
-        raise ValueError("an empty match would match everything; name a field")
-    wanted = match.get("kind")
-    for kind in wanted if isinstance(wanted, list) else [wanted] if isinstance(wanted, str) else []:
-        if kind not in KINDS:
-            raise ValueError(f'unknown kind "{kind}"; {nearest(str(kind), KINDS)}')
+        raise Mistake("an empty match would match everything", "name a field, such as {kind: token.refresh_failed}")
     tests = [compile_field(name, condition) for name, condition in match.items()]
     if len(tests) == 1:
         return tests[0]
@@ -81,28 +84,55 @@ def compile_match(match: Mapping[str, Any]) -> Predicate:
 def compile_field(name: str, condition: Any) -> Predicate:
     read = reader(name)
     if isinstance(condition, dict):
-        tests = [compile_operator(operator, value) for operator, value in condition.items()]
+        tests = [compile_operator(name, operator, value) for operator, value in condition.items()]
         if not tests:
-            raise ValueError(f"{name}: no operator given; known: {', '.join(OPERATORS)}")
+            raise Mistake(f"{name} has no operator", f"known: {', '.join(OPERATORS)}", path=(name,))
         return lambda step: all(test(read(step)) for test in tests)
-    if isinstance(condition, list):
-        if not condition or not all(isinstance(value, str | int | float | bool) for value in condition):
-            raise ValueError(f"{name}: a list holds plain values, at least one")
-        allowed = frozenset(condition)
-        return lambda step: read(step) in allowed
     if condition is None:
-        raise ValueError(f"{name}: has no value; write {{exists: false}} for a field that is not there")
+        raise Mistake(
+            f"{name} has no value", "write {exists: false} for a field that is not there", path=(name,), on_key=True
+        )
+    if isinstance(condition, list):
+        allowed = frozenset(check_list(name, condition, (name,)))
+        return lambda step: read(step) in allowed
+    check_value(name, condition, (name,))
     return lambda step: bool(read(step) == condition)
 
 
-def check_field(name: str) -> None:
+def check_field(name: str, *, path: Sequence[str | int] = (), on_key: bool = False) -> None:
     if name not in FIELDS and not DETAIL.fullmatch(name):
-        raise ValueError(f'unknown field "{name}"; {nearest(name, (*FIELDS, "details.NAME"))}')
+        mend = nearest(name, (*FIELDS, "details.NAME"))
+        raise Mistake(f"unknown field {quoted(name)}", mend, path=path, on_key=on_key)
+
+
+def check_list(name: str, values: list[Any], path: Sequence[str | int]) -> list[Any]:
+    if not values:
+        raise Mistake("a list holds at least one value", path=path)
+    for index, value in enumerate(values):
+        if not isinstance(value, str | int | float | bool):
+            raise Mistake("a list holds plain values", "take the inner list or keys out", path=(*path, index))
+        check_value(name, value, (*path, index))
+    return values
+
+
+def check_value(name: str, value: Any, path: Sequence[str | int]) -> None:
+    """A field of an event is text, save the lag, and a detail may be anything: a value that no event can have is a
+    mistake, because the rule would be quiet for ever."""
+    if DETAIL.fullmatch(name):
+        return
+    if name in NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Mistake(f"{name} is a number, and {quoted(value)} is text", "write a number, no quotes", path=path)
+    elif not isinstance(value, str):
+        what = "true or false" if isinstance(value, bool) else "a number"
+        raise Mistake(f"{name} is text, and {quoted(value)} is {what}", "put it in quotes", path=path)
+    elif name in WORDS and value not in WORDS[name]:
+        raise Mistake(f"unknown {name} {quoted(value)}", nearest(value, WORDS[name]), path=path)
 
 
 def reader(name: str) -> Callable[[Step], Any]:
-    """Raises ValueError for a field no event has."""
-    check_field(name)
+    """Raises Mistake for a field no event has."""
+    check_field(name, path=(name,), on_key=True)
     if name == "became":
         return lambda step: step.became
     if name == "lag_seconds":
@@ -118,32 +148,37 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) else None
 
 
-def compile_operator(operator: str, wanted: Any) -> Callable[[Any], bool]:
+def compile_operator(name: str, operator: str, wanted: Any) -> Callable[[Any], bool]:
+    path = (name, operator)
+    if operator not in OPERATORS:
+        raise Mistake(f"unknown operator {quoted(operator)}", nearest(operator, OPERATORS), path=path, on_key=True)
     if operator == "exists":
         if not isinstance(wanted, bool):
-            raise ValueError("exists: takes true or false")
+            raise Mistake(f"exists takes true or false, and {quoted(wanted)} is neither", path=path)
         return lambda value: (value is not None) == wanted
     if operator == "ne":
         if isinstance(wanted, list):
-            unwanted = frozenset(wanted)
+            unwanted = frozenset(check_list(name, wanted, path))
             return lambda value: value is not None and value not in unwanted
+        if not isinstance(wanted, str | int | float | bool):
+            raise Mistake("ne takes a value or a list of values", path=path)
+        check_value(name, wanted, path)
         return lambda value: value is not None and value != wanted
     if operator == "glob":
-        if not isinstance(wanted, str):
-            raise ValueError("glob: takes text with * and ?")
+        if not isinstance(wanted, str) or not wanted:
+            raise Mistake("glob takes text with * and ?", path=path)
+        if name in NUMBERS:
+            raise Mistake(f"{name} is a number", f"compare it with {', '.join(COMPARISONS)}", path=path, on_key=True)
         return lambda value: isinstance(value, str) and fnmatch.fnmatchcase(value, wanted)
-    comparisons: dict[str, Callable[[Any], bool]] = {
-        "gt": lambda value: value > wanted,
-        "gte": lambda value: value >= wanted,
-        "lt": lambda value: value < wanted,
-        "lte": lambda value: value <= wanted,
-    }
-    if operator not in comparisons:
-        raise ValueError(f'unknown operator "{operator}"; {nearest(operator, OPERATORS)}')
     if isinstance(wanted, bool) or not isinstance(wanted, int | float):
-        raise ValueError(f"{operator}: takes a number")
-    compare = comparisons[operator]
-    return lambda value: isinstance(value, int | float) and compare(value)
+        raise Mistake(
+            f"{operator} takes a number, and {quoted(wanted)} is none", "write a number, no quotes", path=path
+        )
+    if name not in NUMBERS and not DETAIL.fullmatch(name):
+        mend = "compare it with ne, exists or glob, or with a value"
+        raise Mistake(f"{name} is text, which is not more or less than {wanted}", mend, path=path, on_key=True)
+    compare = COMPARISONS[operator]
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and compare(value, wanted)
 
 
 def kinds_of(match: Mapping[str, Any]) -> frozenset[str] | None:

@@ -7,14 +7,17 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from service.event import WELL
-from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
+from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, one_or_many
 from service.rules.given import Armed, Given, Judged, Sample
-from service.rules.match import DETAIL, Matcher, compile_matches, nearest
+from service.rules.inline_model import RuleTest
+from service.rules.latch import FLAPPING_QUIET
+from service.rules.match import DETAIL, Matcher, compile_matches
+from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.story import Step
 from service.rules.triggers import TRIGGERS, Condition
 from service.rules.triggers.absence import Absence
@@ -89,49 +92,6 @@ class Objective(Strict):
     detect_within: Duration
 
 
-class TestEvent(Strict):
-    """An event of an inline test. `at`: so long after its begin, by the provider's clock; `arrives`: by ours, where that
-    is later. Everything else is a field of the event, as matches name it."""
-
-    __test__: ClassVar[bool] = False
-
-    at: Duration
-    arrives: Duration | None = None
-    kind: str
-    repeat: int = Field(1, ge=1, le=1000, strict=True)
-    every: Duration = ZERO
-    type: str | None = None
-    status: str | None = None
-    account_id: str = "ca_1"
-    connection_id: str | None = "conn_1"
-    provider: str | None = None
-    identifier: str | None = None
-    organization_id: str | None = None
-    environment_id: str | None = None
-    details: dict[str, Any] = Field(default_factory=dict, max_length=20)
-
-
-class TestExpectation(Strict):
-    """What must hold `at` that time: `inactive`, `pending`, `firing` or `resolved`, of one group or of all there are."""
-
-    __test__: ClassVar[bool] = False
-
-    at: Duration
-    state: Literal["inactive", "pending", "firing", "resolved"]
-    group: dict[str, str] | None = None
-    episodes: int | None = Field(None, ge=0, strict=True)
-
-
-class RuleTest(Strict):
-    """An inline test: events on a virtual clock, and what must hold when. `readings` are a gauge's."""
-
-    name: str = Field(min_length=1, max_length=200)
-    events: list[TestEvent] = Field(default_factory=list, max_length=1000)
-    readings: list[dict[str, Any]] = Field(default_factory=list, max_length=1000)
-    active_workflows: int = Field(1, ge=0, le=1, strict=True)
-    expect: list[TestExpectation] = Field(min_length=1, max_length=200)
-
-
 # Each condition is a key of the rule; the registry is the one place that knows them.
 Conditions: TypeAlias = create_model(  # type: ignore[valid-type]
     "Conditions",
@@ -145,7 +105,7 @@ class Rule(Conditions):
 
     id: str = Field(pattern=RULE_ID)
     severity: Literal["P1", "P2", "P3", "P4"]
-    enabled: Annotated[bool, Field(strict=True)] | Literal["shadow"] = True
+    enabled: Enabled = True
     for_: Duration = Field(ZERO, alias="for")
     keep_firing_for: Duration = ZERO
     group_by: list[str] = Field(default_factory=lambda: ["account_id"], max_length=5)
@@ -162,55 +122,86 @@ class Rule(Conditions):
     @field_validator("group_by")
     @classmethod
     def groups_by_fields(cls, value: list[str]) -> list[str]:
-        for name in value:
+        for index, name in enumerate(value):
             if (
                 name not in GROUP_FIELDS
                 and not DETAIL.fullmatch(name)
                 and not any(name in labels for _, labels in METRICS.values())
             ):
-                raise ValueError(f'cannot group by "{name}"; {nearest(name, (*GROUP_FIELDS, "details.NAME"))}')
-        if len(set(value)) != len(value):
-            raise ValueError("a field is named twice")
+                mend = nearest(name, (*GROUP_FIELDS, "details.NAME"))
+                raise Mistake(f"cannot group by {quoted(name)}", mend, path=(index,))
+            if name in value[:index]:
+                raise Mistake(f"{name} is named twice", "take one out", path=(index,))
         return value
 
     @model_validator(mode="after")
     def can_be_judged(self) -> Self:
         given = [name for name in CONDITIONS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a rule has exactly one condition of {', '.join(CONDITIONS)}; this one has {len(given)}")
-        self._check_resolve(self.condition)
-        self._check_groups(self.condition)
-        for action in self.actions:
-            if action.pause_workflows.depends_on not in self.group_by:
-                raise ValueError(
-                    f"pause_workflows depends_on {action.pause_workflows.depends_on}, which is not in group_by"
+            message = f"a rule has exactly one condition; this one has {len(given)}"
+            if given:
+                mend = f"make a rule of its own of each of {', '.join(given)}"
+                raise Mistake(message, mend, path=(given[-1],), on_key=True)
+            raise Mistake(message, f"add one of {', '.join(CONDITIONS)}")
+        condition: Condition = getattr(self, given[0])
+        self._check_resolve(condition)
+        self._check_groups(condition)
+        self._check_tests(condition)
+        for index, action in enumerate(self.actions):
+            wanted = action.pause_workflows.depends_on
+            if wanted not in self.group_by:
+                message = f"pause_workflows depends on {wanted}, which is not in group_by"
+                mend = (
+                    f"pause by one of group_by ({', '.join(self.group_by) or 'which is empty'}), or group by {wanted}"
                 )
+                raise Mistake(message, mend, path=("actions", index, "pause_workflows", "depends_on"))
         return self
 
     def _check_resolve(self, condition: Condition) -> None:
         if self.resolve is None:
             return
         if condition.NAME == "state":
-            raise ValueError("a state rule resolves by itself, when the account is well; take resolve out")
+            message = "a state rule resolves by itself, when the account is well"
+            raise Mistake(message, "take resolve out", path=("resolve",), on_key=True)
         for name in self.resolve.model_fields_set:
             if name not in condition.RESOLVES:
                 known = ", ".join(sorted(condition.RESOLVES)) or "nothing"
-                raise ValueError(f"resolve.{name} does not go with {condition.NAME}; known: {known}")
+                message = f"resolve.{name} does not go with {condition.NAME}"
+                raise Mistake(message, f"known there: {known}", path=("resolve", name), on_key=True)
+
+    def _check_tests(self, condition: Condition) -> None:
+        names = [test.name for test in self.tests]
+        for test in self.tests:
+            if names.count(test.name) > 1:
+                raise ValueError(f'two tests are called "{test.name}"; say how they differ')
+            if bool(test.readings) and not isinstance(condition, Gauge):
+                raise ValueError(f'test "{test.name}": readings go with gauge; give {condition.NAME} events')
+            if bool(test.events) and isinstance(condition, Gauge):
+                raise ValueError(f'test "{test.name}": a gauge is read, not told; give it readings')
+            for expected in test.expect:
+                for name in expected.group or {}:
+                    if name not in self.group_by:
+                        raise ValueError(
+                            f'test "{test.name}": it groups by {", ".join(self.group_by)}, not by "{name}"'
+                        )
 
     def _check_groups(self, condition: Condition) -> None:
         if isinstance(condition, Gauge):
             if "group_by" not in self.model_fields_set:
                 object.__setattr__(self, "group_by", list(condition.labels))
             if not set(self.group_by) <= set(condition.labels):
-                raise ValueError(f"{condition.metric} is measured by {', '.join(condition.labels) or 'nothing'}")
+                message = f"{condition.metric} is measured by {', '.join(condition.labels) or 'nothing'}"
+                raise Mistake(message, f"write group_by: [{', '.join(condition.labels)}]", path=("group_by",))
         elif not condition.GROUPS and self.group_by != ["account_id"]:
-            raise ValueError(f"{condition.NAME} groups by account_id")
+            message = f"{condition.NAME} groups by account_id"
+            raise Mistake(message, "take group_by out", path=("group_by",))
         if self.group_by != ["account_id"]:
             matchers = [*condition.roles().values()]
             if self.resolve is not None and self.resolve.matcher is not None:
                 matchers.append(self.resolve.matcher)
             if any("became" in matcher.fields for matcher in matchers):
-                raise ValueError("became is known only where a rule groups by account_id; match status instead")
+                message = "became is known only where a rule groups by account_id"
+                raise Mistake(message, "match status instead", path=("group_by",))
 
     # Cached in the instance: a private attribute of pydantic's would be looked up in three steps, for every event.
     @cached_property
@@ -255,7 +246,9 @@ class Rule(Conditions):
     def lookback(self) -> timedelta:
         """How far back from the first new event samples are needed."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
-        return max(self.condition.lookback, quiet) + self.for_ + self.keep_firing_for
+        # A flapping episode ends so long after what would have ended it.
+        kept = self.keep_firing_for if self.kind == "state" else max(self.keep_firing_for, FLAPPING_QUIET)
+        return max(self.condition.lookback, quiet) + self.for_ + kept
 
     @cached_property
     def matchers(self) -> tuple[tuple[str, Matcher], ...]:

@@ -36,6 +36,7 @@ def problems(text: str | bytes) -> list[str]:
 def test_a_good_file_has_no_problems() -> None:
     loaded = load_text(GOOD.encode(), "team.yml")
     assert (loaded.problems, [rule.id for rule in loaded.rules]) == ((), ["failing"])
+    assert (loaded.places, loaded.text) == (((3, 3),), GOOD)
 
 
 @pytest.mark.parametrize(
@@ -44,17 +45,17 @@ def test_a_good_file_has_no_problems() -> None:
         ("    within: 15m\n", "    witin: 15m\n", 'team.yml:7:5: unknown key "witin"; did you mean "within"?'),
         ("    within: 15m\n", "", 'team.yml:5:3: "within" is missing here'),
         ("severity: P2", "severty: P2", 'team.yml:4:3: unknown key "severty"; did you mean "severity"?'),
-        ("severity: P2", "severity: P9", "team.yml:4:3: severity: input should be 'P1', 'P2', 'P3' or 'P4'"),
-        ("15m", "15 minutes", "team.yml:7:5: write a duration such as 30s, 10m, 2h or 1d"),
-        ("15m", "900", "team.yml:7:5: write a duration such as 30s, 10m, 2h or 1d"),
-        ("gte: 3", "gte: 0", "team.yml:8:5: gte: input should be greater than or equal to 1"),
+        ("severity: P2", "severity: P9", 'team.yml:4:13: severity: "P9" is not one of P1, P2, P3, P4'),
+        ("15m", "15 minutes", 'team.yml:7:13: "15 minutes" is no duration; write 15m'),
+        ("15m", "900", "team.yml:7:13: 900 is a number without a unit; write 900s"),
+        ("gte: 3", "gte: 0", "team.yml:8:10: gte is at least 1, and this is 0"),
         ("token.refresh_failed", "token.refresh_faild", 'unknown kind "token.refresh_faild"; did you mean'),
         ("{kind: token.refresh_failed}", "{knd: x}", 'unknown field "knd"; did you mean "kind"?'),
         ("{kind: token.refresh_failed}", "{lag_seconds: {gtee: 3}}", 'unknown operator "gtee"; did you mean "gte"?'),
         ("{kind: token.refresh_failed}", "{}", "an empty match would match everything"),
         ("identifier", "identifer", 'unknown placeholder "identifer"; did you mean "identifier"?'),
-        ("version: 1", "version: 2", "team.yml:1:1: version: "),
-        ("id: failing", "id: Not An Id", "team.yml:3:3: id: "),
+        ("version: 1", "version: 2", "team.yml:1:10: version is at most 1, and this is 2"),
+        ("id: failing", "id: Not An Id", "team.yml:3:7: an id is made of a-z, 0-9 and -"),
     ],
 )
 def test_a_mistake_names_file_line_column_and_mend(old: str, new: str, said: str) -> None:
@@ -79,12 +80,12 @@ def test_two_conditions_and_none_are_both_mistakes() -> None:
 
 def test_every_mistake_of_a_file_is_named_at_once() -> None:
     found = problems(GOOD.replace("severity: P2", "severity: P9").replace("15m", "soon"))
-    assert [problem.split(": ")[0] for problem in sorted(found)] == ["team.yml:4:3", "team.yml:7:5"]
+    assert [problem.split(": ")[0] for problem in sorted(found)] == ["team.yml:4:13", "team.yml:7:13"]
 
 
 def test_an_id_used_twice_in_one_file_names_its_second_place() -> None:
     [said] = problems(GOOD + GOOD.split("rules:\n")[1])
-    assert said == 'team.yml:10:3: rule id "failing" is used twice in this file'
+    assert said == 'team.yml:10:7: rule id "failing" is used twice in this file; give it another'
 
 
 def test_a_key_given_twice_is_a_mistake() -> None:
@@ -113,7 +114,7 @@ def test_what_is_no_rule_file_is_a_problem_and_never_an_exception(text: bytes) -
 
 
 def test_not_utf_8_says_so() -> None:
-    assert problems("version: 1 # é".encode("latin-1")) == ["team.yml:1:1: not UTF-8; save it as UTF-8"]
+    assert problems("version: 1 # é".encode("latin-1")) == ["team.yml:1:14: not UTF-8; save the file as UTF-8"]
 
 
 def test_aliases_of_aliases_are_not_unrolled() -> None:
@@ -162,7 +163,7 @@ def test_a_mistake_keeps_the_last_good_rules_of_its_file_and_harms_no_other(tmp_
     write(tmp_path / "a.yml", GOOD.replace("failing", "one").replace("15m", "soon"))
     write(tmp_path / "b.yml", GOOD.replace("failing", "three"))
     [problem] = book.reload()
-    assert str(problem).startswith("a.yml:7:5: ")
+    assert str(problem).startswith("a.yml:7:13: ")
     assert ids(book) == ["one", "three"]
     assert book.reload() == (problem,), "it stands until it is mended"
     assert book.version != before
@@ -200,7 +201,7 @@ def test_an_id_of_another_file_is_that_files_mistake_until_it_is_mended(tmp_path
     write(tmp_path / "b.yml", GOOD)
     book = RuleBook(tmp_path)
     [problem] = book.reload()
-    assert str(problem).startswith("b.yml:3:3: ")
+    assert str(problem).startswith("b.yml:3:7: ")
     assert "already used in a.yml" in str(problem)
     write(tmp_path / "c.yml", GOOD.replace("failing", "other"))
     assert book.reload() == (problem,), "said once, however often other files change"
@@ -220,15 +221,15 @@ def test_a_disabled_rule_is_not_in_force(tmp_path: Path) -> None:
 def test_the_shipped_rules_load_and_each_says_what_why_and_what_to_do() -> None:
     book = RuleBook(SHIPPED)
     assert book.reload() == ()
-    assert {"account-disconnected-active-workflow", "token-refresh-failing"} <= set(ids(book))
+    assert set(ids(book)) >= {"account-disconnected-active-workflow", "token-refresh-failing"}
     for rule in book.rules:
         assert rule.annotations.summary
         assert rule.annotations.reason
         assert rule.annotations.what_to_do
-    for rule in (book.ruleset.by_id[id_] for id_ in ("account-disconnected-active-workflow", "token-refresh-failing")):
-        assert rule.severity == "P2"
-        assert rule.pauses
         assert rule.stable_for.total_seconds() == 30
+        if rule.id in ("account-disconnected-active-workflow", "token-refresh-failing"):
+            assert rule.severity == "P2"
+            assert rule.pauses
 
 
 def test_the_shipped_gauges_are_about_ourselves_and_our_sources() -> None:
@@ -258,3 +259,35 @@ def test_what_would_stop_the_evaluator_is_a_problem_of_its_file(count: str, said
     text = f'version: 1\nrules:\n- {{id: x, severity: P3, count: {count}, annotations: {{summary: "s"}}}}\n'
     [problem] = load_text(text.encode(), "x.yml").problems
     assert said in problem.message
+
+
+def test_the_text_in_force_is_the_last_good_one_and_each_rule_knows_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.yml", GOOD)
+    write(tmp_path / "b.yml", GOOD.replace("failing", "two"))
+    write(tmp_path / ".#a.yml", "an editor's")
+    book = RuleBook(tmp_path)
+    assert book.reload() == ()
+    assert book.files() == {"a.yml": GOOD, "b.yml": GOOD.replace("failing", "two")}
+    write(tmp_path / "b.yml", "version: 1\nrules: [")
+    assert book.reload()
+    assert book.files()["b.yml"] == GOOD.replace("failing", "two")
+    assert (book.file_of("failing"), book.file_of("two"), book.file_of("nobody")) == ("a.yml", "b.yml", None)
+
+
+def test_warnings_stand_beside_the_rules_and_hold_nothing_up(tmp_path: Path) -> None:
+    write(tmp_path / "a.yml", GOOD.replace("  severity", "  allowed_lateness: 5m\n  severity"))
+    book = RuleBook(tmp_path)
+    assert book.reload() == ()
+    [warning] = book.warnings
+    assert (str(warning)[:11], warning.warning) == ("a.yml:4:21:", True)
+    assert ids(book) == ["failing"]
+
+
+def test_a_file_beyond_the_limit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.rules.load.FILES_MAX", 1)
+    write(tmp_path / "a.yml", GOOD)
+    write(tmp_path / "b.yml", GOOD.replace("failing", "two"))
+    book = RuleBook(tmp_path)
+    [problem] = book.reload()
+    assert str(problem).startswith("b.yml:1:1: more than 1 files")
+    assert ids(book) == ["failing"]

@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from service.event import YEAR_MAX, YEAR_MIN
 from service.rules.fields import MATCHES_MAX, Duration, Match, Matches, Window, one_or_many
 from service.rules.given import Armed, Given, Judged, Sample
-from service.rules.latch import Latch
-from service.rules.match import Matcher, compile_matches, reader
+from service.rules.latch import Latch, in_order
+from service.rules.match import Matcher, check_field, compile_matches, reader
+from service.rules.mistake import Mistake, quoted
 from service.rules.story import Step
 from service.rules.triggers.base import ZERO, Condition
 
@@ -51,13 +52,13 @@ class Absence(Condition):
     @model_validator(mode="after")
     def has_one_deadline(self) -> Self:
         if (self.within is None) == (self.deadline is None):
-            raise ValueError(
-                "an absence needs within (a duration) or deadline (a field that holds a time), one of them"
-            )
+            message = "an absence has one deadline"
+            raise Mistake(message, "write within (a duration) or deadline (a field that holds a time), one of them")
         if self.deadline is not None and not self.deadline.startswith("details."):
-            raise ValueError('deadline: name a field that holds a time, such as "details.token_expires_at"')
+            message = f"deadline names a field that holds a time, which {quoted(self.deadline)} does not"
+            raise Mistake(message, "write one such as details.token_expires_at", path=("deadline",))
         if self.deadline is not None:
-            reader(self.deadline)
+            check_field(self.deadline, path=("deadline",))
         return self
 
     @property
@@ -100,15 +101,17 @@ class Absence(Condition):
         latch = Latch(given, for_=rule.for_, keep=rule.keep_firing_for)
         manual = rule.resolve is not None and rule.resolve.manual
         armed = given.armed
-        for sample in given.samples:
-            missed = (armed is not None and armed.due < sample.at) or (armed is None and latch.holds)
+        for sample in in_order(given.samples):
+            missed = (armed is not None and armed.due < sample.at) or (
+                armed is None and latch.holds and latch.open_at(sample.at)
+            )
             if armed is not None and armed.due < sample.at:
                 latch.true(armed.due, 1.0, (armed.id,), armed.id)
             if missed and not manual:
-                if sample.role in ANSWER:
-                    latch.end(sample.at, "recovered" if sample.role == "expect" else "called_off")
-                elif self.deadline is not None:
-                    latch.end(sample.at, "recovered")
+                if sample.role == "unless":
+                    latch.end(sample.at, "called_off")
+                elif sample.role == "expect" or self.deadline is not None:
+                    latch.false(sample.at, "recovered")
             if missed and self.within is not None and sample.role == "after":
                 continue  # it is still missing; a further `after` does not make it wait anew
             armed = self.step(armed, sample)

@@ -13,12 +13,13 @@ from pydantic import Field, field_validator
 
 from service.rules.fields import Matches, Window
 from service.rules.given import Given, Judged, Sample
-from service.rules.latch import Latch
-from service.rules.match import Matcher, compile_matches, reader
+from service.rules.latch import Latch, in_order
+from service.rules.match import Matcher, check_field, compile_matches, reader
 from service.rules.story import Step
 from service.rules.triggers.base import Condition
 
 GTE_MAX = 10_000
+INSTANT = timedelta(microseconds=1)  # the database knows none that is shorter
 
 
 class Count(Condition):
@@ -45,7 +46,7 @@ class Count(Condition):
     @classmethod
     def is_a_field(cls, value: str | None) -> str | None:
         if value is not None:
-            reader(value)
+            check_field(value)
         return value
 
     @property
@@ -80,7 +81,7 @@ class Count(Condition):
         window: OrderedDict[str, datetime] = OrderedDict()  # what is counted, and when last; oldest first
         last: datetime | None = None
         filling = True
-        for sample in given.samples:
+        for sample in in_order(given.samples):
             at = sample.at
             if filling and at >= given.judge_from:
                 filling = False
@@ -90,8 +91,11 @@ class Count(Condition):
                 last = None if self.distinct is None else last
                 if self.distinct is None:
                     window.clear()
-                elif sample.distinct is not None:
-                    window.pop(sample.distinct, None)
+                else:
+                    # What has left the window counts no longer, whether or not it is remembered here.
+                    self._slide(window, at)
+                    if sample.distinct is not None:
+                        window.pop(sample.distinct, None)
                 if len(window) < self.gte:
                     latch.end(at, "recovered")
                 continue
@@ -107,10 +111,11 @@ class Count(Condition):
                 latch.true(at, float(len(window)), evidence, sample.id)
         if filling:
             self._catch_up(latch, window, resolve, last, given.judge_from)
-        until = self._expire(latch, window, resolve, last, given.now)
+        until = self._expire(latch, window, resolve, last, given.now, inclusive=True)
         episodes, wake = latch.finish()
         if latch.holds and until is not None:
-            ends = until + rule.keep_firing_for
+            # The window's last instant belongs to it, so that its end is seen only after it.
+            ends = until if resolve is not None else until + max(rule.keep_firing_for, INSTANT)
             wake = ends if wake is None else min(wake, ends)
         self._slide(window, given.now)
         return Judged(episodes, wake, value=float(len(window)))
@@ -126,16 +131,24 @@ class Count(Condition):
         return next(islice(reversed(window.values()), self.gte - 1, None)) + self.within
 
     def _expire(
-        self, latch: Latch, window: OrderedDict[str, datetime], resolve: Any, last: datetime | None, at: datetime
+        self,
+        latch: Latch,
+        window: OrderedDict[str, datetime],
+        resolve: Any,
+        last: datetime | None,
+        at: datetime,
+        *,
+        inclusive: bool = False,
     ) -> datetime | None:
-        """Tells what ended by time before `at`; when the next such end would be."""
+        """Tells what ended by time before `at` (a quiet time at `at` itself, once all that happened then is known); when the
+        next such end would be."""
         if not latch.holds:
             return None
         if resolve is not None:
             if resolve.after is None or last is None:
                 return None
             quiet: datetime = last + resolve.after
-            if quiet < at:
+            if quiet < at or (inclusive and quiet == at):
                 window.clear()
                 latch.end(quiet, "quiet")
             return quiet
@@ -149,5 +162,9 @@ class Count(Condition):
     ) -> None:
         """What was open and of which too little is in sight ended while nobody looked."""
         self._expire(latch, window, resolve, last, at)
-        if resolve is None and latch.holds and self._until(window) is None:
+        if not latch.holds:
+            return
+        if resolve is None and self._until(window) is None:
             latch.false(at, "subsided")
+        elif resolve is not None and resolve.after is not None and last is None:
+            latch.end(at, "quiet")

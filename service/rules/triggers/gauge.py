@@ -11,7 +11,7 @@ from pydantic import field_validator, model_validator
 
 from service.habits import LATE_SECONDS
 from service.rules.fields import Number
-from service.rules.match import nearest
+from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.triggers.base import Condition
 
 # name -> (what it is, the labels of its series); `workers/gauges.py` measures each. A series has at most one label.
@@ -53,13 +53,13 @@ class Gauge(Condition):
     @classmethod
     def is_measured(cls, value: str) -> str:
         if value not in METRICS:
-            raise ValueError(f'unknown metric "{value}"; {nearest(value, tuple(METRICS))}')
+            raise Mistake(f"unknown metric {quoted(value)}", nearest(value, tuple(METRICS)))
         return value
 
     @model_validator(mode="after")
     def has_one_threshold(self) -> Self:
         if sum(1 for bound in (self.gt, self.gte, self.lt, self.lte) if bound is not None) != 1:
-            raise ValueError("a gauge has one threshold of gt, gte, lt, lte")
+            raise Mistake("a gauge has one threshold", "write one of gt, gte, lt, lte")
         return self
 
     @model_validator(mode="after")
@@ -67,7 +67,8 @@ class Gauge(Condition):
         least = FROM_SECONDS.get(self.metric)
         for name, bound in (("gt", self.gt), ("gte", self.gte)):
             if least is not None and bound is not None and bound < least:
-                raise ValueError(f"{self.metric} is known from {least:g} s on; write {name}: {least:g} or more")
+                message = f"{self.metric} is known from {least:g} s on"
+                raise Mistake(message, f"write {name}: {least:g} or more", path=(name,))
         return self
 
     @property

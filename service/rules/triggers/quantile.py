@@ -15,7 +15,8 @@ from pydantic import Field, field_validator
 
 from service.rules.fields import Matches, Number
 from service.rules.given import Bucket, Sample
-from service.rules.match import Matcher, compile_matches, reader
+from service.rules.match import DETAIL, NUMBERS, Matcher, check_field, compile_matches, reader
+from service.rules.mistake import Mistake
 from service.rules.story import Step
 from service.rules.triggers.rolling import EXAMPLES_MAX, Rolling
 
@@ -45,7 +46,9 @@ class Quantile(Rolling):
     @field_validator("field")
     @classmethod
     def is_a_field(cls, value: str) -> str:
-        reader(value)
+        check_field(value)
+        if value not in NUMBERS and not DETAIL.fullmatch(value):
+            raise Mistake(f"{value} is text, which has no quantile", "name lag_seconds or a number in details.NAME")
         return value
 
     @cached_property
@@ -69,8 +72,8 @@ class Quantile(Rolling):
         size = size_of(sample.value)
         bucket.total += 1
         bucket.sizes[size] = bucket.sizes.get(size, 0) + 1
-        if sample.value > self.gt and len(bucket.examples) < EXAMPLES_MAX:
-            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))
+        if sample.value > self.gt:
+            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
     def value(self, buckets: Sequence[Bucket]) -> float | None:
         total = sum(bucket.total for bucket in buckets)

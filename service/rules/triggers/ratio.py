@@ -49,8 +49,8 @@ class Ratio(Rolling):
         bucket.total += 1
         if sample.value:
             bucket.good += 1
-        elif len(bucket.examples) < EXAMPLES_MAX:
-            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))
+        else:
+            bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
     def value(self, buckets: Sequence[Bucket]) -> float | None:
         total = sum(bucket.total for bucket in buckets)
@@ -58,3 +58,6 @@ class Ratio(Rolling):
 
     def breached(self, value: float) -> bool:
         return value < self.lt
+
+    def worse(self, one: float, other: float) -> float:
+        return min(one, other)

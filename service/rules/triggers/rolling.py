@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from service.rules.fields import Window
-from service.rules.given import Bucket, Given, Judged, Sample
-from service.rules.latch import Latch
+from service.rules.given import EVIDENCE_MAX, Bucket, Given, Judged, Sample
+from service.rules.latch import FLAPPING_QUIET, Latch
 from service.rules.triggers.base import Condition
 
 BUCKETS_MAX = 600
@@ -52,6 +52,10 @@ class Rolling(Condition):
     def breached(self, value: float) -> bool:
         raise NotImplementedError
 
+    def worse(self, one: float, other: float) -> float:
+        """Which of two values an alert shows."""
+        return max(one, other)
+
     def in_buckets(self, samples: Sequence[Sample]) -> list[Bucket]:
         found: dict[datetime, Bucket] = {}
         for sample in samples:
@@ -60,11 +64,14 @@ class Rolling(Condition):
         return [found[at] for at in sorted(found)]
 
     def judge(self, rule: Any, given: Given) -> Judged:
-        latch = Latch(given, for_=rule.for_, keep=rule.keep_firing_for)
+        latch = Latch(given, for_=rule.for_, keep=rule.keep_firing_for, worst=self.worse)
         now, width, resolve = given.now, self.width, rule.resolve
         buckets = sorted(given.buckets, key=lambda bucket: bucket.at)
         ends = [bucket.at + width for bucket in buckets]
-        instants = sorted({at for end in ends for at in (end, end + self.within)})
+        # Earlier than this the window is not wholly in sight, and what a part of it says would be made up.
+        known_from = given.judge_from - rule.for_ - max(rule.keep_firing_for, FLAPPING_QUIET)
+        edges = {at for end in ends for at in (end, end + self.within)}
+        instants = sorted({max(at, known_from) for at in edges})
         value: float | None = None
         low = high = 0
         for at in instants:
@@ -77,14 +84,16 @@ class Rolling(Condition):
             value = self.value(buckets[low:high])
             if value is None:
                 continue
-            holds = latch.holds
-            if not resolve_by_hand(resolve) and holds and resolve is not None and resolve.has_threshold:
-                still = not resolve.met(value)
+            is_open, fresh = latch.open_at(at), not latch.holds
+            if is_open and resolve_by_hand(resolve):
+                still = True
+            elif is_open and resolve is not None and resolve.has_threshold:
+                still = not resolve.met(value)  # what has not fired yet has nothing to be resolved from
             else:
-                still = self.breached(value) or (holds and resolve_by_hand(resolve))
+                still = self.breached(value)
             if still:
                 examples = tuple(id_ for bucket in buckets[low:high] for id_ in bucket.examples)
-                latch.true(at, value, examples[:EXAMPLES_MAX] if holds else examples[-50:])
+                latch.true(at, value, examples[-EVIDENCE_MAX:] if fresh else examples[-EXAMPLES_MAX:])
             else:
                 latch.false(at, "recovered")
         episodes, wake = latch.finish()

@@ -15,6 +15,8 @@ from service.rules.given import EVIDENCE_MAX, Episode, Given, Judged
 from service.rules.story import Step, chain
 from service.rules.triggers.base import ZERO, Condition
 
+DELETED = "DELETED"
+
 
 class Comparison(Strict):
     gte: int = Field(ge=1, le=1, strict=True)
@@ -29,6 +31,8 @@ class StateMatch(Strict):
 
 
 class State(Condition):
+    """The account is, and has been for so long, in one of these statuses; judged again when what depends on it changes."""
+
     NAME: ClassVar[str] = "state"
     GROUPS: ClassVar[bool] = False
 
@@ -38,6 +42,14 @@ class State(Condition):
     def alternatives(self, dependents: bool) -> list[StateMatch]:
         return [one for one in self.match if dependents or one.active_workflows is None]
 
+    def ends(self, status: str) -> bool:
+        """An account that is gone waits for nothing: only a rule that names DELETED goes on asking for it."""
+        return status == DELETED and not any(DELETED in one.status for one in self.match)
+
+    def still_wrong(self, not_well: Mapping[str, datetime]) -> dict[str, datetime]:
+        gone = not_well.get(DELETED) if self.ends(DELETED) else None
+        return {status: at for status, at in not_well.items() if gone is None or at > gone}
+
     def judge(self, rule: Any, given: Given) -> Judged:
         """A break is the chain of statuses since the account was last ACTIVE. It counts from the first instant at which
         one of them has a matching alternative whose `for` has passed; PENDING_* and unknown statuses never end it."""
@@ -45,19 +57,21 @@ class State(Condition):
         open_since, judge_from, now = given.open_since, given.judge_from, given.now
         alternatives = self.alternatives(given.dependents)
         current = Episode(opened_at=open_since, value=1.0) if open_since is not None else None
-        not_well: dict[str, datetime] = dict(given.initial.not_well)
+        not_well = self.still_wrong(given.initial.not_well)
         causes: list[Step] = []
         for step in given.steps:
             if step.became is None:
                 continue
             at = step.event.occurred_at
             before, not_well = not_well, chain(not_well, step.became, at)
-            if step.became == WELL:
+            if step.became == WELL or self.ends(step.became):
+                not_well = {}
                 opened = satisfied_at(alternatives, rule.for_, before)
                 if current is None and opened is not None and opened < at:
                     current = episode(opened, causes)
                 if current is not None and at >= judge_from:
-                    done.append(replace(current, ended_at=at, end_reason="recovered"))
+                    reason = "recovered" if step.became == WELL else "called_off"
+                    done.append(replace(current, ended_at=at, end_reason=reason))
                 current, causes = (
                     (current if current is not None and at < judge_from and open_since is not None else None),
                     [],
