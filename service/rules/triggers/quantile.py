@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from service.rules.explaining import length, matches_words
 from service.rules.fields import Matches, Number
 from service.rules.given import Bucket, Sample
 from service.rules.match import Matcher, compile_matches, reader
@@ -89,6 +90,16 @@ class Quantile(Rolling):
 
     def breached(self, value: float) -> bool:
         return value > self.gt
+
+    @property
+    def needs(self) -> str:
+        return f"> {self.gt:g}"
+
+    def in_words(self) -> str:
+        return (
+            f"the {self.q:g} quantile of {self.field} is above {self.gt:g}, over at least {self.min_total} events with "
+            f"{matches_words(self.match)} within {length(self.within)}"
+        )
 
 
 def size_of(value: float) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from service.rules.explaining import length, matches_words
 from service.rules.fields import Matches
 from service.rules.given import Bucket, Sample
 from service.rules.match import Matcher, compile_matches
@@ -58,3 +59,13 @@ class Ratio(Rolling):
 
     def breached(self, value: float) -> bool:
         return value < self.lt
+
+    @property
+    def needs(self) -> str:
+        return f"< {self.lt:g}"
+
+    def in_words(self) -> str:
+        return (
+            f"of at least {self.min_total} events with {matches_words(self.total)} within {length(self.within)}, "
+            f"less than {self.lt:g} also have {matches_words(self.good)}"
+        )

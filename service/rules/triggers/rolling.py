@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from service.rules.explaining import Found, many
 from service.rules.fields import Window
 from service.rules.given import Bucket, Given, Judged, Sample
 from service.rules.latch import Latch
@@ -92,6 +93,32 @@ class Rolling(Condition):
         if later and (high < len(buckets) or latch.holds or self.value(buckets[low:high]) is not None):
             wake = later[0] if wake is None else min(wake, later[0])
         return Judged(episodes, wake, value=value)
+
+    @property
+    def needs(self) -> str:
+        """Such as `< 0.95`."""
+        raise NotImplementedError
+
+    def find(self, rule: Any, given: Given, judged: Judged) -> Found:
+        """By the buckets that had ended by then, as it is judged."""
+        buckets = sorted(given.buckets or self.in_buckets(given.samples), key=lambda bucket: bucket.at)
+        ended = [bucket for bucket in buckets if bucket.at + self.width <= given.now]
+        inside = [bucket for bucket in ended if bucket.at + self.width > given.now - self.within]
+        total = sum(bucket.total for bucket in inside)
+        value = self.value(inside)
+        base: dict[str, Any] = {
+            "value": value,
+            "needs": self.needs,
+            "since": given.now - self.within,
+            "event_ids": tuple(id_ for bucket in inside for id_ in bucket.examples),
+        }
+        if value is None:
+            said = f"unknown: {total} of min_total {self.min_total}, which neither fires nor resolves"
+            return Found(known=False, missing=(said,), **base)
+        said = f"value {value:.4g}, needs {self.needs}, of {many(total, 'event')}"
+        if self.breached(value):
+            return Found(true=True, because=(said,), **base)
+        return Found(missing=(said,), **base)
 
 
 def resolve_by_hand(resolve: Any) -> bool:
