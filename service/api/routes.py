@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.api import accounts, alerts, events, gate, quarantine, receipts, siem, status, workflows
+from service.api import accounts, alerts, events, explain, gate, quarantine, receipts, siem, status, workflows
 from service.api.http import Call
 
 CALLS: tuple[Call, ...] = (
@@ -13,6 +13,7 @@ CALLS: tuple[Call, ...] = (
     *gate.CALLS,
     *quarantine.CALLS,
     *alerts.CALLS,
+    *explain.CALLS,
     *siem.CALLS,
     *status.CALLS,
 )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, or_, select, tuple_, update
+from sqlalchemy import Row, bindparam, func, or_, select, tuple_, type_coerce, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -143,6 +143,26 @@ async def open_of_group(conn: AsyncConnection, rule_id: str, group_key: str) -> 
         )
     ).first()
     return to_alert(row) if row else None
+
+
+async def of_group(
+    conn: AsyncConnection,
+    rule_id: str,
+    group_key: str | None,
+    group: Mapping[str, str],
+    *,
+    before: datetime,
+    limit: int,
+) -> list[Alert]:
+    """The episodes of one group that began at or before then, newest first. Without its key, by the group's values."""
+    query = select(alerts).where(alerts.c.rule_id == rule_id, alerts.c.opened_at <= before)
+    query = query.where(
+        alerts.c.group_key == group_key
+        if group_key is not None
+        else alerts.c.group == type_coerce(dict(group), alerts.c.group.type)
+    )
+    rows = await conn.execute(query.order_by(alerts.c.opened_at.desc(), alerts.c.episode.desc()).limit(limit))
+    return [to_alert(row) for row in rows]
 
 
 async def open_of_rule(conn: AsyncConnection, rule_id: str) -> list[Alert]:
