@@ -29,6 +29,13 @@ ELSEWHERE = {
     "recover": "service.recover_command:recover",
     "replay": "service.replay_command:replay",
 }
+# Commands of a group that reads the database, where the group itself is of code that does no I/O.
+BELOW = {
+    "rules": {
+        "backtest": "service.backtest_command:backtest",
+        "drill": "service.drill_command:drill",
+    },
+}
 WORKER_MAIN = "workers.main:main"
 
 
@@ -74,7 +81,10 @@ class Commands(click.Group):
         where = ELSEWHERE.get(cmd_name)
         if where is None or not _exists(where):
             return super().get_command(ctx, cmd_name)
-        return _with_data_dir(_load(where))
+        command = _load(where)
+        for name, below in BELOW.get(cmd_name, {}).items():
+            command.add_command(_load(below), name)
+        return _with_data_dir(command)
 
 
 def _exists(where: str) -> bool:
