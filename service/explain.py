@@ -61,7 +61,7 @@ async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset) ->
     account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
     said: Explanation | None = None
     notes = notes_of_alert(alert, rule)
-    if rule is not None and rule.version == alert.rule_version:
+    if rule is not None and rule.version == alert.rule_version and not alert.drill:
         about = About(rule=rule, account=account, group=alert.group, at=alert.opened_at)
         said, more = await judge_again(conn, about)
         notes += more
@@ -231,6 +231,8 @@ async def samples_of_group(conn: AsyncConnection, rule: Rule, group: Mapping[str
 def notes_of_alert(alert: Alert, rule: Rule | None) -> list[str]:
     """What explains that someone did, or did not, hear of it."""
     notes: list[str] = []
+    if alert.drill:
+        notes.append("this is a drill: somebody fired it for practice, and no event has a part in it")
     if rule is None:
         notes.append(f"no rule {alert.rule_id} is in force now: it is our own alert, or its rule was taken out")
     elif rule.version != alert.rule_version:

@@ -14,6 +14,7 @@ from service.runtime import Runtime
 from service.store import log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
+from workers.drills import end_drills
 from workers.every import Every
 from workers.watch import Watch, watch
 
@@ -41,6 +42,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         now = await readers.clock(conn)
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
+    await end_drills(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
         async with begin(runtime.engine) as conn:

@@ -218,10 +218,13 @@ alerts = Table(
     Column("evidence", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("stable_for_seconds", Float, nullable=False, server_default=text("30")),
     Column("pauses", Boolean, nullable=False, server_default=text("true")),
+    Column("drill", Boolean, nullable=False, server_default=text("false")),  # fired for practice
+    Column("drill_until", Instant),  # when a drill ends by itself, whatever became of who began it
     UniqueConstraint("rule_id", "group_key", "episode"),
     Index(None, "account_id", "fired_at"),
     Index(None, "fired_at"),
     Index("ix_alerts_open", "rule_id", "group_key", postgresql_where=text("condition_ended_at IS NULL")),
+    Index("ix_alerts_drill", "drill_until", postgresql_where=text("drill")),
     Index("ix_alerts_unresolved", "state", postgresql_where=text("state <> 'resolved'")),
 )
 
