@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, PrivateAttr, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from service.event import WELL
 from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
@@ -158,8 +158,6 @@ class Rule(Conditions):
     actions: list[Action] = Field(default_factory=list, max_length=5)
     tests: list[RuleTest] = Field(default_factory=list, max_length=50)
 
-    _condition: Condition = PrivateAttr()
-
     @field_validator("group_by")
     @classmethod
     def groups_by_fields(cls, value: list[str]) -> list[str]:
@@ -179,8 +177,7 @@ class Rule(Conditions):
         given = [name for name in CONDITIONS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"a rule has exactly one condition of {', '.join(CONDITIONS)}; this one has {len(given)}")
-        condition: Condition = getattr(self, given[0])
-        self._condition = condition
+        condition = self.condition
         self._check_resolve(condition)
         self._check_groups(condition)
         for action in self.actions:
@@ -215,13 +212,15 @@ class Rule(Conditions):
             if any("became" in matcher.fields for matcher in matchers):
                 raise ValueError("became is known only where a rule groups by account_id; match status instead")
 
-    @property
+    @cached_property
     def condition(self) -> Condition:
-        return self._condition
+        """Asked for every event: found once, since pydantic looks for a private attribute anew each time."""
+        found: Condition = next(getattr(self, name) for name in CONDITIONS if getattr(self, name) is not None)
+        return found
 
     @property
     def kind(self) -> str:
-        return self._condition.NAME
+        return self.condition.NAME
 
     @property
     def by_account(self) -> bool:
@@ -230,7 +229,7 @@ class Rule(Conditions):
     @property
     def told(self) -> bool:
         """Judged from one account's own story in the log, rather than from samples kept for a group."""
-        return self.by_account and not self._condition.STORED and self.kind != "gauge"
+        return self.by_account and not self.condition.STORED and self.kind != "gauge"
 
     @property
     def shadow(self) -> bool:
@@ -251,12 +250,12 @@ class Rule(Conditions):
     def lookback(self) -> timedelta:
         """How far back from the first new event samples are needed."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
-        return max(self._condition.lookback, quiet) + self.for_ + self.keep_firing_for
+        return max(self.condition.lookback, quiet) + self.for_ + self.keep_firing_for
 
     @cached_property
     def matchers(self) -> tuple[tuple[str, Matcher], ...]:
         """Roles in the order in which one event may play them."""
-        roles = tuple(self._condition.roles().items())
+        roles = tuple(self.condition.roles().items())
         if self.resolve is not None and self.resolve.matcher is not None:
             return (("resolve", self.resolve.matcher), *roles)
         return roles
@@ -277,17 +276,17 @@ class Rule(Conditions):
         for role, matcher in self.matchers:
             if (matcher.kinds is None or step.event.kind in matcher.kinds) and matcher.test(step):
                 if role == "resolve":
-                    value_of = getattr(self._condition, "value_of", None)
+                    value_of = getattr(self.condition, "value_of", None)
                     distinct = value_of(step) if value_of is not None else None
                     found.append(Sample(step.event.occurred_at, role, step.event.id, distinct=distinct))
                     if self.kind == "count":
                         break  # what says that it is well again is no further failure
-                elif (sample := self._condition.sample(role, step)) is not None:
+                elif (sample := self.condition.sample(role, step)) is not None:
                     found.append(sample)
         return found
 
     def judge(self, given: Given) -> Judged:
-        return self._condition.judge(self, given)
+        return self.condition.judge(self, given)
 
     def may_open(self, step: Step) -> bool:
         """Whether an episode of this rule could begin with this step; with any other it can only go on, or end."""

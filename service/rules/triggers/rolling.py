@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from math import ceil
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ class Rolling(Condition):
     def lookback(self) -> timedelta:
         return self.within + self.width
 
-    @property
+    @cached_property
     def width(self) -> timedelta:
         return timedelta(seconds=max(1, ceil(self.within.total_seconds() / BUCKETS_MAX)))
 
