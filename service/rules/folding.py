@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from service.event import Event
 from service.rules.given import EVIDENCE_MAX, Armed, Bucket, Episode, Given, Sample
-from service.rules.latch import FLAPPING_QUIET, FLAPPING_WITHIN
+from service.rules.latch import FLAPPING_WITHIN
 from service.rules.lateness import samples_in_time
 from service.rules.model import Rule
 from service.rules.story import Initial, Step, chain
@@ -98,9 +98,7 @@ class Fold:
         """Judged up to `at`, inclusive; what fills later windows is kept."""
         self._judge(at)
         self._judge_from = at + TICK
-        # What flaps ends only after it has been quiet: from what it was last true of on.
-        flapping = self._open is not None and self._open.flapping
-        since = at - self._lookback - (FLAPPING_QUIET if flapping else timedelta(0))
+        since = at - self._lookback
         # An absence waits in `armed`; its samples have said what they had to say.
         keep = self.rule.kind != "absence"
         self._samples = [sample for sample in self._samples if keep and sample.at >= since]

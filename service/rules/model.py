@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, create_model, field_validator, mode
 from service.event import WELL
 from service.rules.fields import PLACEHOLDER, Duration, Match, Number, Strict, Template, one_or_many
 from service.rules.given import Given, Judged, Sample
+from service.rules.latch import FLAPPING_QUIET
 from service.rules.match import DETAIL, Matcher, compile_matches, nearest
 from service.rules.story import Step
 from service.rules.triggers import TRIGGERS, Condition
@@ -248,9 +249,9 @@ class Rule(Conditions):
 
     @cached_property
     def lookback(self) -> timedelta:
-        """How far back from the first new event samples are needed."""
+        """How far back from the first new event samples are needed; what flaps ends later than it would otherwise."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
-        return max(self.condition.lookback, quiet) + self.for_ + self.keep_firing_for
+        return max(self.condition.lookback, quiet) + self.for_ + max(self.keep_firing_for, FLAPPING_QUIET)
 
     @cached_property
     def matchers(self) -> tuple[tuple[str, Matcher], ...]:

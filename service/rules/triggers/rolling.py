@@ -67,9 +67,13 @@ class Rolling(Condition):
         buckets = sorted(given.buckets, key=lambda bucket: bucket.at)
         ends = [bucket.at + width for bucket in buckets]
         instants = sorted({at for end in ends for at in (end, end + self.within)})
+        # Before this, windows are only partly in sight: judged by what is left of them, they would say anything.
+        settled = given.judge_from - (rule.lookback - self.lookback)
         value: float | None = None
         low = high = 0
         for at in instants:
+            if at < settled:
+                continue
             if at > now:
                 break
             while high < len(buckets) and ends[high] <= at:
