@@ -62,10 +62,10 @@ class Latch:
         """Something said that it is over: it ends at once, unless it flaps."""
         self._come_to(at)
         self._true_since = None
-        if self._current is None:
-            self._ending = None
-        elif self._current.flapping:
+        if self._is_flapping():
             self._ending = (at + self._quiet(), reason)
+        elif self._current is None:
+            self._ending = None
         else:
             self._close(at, reason)
 
@@ -138,8 +138,13 @@ class Latch:
         self._cause = ()
 
     def _quiet(self) -> timedelta:
-        flapping = self._current is not None and self._current.flapping
-        return max(self._keep, FLAPPING_QUIET) if flapping else self._keep
+        return max(self._keep, FLAPPING_QUIET) if self._is_flapping() else self._keep
+
+    def _is_flapping(self) -> bool:
+        """Of the open episode; also of one that was open before, while what is told is still from its time."""
+        if self._current is None:
+            return not self._sealed and self._given.open_since is not None and self._flaps()
+        return self._current.flapping
 
     def _flaps(self) -> bool:
         if not self._transitions:
