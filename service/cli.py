@@ -28,6 +28,13 @@ ELSEWHERE = {
     "recover": "service.recover_command:recover",
     "replay": "service.replay_command:replay",
 }
+# Commands of a group that reads the database, where the group itself is of code that does no I/O.
+BELOW = {
+    "rules": {
+        "backtest": "service.backtest_command:backtest",
+        "drill": "service.drill_command:drill",
+    },
+}
 WORKER_MAIN = "workers.main:main"
 
 

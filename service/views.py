@@ -122,6 +122,7 @@ def alert_json(alert: Alert) -> dict[str, Any]:
         "resolved_at": rfc3339(alert.resolved_at),
         "resolved_reason": alert.resolved_reason,
         "discovered_late": alert.discovered_late,
+        "drill": alert.drill,
         "late_seconds": alert.late_seconds,
         "value": alert.value,
         "evidence": list(alert.evidence),
@@ -206,6 +207,7 @@ async def alert_view(conn: AsyncConnection, alert_id: str, *, public_url: str) -
         late_seconds=alert.late_seconds,
         evidence_count=len(alert.evidence),
         discovered_late=alert.discovered_late,
+        drill=alert.drill,
         workflows=tuple(lines),
         url=f"{public_url}/v1/alerts/{alert.id}" if public_url else None,
     )

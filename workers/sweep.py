@@ -15,6 +15,7 @@ from service.runtime import Runtime
 from service.store import groups, log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
+from workers.drills import end_drills
 from workers.every import Every
 from workers.gauges import look_at_gauges
 from workers.rules import keep_rules
@@ -46,6 +47,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
     await keep_rules(runtime)
+    await end_drills(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
         async with begin(runtime.engine) as conn:

@@ -72,6 +72,7 @@ COLUMNS = (
     ("alerts", "labels", "JSONB NOT NULL DEFAULT '{}'"),
     ("alerts", "shadow", "BOOLEAN NOT NULL DEFAULT false"),
     ("alerts", "drill", "BOOLEAN NOT NULL DEFAULT false"),
+    ("alerts", "drill_until", "TIMESTAMP WITH TIME ZONE"),
     ("alerts", "late_detection", "BOOLEAN NOT NULL DEFAULT false"),
     ("alerts", "flapping", "BOOLEAN NOT NULL DEFAULT false"),
     ("holds", "connection_id", "TEXT"),
@@ -83,11 +84,13 @@ def upgrade() -> None:
         op.execute(statement)
     for table, column, what in COLUMNS:
         op.execute(f"ALTER TABLE {table} ADD COLUMN {column} {what}")
+    op.execute("CREATE INDEX ix_alerts_drill ON alerts (drill_until) WHERE drill")
     op.execute("CREATE INDEX ix_holds_open_connection ON holds (connection_id) WHERE released_at IS NULL")
 
 
 def downgrade() -> None:
     op.execute("DROP INDEX ix_holds_open_connection")
+    op.execute("DROP INDEX ix_alerts_drill")
     for table, column, _ in reversed(COLUMNS):
         op.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     for table in ("buckets", "samples", "groups", "armed"):

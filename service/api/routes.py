@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.api import accounts, alerts, events, gate, quarantine, receipts, rules, siem, status, workflows
+from service.api import accounts, alerts, events, explain, gate, quarantine, receipts, rules, siem, status, workflows
 from service.api.http import Call
 
 CALLS: tuple[Call, ...] = (
@@ -14,6 +14,7 @@ CALLS: tuple[Call, ...] = (
     *quarantine.CALLS,
     *alerts.CALLS,
     *rules.CALLS,
+    *explain.CALLS,
     *siem.CALLS,
     *status.CALLS,
 )

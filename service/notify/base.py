@@ -52,6 +52,7 @@ class AlertView:
     late_seconds: float | None = None  # how late the event that fired it reached us
     evidence_count: int = 0
     discovered_late: bool = False
+    drill: bool = False  # fired for practice: said first in every message
     workflows: tuple[WorkflowLine, ...] = ()
     url: str | None = None
 

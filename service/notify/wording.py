@@ -21,6 +21,8 @@ LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 TURNING_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 UNPRINTABLE = frozenset({"Cc", "Cs", "Cn", "Co", "Zl", "Zp"})
 SIGNS = {"firing": "\N{LARGE RED CIRCLE}", "acknowledged": "\N{LARGE YELLOW CIRCLE}"}
+DRILL = "DRILL "
+DRILL_STATUS = "This is a drill: nothing is broken, and it ends by itself."
 SIGN_RESOLVED = "\N{LARGE GREEN CIRCLE}"
 
 
@@ -62,7 +64,7 @@ def word(view: AlertView, now: datetime) -> Wording:
 
 
 def title(view: AlertView) -> str:
-    mark = f"{SIGNS.get(view.state, SIGN_RESOLVED)} "
+    mark = f"{DRILL if view.drill else ''}{SIGNS.get(view.state, SIGN_RESOLVED)} "
     lead = "Resolved: " if view.state == "resolved" else ""
     whose = account_words(view)
     summary = clean(view.summary, TITLE_CHARS_MAX)
@@ -124,6 +126,12 @@ def late(view: AlertView) -> str | None:
 
 
 def status(view: AlertView) -> str | None:
+    if view.drill:
+        return " ".join(filter(None, (DRILL_STATUS, state_words(view))))
+    return state_words(view)
+
+
+def state_words(view: AlertView) -> str | None:
     if view.state == "acknowledged":
         person = clean(view.acknowledged_by or "somebody", NAME_CHARS_MAX)
         return f"Acknowledged by {person}. What is paused stays paused."

@@ -244,7 +244,7 @@ class Rule(Conditions):
 
     @cached_property
     def lookback(self) -> timedelta:
-        """How far back from the first new event samples are needed."""
+        """How far back from the first new event samples are needed; what flaps ends later than it would otherwise."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO
         # A flapping episode ends so long after what would have ended it.
         kept = self.keep_firing_for if self.kind == "state" else max(self.keep_firing_for, FLAPPING_QUIET)

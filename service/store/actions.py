@@ -224,6 +224,14 @@ async def message(conn: AsyncConnection, alert_id: str, destination: str) -> Row
     ).first()
 
 
+async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | None:
+    """When the first message about this alert was out."""
+    at: datetime | None = (
+        await conn.execute(select(func.min(messages.c.posted_at)).where(messages.c.alert_id == alert_id))
+    ).scalar_one()
+    return at
+
+
 async def save_message(
     conn: AsyncConnection, alert_id: str, destination: str, channel: str, ts: str, now: datetime
 ) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, or_, select, tuple_, update
+from sqlalchemy import Row, bindparam, exists, func, or_, select, tuple_, type_coerce, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
 from service.store.keys import key_values, same_account
-from service.store.tables import alerts
+from service.store.tables import alerts, holds
 
 EVIDENCE_MAX = 50
 EPISODES_READ_MAX = 20_000
@@ -57,6 +57,7 @@ class Alert:
     labels: Mapping[str, str] = field(default_factory=dict)
     shadow: bool = False
     drill: bool = False
+    drill_until: datetime | None = None
     late_detection: bool = False
     flapping: bool = False
 
@@ -173,6 +174,26 @@ async def open_of_group(conn: AsyncConnection, rule_id: str, group_key: str) -> 
     return to_alert(row) if row else None
 
 
+async def of_group(
+    conn: AsyncConnection,
+    rule_id: str,
+    group_key: str | None,
+    group: Mapping[str, str],
+    *,
+    before: datetime,
+    limit: int,
+) -> list[Alert]:
+    """The episodes of one group that began at or before then, newest first. Without its key, by the group's values."""
+    query = select(alerts).where(alerts.c.rule_id == rule_id, alerts.c.opened_at <= before)
+    query = query.where(
+        alerts.c.group_key == group_key
+        if group_key is not None
+        else alerts.c.group == type_coerce(dict(group), alerts.c.group.type)
+    )
+    rows = await conn.execute(query.order_by(alerts.c.opened_at.desc(), alerts.c.episode.desc()).limit(limit))
+    return [to_alert(row) for row in rows]
+
+
 async def open_of_rule(conn: AsyncConnection, rule_id: str) -> list[Alert]:
     """The alerts of that rule whose condition lasts, whatever a person made of them; oldest first, bounded."""
     rows = await conn.execute(
@@ -200,16 +221,39 @@ async def open_of_connections(conn: AsyncConnection, connection_ids: Collection[
     return [to_alert(row) for row in rows]
 
 
+async def drills_over(conn: AsyncConnection, now: datetime, limit: int) -> list[str]:
+    """Ids of the drills whose time is up and that last, or still hold a workflow: a person may have resolved one."""
+    holding = exists().where(holds.c.alert_id == alerts.c.id, holds.c.released_at.is_(None))
+    rows = await conn.execute(
+        select(alerts.c.id)
+        .where(
+            alerts.c.drill,
+            alerts.c.drill_until <= now,
+            or_(alerts.c.condition_ended_at.is_(None), holding),
+        )
+        .order_by(alerts.c.drill_until)
+        .limit(limit)
+    )
+    return [row.id for row in rows]
+
+
+async def load_locked(conn: AsyncConnection, alert_id: str) -> Alert | None:
+    """Locked until the transaction ends: of two who would end it, one does."""
+    row = (await conn.execute(select(alerts).where(alerts.c.id == alert_id).with_for_update())).first()
+    return to_alert(row) if row else None
+
+
 async def set_state(conn: AsyncConnection, alert_id: str, **values: Any) -> None:
     await conn.execute(update(alerts).where(alerts.c.id == alert_id).values(**values))
 
 
 async def counts(conn: AsyncConnection) -> list[tuple[str, str, str, int]]:
-    """(rule id, severity, state, how many), for metrics; rule ids are the admin's and bounded by the rule files."""
+    """(rule id, severity, state, how many), for metrics, without drills; rule ids are the admin's and bounded by the
+    rule files."""
     rows = await conn.execute(
-        select(alerts.c.rule_id, alerts.c.severity, alerts.c.state, func.count()).group_by(
-            alerts.c.rule_id, alerts.c.severity, alerts.c.state
-        )
+        select(alerts.c.rule_id, alerts.c.severity, alerts.c.state, func.count())
+        .where(~alerts.c.drill)
+        .group_by(alerts.c.rule_id, alerts.c.severity, alerts.c.state)
     )
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.event import Event
+from service.event import AccountKey, Event, order_key
 from service.store.log import SELECTED, to_event
 from service.store.tables import events
 
@@ -51,6 +52,31 @@ async def search(
 async def load(conn: AsyncConnection, event_row_id: str) -> Event | None:
     row = (await conn.execute(select(*SELECTED).where(events.c.id == event_row_id).limit(1))).first()
     return to_event(row) if row else None
+
+
+async def load_many(conn: AsyncConnection, event_row_ids: Collection[str]) -> list[Event]:
+    """Those that are still in the log, oldest first."""
+    if not event_row_ids:
+        return []
+    rows = await conn.execute(select(*SELECTED).where(events.c.id.in_(list(event_row_ids))))
+    return sorted(map(to_event, rows), key=order_key)
+
+
+async def story_of(conn: AsyncConnection, key: AccountKey, at: datetime, limit: int) -> list[Event]:
+    """The newest events of one account that had happened by then, whenever they came; newest first."""
+    rows = await conn.execute(
+        select(*SELECTED)
+        .where(
+            events.c.account_id == key.account_id,
+            events.c.source == key.source,
+            func.coalesce(events.c.environment_id, "") == key.environment_id,
+            events.c.origin.not_in(("probe", "authwatch")),
+            events.c.occurred_at <= at,
+        )
+        .order_by(events.c.occurred_at.desc())
+        .limit(limit)
+    )
+    return [to_event(row) for row in rows]
 
 
 async def position_since(conn: AsyncConnection, since: datetime) -> int:

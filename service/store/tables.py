@@ -222,12 +222,14 @@ alerts = Table(
     Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
     Column("shadow", Boolean, nullable=False, server_default=text("false")),  # recorded, and told to nobody
     Column("drill", Boolean, nullable=False, server_default=text("false")),  # fired for practice
+    Column("drill_until", Instant),  # when a drill ends by itself, whatever became of who began it
     Column("late_detection", Boolean, nullable=False, server_default=text("false")),  # found long after its deadline
     Column("flapping", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("rule_id", "group_key", "episode"),
     Index(None, "account_id", "fired_at"),
     Index(None, "fired_at"),
     Index("ix_alerts_open", "rule_id", "group_key", postgresql_where=text("condition_ended_at IS NULL")),
+    Index("ix_alerts_drill", "drill_until", postgresql_where=text("drill")),
     Index("ix_alerts_unresolved", "state", postgresql_where=text("state <> 'resolved'")),
 )
 

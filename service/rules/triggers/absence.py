@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from service.event import YEAR_MAX, YEAR_MIN
+from service.rules.explaining import Found, length, matches_words, seconds, when
 from service.rules.fields import MATCHES_MAX, Duration, Match, Matches, Window, one_or_many
 from service.rules.given import Armed, Given, Judged, Sample
 from service.rules.latch import Latch, in_order
@@ -121,6 +122,43 @@ class Absence(Condition):
         if armed is not None and armed.due > given.now:
             wake = armed.due if wake is None else min(wake, armed.due)
         return Judged(episodes, wake, armed, 1.0 if latch.holds else 0.0)
+
+    def in_words(self) -> str:
+        by = f"within {length(self.within)}" if self.within is not None else f"by {self.deadline}"
+        grace = f" and {length(self.grace)} of grace" if self.grace else ""
+        off = f", unless one with {matches_words(self.unless)} calls it off" if self.unless else ""
+        return (
+            f"after an event with {matches_words(self.after)}, none with {matches_words(self.expect)} {by}{grace}{off}"
+        )
+
+    def find(self, rule: Any, given: Given, judged: Judged) -> Found:
+        armed = judged.armed
+        if armed is not None:
+            base: dict[str, Any] = {
+                "since": armed.at,
+                "event_ids": (armed.id,),
+                "needs": f"nothing until {when(armed.due)}",
+            }
+            began = f"armed by an event at {when(armed.at)}"
+            if armed.due <= given.now:
+                return Found(
+                    true=True, value=1.0, because=(began, f"deadline {when(armed.due)} passed with nothing"), **base
+                )
+            left = f"deadline {when(armed.due)} not passed, {seconds(armed.due - given.now)} to go"
+            return Found(value=0.0, because=(began,), missing=(left,), **base)
+        last = given.samples[-1] if given.samples else None
+        if last is not None and last.role in ANSWER:
+            said = "the expected event came" if last.role == "expect" else "an event called it off"
+            return Found(
+                value=0.0, missing=(f"{said} at {when(last.at)}, and nothing has armed it since",), event_ids=(last.id,)
+            )
+        after = self._matchers["after"]
+        unread = next((step for step in reversed(given.steps) if after.test(step)), None)
+        if unread is not None:
+            at = when(unread.event.occurred_at)
+            said = f"the event at {at} names no {self.deadline}, or a time that had passed when it was said"
+            return Found(known=False, missing=(said,), event_ids=(unread.event.id,))
+        return Found(missing=(f"nothing armed it: no event with {matches_words(self.after)}",))
 
 
 def read_instant(value: Any) -> datetime | None:

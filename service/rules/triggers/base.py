@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from service.rules.explaining import Explanation, Found, conclude
 from service.rules.fields import Strict
 from service.rules.given import Given, Judged, Sample
 from service.rules.match import Matcher
@@ -46,3 +47,16 @@ class Condition(Strict):
 
     def judge(self, rule: Any, given: Given) -> Judged:
         raise NotImplementedError
+
+    def in_words(self) -> str:
+        """The condition as an admin would say it aloud."""
+        return self.NAME
+
+    def find(self, rule: Any, given: Given, judged: Judged) -> Found:
+        """What there is at `given.now`, and what is missing for it to hold then."""
+        return Found(known=False, missing=(f"{self.NAME} does not say what it misses",))
+
+    def explain(self, rule: Any, given: Given) -> Explanation:
+        """Of one group at `given.now`, with all that was told of it up to then."""
+        judged = rule.judge(given)
+        return conclude(rule, given, judged, self.find(rule, given, judged))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from service.rules.explaining import Found, length, many, matches_words, when
 from service.rules.fields import Matches, Window
 from service.rules.given import Given, Judged, Sample
 from service.rules.latch import Latch, in_order
@@ -168,3 +169,45 @@ class Count(Condition):
             latch.false(at, "subsided")
         elif resolve is not None and resolve.after is not None and last is None:
             latch.end(at, "quiet")
+
+    def in_words(self) -> str:
+        what = "events" if self.distinct is None else f"different values of {self.distinct} among events"
+        return f"{self.gte} {what} with {matches_words(self.match)} within {length(self.within)}"
+
+    def find(self, rule: Any, given: Given, judged: Judged) -> Found:
+        counted: OrderedDict[str, Sample] = OrderedDict()  # since the window was last emptied, oldest first
+        emptied: Sample | None = None
+        emptied_of = 0
+        for sample in given.samples:
+            name = sample.id if self.distinct is None else sample.distinct
+            if sample.role != "resolve":
+                if name is not None:
+                    counted[name] = sample
+                    counted.move_to_end(name)
+            elif self.distinct is None:
+                recent = sum(1 for one in counted.values() if sample.at - one.at <= self.within)
+                emptied, emptied_of = (sample, recent) if recent or emptied is None else (emptied, emptied_of)
+                counted.clear()
+            elif name is not None:
+                counted.pop(name, None)
+        since = given.now - self.within
+        inside = [sample for sample in counted.values() if sample.at >= since]
+        count = len(inside)
+        what = "matching events" if self.distinct is None else f"different {self.distinct}"
+        said = f"{count} of {self.gte} {what} within {length(self.within)}"
+        missing = [] if count >= self.gte else [said]
+        if missing and emptied is not None and emptied_of and emptied.at >= since:
+            missing.append(f"a success at {when(emptied.at)} emptied the window of {many(emptied_of, 'event')}")
+        if missing and not inside and counted:
+            missing.append(f"the last match was at {when(next(reversed(counted.values())).at)}")
+        elif missing and not given.samples:
+            missing.append(f"no event matched: {matches_words(self.match)}")
+        return Found(
+            true=count >= self.gte,
+            because=(said,) if count >= self.gte else (),
+            missing=tuple(missing),
+            value=float(count),
+            needs=f">= {self.gte}",
+            since=since,
+            event_ids=tuple(sample.id for sample in inside),
+        )

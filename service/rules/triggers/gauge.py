@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator, model_validator
 
 from service.habits import LATE_SECONDS
+from service.rules.explaining import Explanation
 from service.rules.fields import Number
+from service.rules.given import Given
 from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.triggers.base import Condition
 
@@ -97,3 +99,16 @@ class Gauge(Condition):
             if resolve.has_threshold:
                 return not resolve.met(value)
         return self.breached(value)
+
+    @property
+    def needs(self) -> str:
+        bounds = ((">", self.gt), (">=", self.gte), ("<", self.lt), ("<=", self.lte))
+        return next(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+
+    def in_words(self) -> str:
+        return f"{self.metric} ({METRICS[self.metric][0]}) {self.needs}"
+
+    def explain(self, rule: Any, given: Given) -> Explanation:
+        """There is no past to judge: only the alerts that it raised say what it measured."""
+        said = f"{self.metric} is measured once a second and not kept; alerts say when it was {self.needs}"
+        return Explanation(state="unknown", missing=(said,), needs=self.needs, until=given.now)

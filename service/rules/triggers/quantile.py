@@ -6,13 +6,14 @@ any order, and the answer is within `ERROR` of the true one, relatively.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from math import ceil, log
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from service.rules.explaining import length, matches_words
 from service.rules.fields import Matches, Number
 from service.rules.given import Bucket, Sample
 from service.rules.match import DETAIL, NUMBERS, Matcher, check_field, compile_matches, reader
@@ -75,23 +76,28 @@ class Quantile(Rolling):
         if sample.value > self.gt:
             bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
-    def value(self, buckets: Sequence[Bucket]) -> float | None:
-        total = sum(bucket.total for bucket in buckets)
-        if total < self.min_total:
+    def value(self, window: Bucket) -> float | None:
+        if window.total < self.min_total:
             return None
-        sizes: dict[int, int] = {}
-        for bucket in buckets:
-            for size, count in bucket.sizes.items():
-                sizes[size] = sizes.get(size, 0) + count
-        rank, seen = self.q * (total - 1), 0
-        for size in sorted(sizes):
-            seen += sizes[size]
+        rank, seen = self.q * (window.total - 1), 0
+        for size in sorted(window.sizes):
+            seen += window.sizes[size]
             if seen > rank:
                 return value_of(size)
         return None
 
     def breached(self, value: float) -> bool:
         return value > self.gt
+
+    @property
+    def needs(self) -> str:
+        return f"> {self.gt:g}"
+
+    def in_words(self) -> str:
+        return (
+            f"the {self.q:g} quantile of {self.field} is above {self.gt:g}, over at least {self.min_total} events with "
+            f"{matches_words(self.match)} within {length(self.within)}"
+        )
 
 
 def size_of(value: float) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from service.rules.explaining import length, matches_words
 from service.rules.fields import Matches
 from service.rules.given import Bucket, Sample
 from service.rules.match import Matcher, compile_matches
@@ -52,12 +53,21 @@ class Ratio(Rolling):
         else:
             bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
-    def value(self, buckets: Sequence[Bucket]) -> float | None:
-        total = sum(bucket.total for bucket in buckets)
-        return sum(bucket.good for bucket in buckets) / total if total >= self.min_total else None
+    def value(self, window: Bucket) -> float | None:
+        return window.good / window.total if window.total >= self.min_total else None
 
     def breached(self, value: float) -> bool:
         return value < self.lt
 
     def worse(self, one: float, other: float) -> float:
         return min(one, other)
+
+    @property
+    def needs(self) -> str:
+        return f"< {self.lt:g}"
+
+    def in_words(self) -> str:
+        return (
+            f"of at least {self.min_total} events with {matches_words(self.total)} within {length(self.within)}, "
+            f"less than {self.lt:g} also have {matches_words(self.good)}"
+        )

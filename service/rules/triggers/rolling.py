@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from math import ceil
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from service.rules.explaining import Found, many
 from service.rules.fields import Window
 from service.rules.given import EVIDENCE_MAX, Bucket, Given, Judged, Sample
 from service.rules.latch import FLAPPING_QUIET, Latch
@@ -34,7 +36,7 @@ class Rolling(Condition):
     def lookback(self) -> timedelta:
         return self.within + self.width
 
-    @property
+    @cached_property
     def width(self) -> timedelta:
         return timedelta(seconds=max(1, ceil(self.within.total_seconds() / BUCKETS_MAX)))
 
@@ -45,8 +47,8 @@ class Rolling(Condition):
     def add(self, bucket: Bucket, sample: Sample) -> None:
         raise NotImplementedError
 
-    def value(self, buckets: Sequence[Bucket]) -> float | None:
-        """None where it is unknown."""
+    def value(self, window: Bucket) -> float | None:
+        """Of the whole window as one bucket; None where it is unknown."""
         raise NotImplementedError
 
     def breached(self, value: float) -> bool:
@@ -73,15 +75,18 @@ class Rolling(Condition):
         edges = {at for end in ends for at in (end, end + self.within)}
         instants = sorted({max(at, known_from) for at in edges})
         value: float | None = None
-        low = high = 0
+        window, low, high = Bucket(EPOCH), 0, 0
         for at in instants:
             if at > now:
                 break
+            # Added and taken away, so that a window costs what moves in it and not what is in it.
             while high < len(buckets) and ends[high] <= at:
+                add_up(window, buckets[high], 1)
                 high += 1
             while low < high and ends[low] <= at - self.within:
+                add_up(window, buckets[low], -1)
                 low += 1
-            value = self.value(buckets[low:high])
+            value = self.value(window)
             if value is None:
                 continue
             is_open, fresh = latch.open_at(at), not latch.holds
@@ -98,9 +103,49 @@ class Rolling(Condition):
                 latch.false(at, "recovered")
         episodes, wake = latch.finish()
         later = [at for at in instants if at > now]
-        if later and (high < len(buckets) or latch.holds or self.value(buckets[low:high]) is not None):
+        if later and (high < len(buckets) or latch.holds or self.value(window) is not None):
             wake = later[0] if wake is None else min(wake, later[0])
         return Judged(episodes, wake, value=value)
+
+    @property
+    def needs(self) -> str:
+        """Such as `< 0.95`."""
+        raise NotImplementedError
+
+    def find(self, rule: Any, given: Given, judged: Judged) -> Found:
+        """By the buckets that had ended by then, as it is judged."""
+        buckets = sorted(given.buckets or self.in_buckets(given.samples), key=lambda bucket: bucket.at)
+        ended = [bucket for bucket in buckets if bucket.at + self.width <= given.now]
+        inside = [bucket for bucket in ended if bucket.at + self.width > given.now - self.within]
+        total = sum(bucket.total for bucket in inside)
+        window = Bucket(EPOCH)
+        for bucket in inside:
+            add_up(window, bucket, 1)
+        value = self.value(window)
+        base: dict[str, Any] = {
+            "value": value,
+            "needs": self.needs,
+            "since": given.now - self.within,
+            "event_ids": tuple(id_ for bucket in inside for id_ in bucket.examples),
+        }
+        if value is None:
+            said = f"unknown: {total} of min_total {self.min_total}, which neither fires nor resolves"
+            return Found(known=False, missing=(said,), **base)
+        said = f"value {value:.4g}, needs {self.needs}, of {many(total, 'event')}"
+        if self.breached(value):
+            return Found(true=True, because=(said,), **base)
+        return Found(missing=(said,), **base)
+
+
+def add_up(window: Bucket, bucket: Bucket, sign: int) -> None:
+    window.total += sign * bucket.total
+    window.good += sign * bucket.good
+    for size, count in bucket.sizes.items():
+        left = window.sizes.get(size, 0) + sign * count
+        if left:
+            window.sizes[size] = left
+        else:
+            del window.sizes[size]
 
 
 def resolve_by_hand(resolve: Any) -> bool:

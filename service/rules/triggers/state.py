@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from service.event import WELL
+from service.rules.explaining import Found, length, seconds, when
 from service.rules.fields import Duration, Strict, one_or_many
 from service.rules.given import EVIDENCE_MAX, Episode, Given, Judged
 from service.rules.story import Step, chain
@@ -98,6 +99,49 @@ class State(Condition):
             mine = tuple(past for past in done if open_since is not None and past.opened_at == open_since)
             return Judged(mine or tuple(ended))
         return Judged((*done, *([current] if current is not None else [])), wake_at, value=1.0 if not_well else 0.0)
+
+    def in_words(self) -> str:
+        return "account is " + ", or ".join(
+            "/".join(one.status)
+            + (f" for {length(one.for_)}" if one.for_ else "")
+            + (" while an active workflow depends on it" if one.active_workflows is not None else "")
+            for one in self.match
+        )
+
+    def find(self, rule: Any, given: Given, judged: Judged) -> Found:
+        status, since, not_well = given.initial.status, given.initial.status_since, dict(given.initial.not_well)
+        causes: list[Step] = []
+        for step in given.steps:
+            if step.became is not None:
+                status, since = step.became, step.event.occurred_at
+                not_well = chain(not_well, status, since)
+                causes = [*causes, step] if not_well else []
+        if status is None:
+            return Found(known=False, missing=("no event has said what status the account has",))
+        now = f"status {status}" + (f" since {when(since)}" if since is not None else "")
+        if status == WELL:
+            return Found(missing=(now,), value=0.0, since=since, event_ids=())
+        held = satisfied_at(self.alternatives(given.dependents), rule.for_, not_well)
+        base: dict[str, Any] = {
+            "value": 1.0,
+            "since": min(not_well.values(), default=since),
+            "event_ids": evidence(causes),
+        }
+        if held is not None and held <= given.now:
+            return Found(true=True, because=(now,), **base)
+        wanted = [one for one in self.match if any(name in one.status for name in not_well)]
+        missing: list[str] = []
+        for one in wanted:
+            wait = max(one.for_, rule.for_)
+            for name, at in not_well.items():
+                if name in one.status and at + wait > given.now:
+                    missing.append(f"{name} for {seconds(given.now - at)} of {seconds(wait)}")
+        if not given.dependents and any(one.active_workflows is not None for one in wanted):
+            missing.append("no active workflow depends on it")
+        if not wanted:
+            asked = sorted({name for one in self.match for name in one.status})
+            missing.append(f"{now}; the rule asks for {', '.join(asked)}")
+        return Found(because=(now,), missing=tuple(missing), **base)
 
 
 def satisfied_at(
