@@ -16,7 +16,7 @@ from service.rules.given import Episode
 class Fired:
     """An alert as people would have had it: the episode by event time, and when it was told by ours.
 
-    `retracted`: a late event showed that it never was.
+    `retracted`: a late event showed that it never was, or that it had not ended and is now another's first part.
     """
 
     rule_id: str
@@ -72,6 +72,10 @@ def reconcile(
         fired.append(replace(one, episode=merged, resolved_at=over))
     for one in unmatched:
         old = one.episode
+        if old.ended_at is not None and any(overlap(old, episode) for episode in episodes):
+            # It went on after all, and what goes on is told anew: this one is a part of that.
+            fired.append(replace(one, retracted=True))
+            continue
         if old.opened_at >= start and old.end_reason != "no_active_workflow":
             never = replace(old, ended_at=old.opened_at, end_reason="late_arrival")
             one = replace(one, episode=never, resolved_at=one.resolved_at or now, retracted=True)
@@ -80,4 +84,14 @@ def reconcile(
 
 
 def transitions(fired: Sequence[Fired]) -> list[datetime]:
-    return sorted(at for one in fired for at in (one.episode.opened_at, one.episode.ended_at) if at is not None)
+    return sorted(at for one in fired if not one.retracted for at in ends_of(one.episode))
+
+
+def ends_of(episode: Episode) -> list[datetime]:
+    return [episode.opened_at] if episode.ended_at is None else [episode.opened_at, episode.ended_at]
+
+
+def overlap(one: Episode, other: Episode) -> bool:
+    return (one.ended_at is None or one.ended_at >= other.opened_at) and (
+        other.ended_at is None or one.opened_at <= other.ended_at
+    )

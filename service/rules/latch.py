@@ -69,9 +69,10 @@ class Latch:
         if self._current is not None:
             self._note()
 
-    def false(self, at: datetime, reason: str) -> None:
-        """No longer true from `at` on; an open episode ends `keep_firing_for` later unless it becomes true again."""
-        self._come_to(at)
+    def false(self, at: datetime, reason: str, *, last: bool = False) -> None:
+        """No longer true from `at` on; an open episode ends `keep_firing_for` later unless it becomes true again. `last`:
+        it was still true at `at` itself."""
+        self._come_to(at, inclusive=last)
         self._true_since = None
         if self.open_at(at):
             self._ending = self._ending or (at + self._quiet(), reason)
@@ -104,10 +105,10 @@ class Latch:
 
     # What follows keeps the order of instants: timers first, then what is told.
 
-    def _come_to(self, at: datetime) -> None:
+    def _come_to(self, at: datetime, *, inclusive: bool = False) -> None:
         if at >= self._given.judge_from:
             self._seal()
-            self._run_out(at, inclusive=False)
+            self._run_out(at, inclusive=inclusive)
 
     def _seal(self) -> None:
         """From here on it is judged; before, only what is true and since when was followed."""

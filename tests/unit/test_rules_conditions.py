@@ -86,6 +86,12 @@ def test_count_of_an_event_that_fills_the_window_at_its_last_instant_fires() -> 
     assert spans(judged(rule(EXAMPLES["count"]), many("match", 0, 15, 30), now=30)) == [(30, None)]
 
 
+def test_count_that_is_true_for_its_last_instant_alone_is_so_whenever_it_is_judged() -> None:
+    one = rule(EXAMPLES["count"], "for: 28s")
+    for now in (30, 1000):
+        assert spans(judged(one, many("match", 0, 1, 2), now=now))[0][0] == 30, now
+
+
 def test_count_distinct_counts_each_value_once_by_its_last_event() -> None:
     one = rule(f"count: {{match: {FAILED}, within: 30s, gte: 2, distinct: account_id}}", "group_by: [connection_id]")
     same = many("match", 0, 1, 2, distinct="ca_1")

@@ -155,7 +155,7 @@ class Count(Condition):
             return quiet
         until = self._until(window)
         if until is not None and until < at:
-            latch.false(until, "subsided")
+            latch.false(until, "subsided", last=True)
         return until
 
     def _catch_up(
