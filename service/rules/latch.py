@@ -20,8 +20,8 @@ RANK = {"resolve": 0, "unless": 0, "expect": 1}
 
 
 def in_order(samples: Iterable[Sample]) -> list[Sample]:
-    """By event time, whatever the order in which they are given."""
-    return sorted(samples, key=lambda sample: (sample.at, RANK.get(sample.role, 2), sample.id))
+    """By event time. Of one instant and rank they stay in the order of the story (`order_key`): ids tell how it arrived."""
+    return sorted(samples, key=lambda sample: (sample.at, RANK.get(sample.role, 2)))
 
 
 class Latch:

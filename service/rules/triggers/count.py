@@ -150,7 +150,6 @@ class Count(Condition):
                 return None
             quiet: datetime = last + resolve.after
             if quiet < at or (inclusive and quiet == at):
-                window.clear()
                 latch.end(quiet, "quiet")
             return quiet
         until = self._until(window)
