@@ -8,9 +8,10 @@ BIN = $(VENV)/bin
 ARGS =
 T =
 BENCH =
+EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check docs-test bench fuzz crash lock test-containers compose-test
+.PHONY: help run test check docs-test bench fuzz crash properties lock test-containers compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -55,6 +56,11 @@ crash: ## The crash suite in full: 500 kills under load; AUTHWATCH_CRASH_SEED, _
 	@$(call installed,dev)
 	@AUTHWATCH_CRASH_KILLS=$${AUTHWATCH_CRASH_KILLS:-500} AUTHWATCH_CRASH_EVENTS=$${AUTHWATCH_CRASH_EVENTS:-20000} \
 	  AUTHWATCH_CRASH_RESULT=$${AUTHWATCH_CRASH_RESULT:-bench/crash.md} $(BIN)/python -m pytest -s tests/crash/test_crash.py
+
+properties: ## Any order, duplicates, batches and crashes give the same episodes (EXAMPLES=2000; SEED=1 repeats a run)
+	@$(call installed,dev)
+	@seed=$${SEED:-$$(date +%s)}; echo "seed $$seed: make properties EXAMPLES=$(EXAMPLES) SEED=$$seed runs the same again"; \
+	  AUTHWATCH_PROPERTIES=$(EXAMPLES) $(BIN)/python -m pytest -s --hypothesis-seed=$$seed tests/properties
 
 lock: ## Write the lock files anew from pyproject.toml
 	@$(call installed,dev)
