@@ -119,6 +119,8 @@ class Count(Condition):
             ends = until if resolve is not None else until + max(rule.keep_firing_for, INSTANT)
             wake = ends if wake is None else min(wake, ends)
         self._slide(window, given.now)
+        if resolve is not None and resolve.after is not None and last is not None and last + resolve.after <= given.now:
+            window.clear()  # it has been quiet: nothing is under way
         return Judged(episodes, wake, value=float(len(window)))
 
     def _slide(self, window: OrderedDict[str, datetime], at: datetime) -> None:
