@@ -232,6 +232,7 @@ def alert_decision(
             "discovered_late": alert.discovered_late,
             "workflow_ids": list(workflow_ids),
             "dedup_key": alert.dedup_key,
+            "drill": alert.drill,
         },
     )
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from service.event import AccountKey, new_id
 from service.rules import Rule
-from service.rules.given import Episode
+from service.rules.given import Episode, Sample
 from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
 
 # An absence that is found so long after its deadline was not missed by the provider: we were away.
@@ -37,6 +37,14 @@ def of_condition(rule: Rule, stored: Sequence[Alert]) -> list[Alert]:
     return [alert for alert in stored if alert.condition_version in (None, rule.condition_version)]
 
 
+def after_a_person(rule: Rule, stored: Sequence[Alert], samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Of a rule that only a person resolves, what came after the last resolve: what was before has been dealt with."""
+    if rule.resolve is None or not rule.resolve.manual:
+        return samples
+    last = max((alert.condition_ended_at for alert in stored if alert.condition_ended_at is not None), default=None)
+    return samples if last is None else [sample for sample in samples if sample.at > last]
+
+
 def covering(stored: Sequence[Alert], start: datetime) -> datetime | None:
     """Since when an episode was open as `start` came."""
     return next(
@@ -51,7 +59,13 @@ def covering(stored: Sequence[Alert], start: datetime) -> datetime | None:
 
 def transitions(alerts: Sequence[Alert]) -> list[datetime]:
     """When episodes opened and ended, oldest first."""
-    return sorted(at for alert in alerts for at in (alert.opened_at, alert.condition_ended_at) if at is not None)
+    return sorted(
+        at
+        for alert in alerts
+        if alert.resolved_reason != "late_arrival"
+        for at in (alert.opened_at, alert.condition_ended_at)
+        if at is not None
+    )
 
 
 def settle(
@@ -60,6 +74,7 @@ def settle(
     *,
     start: datetime,
     never_was: Callable[[Alert], bool],
+    worst: Callable[[float, float], float] = max,
     now: datetime,
     verdict: Verdict,
 ) -> list[Episode]:
@@ -72,7 +87,7 @@ def settle(
                 new.append(episode)
             continue
         unmatched.remove(match)
-        change(verdict, match, episode, now)
+        change(verdict, match, episode, worst, now)
     for alert in unmatched:
         if alert.opened_at >= start and never_was(alert):
             # A late event showed that this never was: say so, and let go.
@@ -96,14 +111,16 @@ def alert_of(episode: Episode, stored: Sequence[Alert]) -> Alert | None:
     )
 
 
-def change(verdict: Verdict, alert: Alert, episode: Episode, now: datetime) -> None:
+def change(
+    verdict: Verdict, alert: Alert, episode: Episode, worst: Callable[[float, float], float], now: datetime
+) -> None:
     evidence = tuple(dict.fromkeys((*alert.evidence, *episode.evidence)))
     if len(evidence) > EVIDENCE_MAX:
         evidence = (*evidence[:10], *evidence[-(EVIDENCE_MAX - 10) :])
     updated = replace(
         alert,
         evidence=evidence,
-        value=max(alert.value or 0, episode.value),
+        value=episode.value if alert.value is None else worst(alert.value, episode.value),
         opened_at=episode.opened_at,
         flapping=alert.flapping or episode.flapping,
     )

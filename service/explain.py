@@ -20,10 +20,12 @@ from service.rules.explaining import Explanation, rule_words, seconds, when
 from service.rules.given import Given
 from service.rules.lateness import samples_in_time
 from service.rules.story import Initial, tell
+from service.rules.triggers.rolling import Rolling
 from service.store import accounts as account_store
 from service.store import actions as action_store
 from service.store import alerts as alert_store
 from service.store import events as event_store
+from service.store import groups as group_store
 from service.store import readers
 from service.store import workflows as workflow_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -225,7 +227,17 @@ async def tell_again(
 
 async def samples_of_group(conn: AsyncConnection, rule: Rule, group: Mapping[str, str], at: datetime) -> Given | None:
     """What is kept of a group for a rule that is not told from one account's story, up to `at`; None where nothing is."""
-    return None
+    name = await group_store.named(conn, rule.id, group)
+    if name is None or rule.kind == "gauge":
+        return None
+    since = {(rule.id, name, rule.condition_version): at - rule.lookback - rule.allowed_lateness}
+    if isinstance(rule.condition, Rolling):
+        buckets = (await group_store.read_buckets(conn, since)).get((rule.id, name), [])
+        known = [bucket for bucket in buckets if bucket.at <= at]
+        return Given(judge_from=BEGINNING, now=at, buckets=known) if known else None
+    samples = (await group_store.read_samples(conn, since)).get((rule.id, name), [])
+    kept = [sample for sample in samples if sample.at <= at]
+    return Given(judge_from=BEGINNING, now=at, samples=kept) if kept else None
 
 
 def notes_of_alert(alert: Alert, rule: Rule | None) -> list[str]:

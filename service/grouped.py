@@ -15,13 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import connection_holds
 from service.consequences import Consequences
-from service.episodes import Verdict, covering, make_alert, of_condition, settle, transitions
+from service.episodes import Verdict, after_a_person, covering, make_alert, of_condition, settle, transitions
 from service.event import AccountKey, Event, order_key
 from service.own_alerts import OwnAlert
 from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given
 from service.rules.latch import FLAPPING_WITHIN
+from service.rules.lateness import samples_in_time
 from service.rules.match import reader
 from service.rules.story import Step
 from service.rules.triggers.rolling import Rolling
@@ -101,7 +102,15 @@ async def judge_groups(
         if judgement is None:
             out.groups[name] = replace(group, due_at=failures.retry_at(now))
             continue
-        new = settle(judgement.episodes, mine, start=one.judge_from, never_was=lambda _: True, now=now, verdict=verdict)
+        new = settle(
+            judgement.episodes,
+            mine,
+            start=one.judge_from,
+            never_was=lambda _: True,
+            worst=rule.condition.worse,
+            now=now,
+            verdict=verdict,
+        )
         opened.extend((rule, group, episode) for episode in new)
         out.groups[name] = replace(group, condition_version=rule.condition_version, due_at=judgement.wake_at)
         out.alerts.extend(verdict.changed.get(alert.id, alert) for alert in mine if rule.pauses_connection)
@@ -137,17 +146,15 @@ def read_news(rules: Ruleset, events: Sequence[Event], verdict: Verdict) -> dict
         concerned = rules.grouped_of(event.kind)
         if not concerned:
             continue
-        step, lag = Step(event, None, None), event.delivery_lag_seconds or 0.0
+        step = Step(event, None, None)
         _, broken, event_id, kind = order_key(event)
         order = f"{broken}:{event_id}:{kind}"
         for rule in concerned:
-            found = rule.samples(step)
+            found, too_late = samples_in_time(rule, step)
+            verdict.too_late += too_late
             if not found or (group := group_of(rule, step)) is None:
                 continue
             for sample in found:
-                if sample.role != "resolve" and lag > rule.allowed_lateness.total_seconds():
-                    verdict.too_late += 1
-                    continue
                 news.setdefault((rule.id, group.key), News(group)).kept.append(Kept(sample, order))
     return news
 
@@ -248,7 +255,7 @@ async def gather(
                 now=now,
                 open_since=covering(mine, starts[name]),
                 recent=transitions(mine),
-                samples=samples.get(name, ()),
+                samples=after_a_person(rules.by_id[name[0]], mine, samples.get(name, ())),
                 buckets=buckets.get(name, ()),
             ),
         )

@@ -17,11 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences, grouped, own_alerts
 from service.consequences import Consequences
-from service.episodes import Verdict, covering, make_alert, of_condition, settle, transitions
+from service.episodes import Verdict, after_a_person, covering, make_alert, of_condition, settle, transitions
 from service.event import AccountKey, Event
 from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
+from service.rules.latch import FLAPPING_WITHIN
+from service.rules.lateness import samples_in_time
 from service.rules.model import ZERO
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
@@ -160,7 +162,7 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
         or any(rule.may_open(step) for step in case.subjects[key].story.steps if step.became for rule in rules.states)
     ]
     case.stored = await alert_store.of_accounts(
-        conn, dict.fromkeys(case.troubled, min(starts.values(), default=now) - lookback)
+        conn, dict.fromkeys(case.troubled, min(starts.values(), default=now) - max(lookback, FLAPPING_WITHIN))
     )
     told = {key: start for key, start in starts.items() if key not in case.subjects}
     for key in case.troubled:
@@ -237,7 +239,7 @@ def judge_account(
     """Every rule that anything of this account concerns; when it is to be judged again with no event."""
     subject, stored, waits = case.subjects[key], case.stored.get(key, []), case.owed.get(key, {})
     some = case.concerned[key]
-    samples = samples_in_time(rules, subject, some, verdict)
+    samples = samples_of(rules, subject, some, verdict)
     concerned = some if some is not None else {rule.id: rule for rule in rules.told}
     wakes: list[datetime] = [at for at in [case.pending.get(key)] if at is not None and at > work.as_of]
     for rule in concerned.values():
@@ -248,7 +250,7 @@ def judge_account(
             initial=subject.initial,
             open_since=covering(mine, subject.judge_from),
             recent=transitions(mine),
-            samples=samples.get(rule.id, ()),
+            samples=after_a_person(rule, mine, samples.get(rule.id, ())),
             steps=subject.story.steps,
             judge_from=subject.judge_from,
             now=work.as_of,
@@ -265,6 +267,7 @@ def judge_account(
             mine,
             start=subject.judge_from,
             never_was=lambda alert, rule=rule, episodes=episodes: never_was(rule, alert, episodes, bool(dependents)),  # type: ignore[misc]
+            worst=rule.condition.worse,
             now=work.now,
             verdict=verdict,
         )
@@ -284,22 +287,21 @@ def judge_account(
     return min(wakes, default=None)
 
 
-def samples_in_time(
+def samples_of(
     rules: Ruleset, subject: Subject, some: Mapping[str, Rule] | None, verdict: Verdict
 ) -> dict[str, list[Sample]]:
-    """Windows are judged again up to `allowed_lateness`; what ends an episode, and the account's state, at any time."""
+    """What the account's story means to each rule concerned."""
     fresh = {event.id for event in subject.new}
     found: dict[str, list[Sample]] = {}
     for step in subject.story.steps:
-        lag = step.event.delivery_lag_seconds or 0.0
         for rule in rules.told_of(step.event.kind):
             if some is not None and rule.id not in some:
                 continue
-            for sample in rule.samples(step):
-                if sample.role == "match" and lag > rule.allowed_lateness.total_seconds():
-                    verdict.too_late += step.event.id in fresh
-                else:
-                    found.setdefault(rule.id, []).append(sample)
+            samples, too_late = samples_in_time(rule, step)
+            if samples:
+                found.setdefault(rule.id, []).extend(samples)
+            if too_late and step.event.id in fresh:
+                verdict.too_late += too_late
     return found
 
 

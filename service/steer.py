@@ -193,8 +193,11 @@ async def resolve_alert(conn: AsyncConnection, alert_id: str, context: Context) 
     alert, now = await open_alert(conn, alert_id)
     if alert.state == "resolved":
         return alert
+    rule = context.ruleset.by_id.get(alert.rule_id) if context.ruleset is not None else None
+    by_hand = rule is not None and rule.resolve is not None and rule.resolve.manual
     # An alert of our own about no account has no condition that could end by itself.
-    ended = now if alert.account is None else alert.condition_ended_at
+    ours = alert.rule_version is None and alert.account is None
+    ended = now if ours or by_hand else alert.condition_ended_at
     alert = replace(alert, state="resolved", resolved_at=now, resolved_reason="manual", condition_ended_at=ended)
     return await change_alert(conn, alert, "alert.resolved", now, context)
 
@@ -227,6 +230,8 @@ async def open_alert(conn: AsyncConnection, alert_id: str) -> tuple[Alert, datet
     if alert.account is not None:
         await account_store.lock(conn, [alert.account.account_id])
         alert = await alert_store.load(conn, alert_id) or alert
+    else:
+        alert = await alert_store.load_locked(conn, alert_id) or alert
     return alert, await readers.clock(conn)
 
 

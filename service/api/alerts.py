@@ -9,7 +9,7 @@ from sqlalchemy import select, tuple_
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service import queue, steer, views
+from service import queue, rule_sets, steer, views
 from service.api.events import as_uuid
 from service.api.http import (
     Call,
@@ -121,7 +121,8 @@ async def resolve(request: Request) -> Response:
     runtime = runtime_of(request)
     await read_json(request, NothingBody, optional=True)
     async with begin(runtime.engine) as conn:
-        alert = await steer.resolve_alert(conn, alert_id_of(request), context_of(request, runtime))
+        ruleset = await rule_sets.in_force(conn, runtime)
+        alert = await steer.resolve_alert(conn, alert_id_of(request), context_of(request, runtime, ruleset))
         answer = await views.alert_with_actions(conn, alert)
     wake(runtime)
     return JSONResponse(answer)

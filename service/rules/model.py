@@ -146,6 +146,9 @@ class Rule(Conditions):
         condition: Condition = getattr(self, given[0])
         self._check_resolve(condition)
         self._check_groups(condition)
+        if condition.NAME == "state" and self.keep_firing_for:
+            message = "a state rule ends when the account is well"
+            raise Mistake(message, "take keep_firing_for out", path=("keep_firing_for",), on_key=True)
         self._check_tests(condition)
         for index, action in enumerate(self.actions):
             wanted = action.pause_workflows.depends_on
@@ -168,6 +171,22 @@ class Rule(Conditions):
                 known = ", ".join(sorted(condition.RESOLVES)) or "nothing"
                 message = f"resolve.{name} does not go with {condition.NAME}"
                 raise Mistake(message, f"known there: {known}", path=("resolve", name), on_key=True)
+        if self.resolve.manual and len(self.resolve.model_fields_set) > 1:
+            raise Mistake("manual: only a person resolves it", "take the rest of resolve out", path=("resolve",))
+        self._check_hysteresis(condition, self.resolve)
+
+    def _check_hysteresis(self, condition: Condition, resolve: Resolve) -> None:
+        """Where it ends must not lie on the side where it begins: it would do both at once."""
+        for name in ("lt", "lte", "gt", "gte"):
+            bound = getattr(condition, name, None)
+            if bound is None or condition.NAME == "count":
+                continue
+            for ends in ("gt", "gte") if name.startswith("l") else ("lt", "lte"):
+                value = getattr(resolve, ends)
+                if value is not None and (value < bound if name.startswith("l") else value > bound):
+                    message = f"resolve.{ends} {value:g} lies where it fires ({name} {bound:g})"
+                    mend = f"write {bound:g} or {'more' if name.startswith('l') else 'less'}"
+                    raise Mistake(message, mend, path=("resolve", ends))
 
     def _check_tests(self, condition: Condition) -> None:
         names = [test.name for test in self.tests]

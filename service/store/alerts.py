@@ -133,7 +133,7 @@ async def of_accounts(
 async def of_groups(
     conn: AsyncConnection, pairs: Collection[tuple[str, str]], since: datetime
 ) -> dict[tuple[str, str], list[Alert]]:
-    """The same of (rule id, group key)."""
+    """The same of (rule id, group key), locked until the transaction ends."""
     found: dict[tuple[str, str], list[Alert]] = {pair: [] for pair in pairs}
     if not found:
         return found
@@ -145,6 +145,7 @@ async def of_groups(
         )
         .order_by(alerts.c.condition_ended_at.desc().nulls_first())
         .limit(EPISODES_READ_MAX)
+        .with_for_update()  # no account's lock guards them from a person's word
     )
     for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
         found[alert.rule_id, alert.group_key].append(alert)

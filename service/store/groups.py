@@ -120,6 +120,15 @@ async def find(conn: AsyncConnection, wanted: Collection[tuple[str, str]]) -> di
     return {(row.rule_id, row.group_key): to_group(row) for row in await conn.execute(FIND, ids(list(wanted)))}
 
 
+async def named(conn: AsyncConnection, rule_id: str, values: Mapping[str, str]) -> str | None:
+    """The key of the group that these values belong to; None where none does, or several do."""
+    rows = await conn.execute(
+        select(groups.c.group_key).where(groups.c.rule_id == rule_id, groups.c.group.contains(dict(values))).limit(2)
+    )
+    found = [row.group_key for row in rows]
+    return found[0] if len(found) == 1 else None
+
+
 async def counts(conn: AsyncConnection, rule_ids: Collection[str]) -> dict[str, int]:
     """How many groups each of these rules has."""
     if not rule_ids:

@@ -181,7 +181,8 @@ class House:
 
     async def resolve(self, alert_id: str) -> None:
         async with begin(self.runtime.engine) as conn:
-            await steer.resolve_alert(conn, alert_id, self.context)
+            context = replace(self.context, ruleset=await rule_sets.in_force(conn, self.runtime))
+            await steer.resolve_alert(conn, alert_id, context)
 
     async def workflow(self, workflow_id: str = "w1") -> dict[str, Any]:
         async with begin(self.runtime.engine) as conn:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from service import rule_sets
+from service.explain import explain_alert
+from service.store.session import begin
 from tests.end_to_end.running import until
 from tests.workers.house import House, make_event, open_house
 from workers.act import act
@@ -45,6 +48,12 @@ rules:
     expect: {kind: [token.refresh_succeeded, account.authorized]}
     within: 2s
   annotations: {summary: "It failed and nothing came after"}
+- id: by-hand
+  severity: P2
+  count: {match: {kind: auth.failed}, within: 1h, gte: 2}
+  group_by: [provider]
+  resolve: {manual: true}
+  annotations: {summary: "Somebody has to look at {{ provider }}"}
 - id: quiet-shadow
   enabled: shadow
   severity: P3
@@ -185,3 +194,30 @@ async def test_one_batch_or_many_and_any_order_give_the_same(house: House) -> No
     live = [row for row in await house.alerts() if row["rule_id"] == "connection-failing"]
     standing = [row for row in live if row["resolved_reason"] != "late_arrival"]
     assert [(row["opened_at"], row["state"]) for row in standing] == [(receipts[2].event.occurred_at, "firing")]
+
+
+async def test_what_only_a_person_resolves_ends_by_a_persons_word_and_begins_anew(house: House) -> None:
+    for ago in (30, 29):
+        await house.tell("failed", ago=ago)
+        await house.run("UPDATE events SET kind = 'auth.failed', type = 'auth.failed' WHERE origin = 'webhook'")
+        await evaluate(house.runtime)
+    assert await of_rule(house, "by-hand") == [("firing", None)]
+    [alert] = [row for row in await house.alerts() if row["rule_id"] == "by-hand"]
+    await house.resolve(str(alert["id"]))
+    for alerts in (1, 2):
+        await house.tell("failed")
+        await house.run("UPDATE events SET kind = 'auth.failed', type = 'auth.failed' WHERE origin = 'webhook'")
+        await evaluate(house.runtime)
+        assert len(await of_rule(house, "by-hand")) == alerts, "what was before the resolve does not count again"
+    assert await of_rule(house, "by-hand") == [("resolved", "manual"), ("firing", None)]
+
+
+async def test_a_group_is_explained_by_what_was_counted_of_it(house: House) -> None:
+    for account in ("ca_1", "ca_2", "ca_3"):
+        await house.told("failed", account=account)
+    [alert] = [row for row in await house.alerts() if row["rule_id"] == "connection-failing"]
+    async with begin(house.runtime.engine) as conn:
+        said = await explain_alert(conn, str(alert["id"]), await rule_sets.in_force(conn, house.runtime))
+    assert said["value"] == 3
+    assert said["because"][-1] == "3 of 3 different account_id within 10m"
+    assert len(said["events"]) == 3

@@ -45,6 +45,10 @@ class Condition(Strict):
         """What is counted apart, where the condition counts different values."""
         return None
 
+    def worse(self, one: float, other: float) -> float:
+        """Which of two values an alert shows."""
+        return max(one, other)
+
     def judge(self, rule: Any, given: Given) -> Judged:
         raise NotImplementedError
 

@@ -54,10 +54,6 @@ class Rolling(Condition):
     def breached(self, value: float) -> bool:
         raise NotImplementedError
 
-    def worse(self, one: float, other: float) -> float:
-        """Which of two values an alert shows."""
-        return max(one, other)
-
     def in_buckets(self, samples: Sequence[Sample]) -> list[Bucket]:
         found: dict[datetime, Bucket] = {}
         for sample in samples:
