@@ -80,6 +80,7 @@ class Count(Condition):
         latch = Latch(given, for_=rule.for_, keep=rule.keep_firing_for)
         resolve = rule.resolve
         window: OrderedDict[str, datetime] = OrderedDict()  # what is counted, and when last; oldest first
+        newest: dict[str, str] = {}  # the event by which each was counted last
         last: datetime | None = None
         filling = True
         for sample in in_order(given.samples):
@@ -104,11 +105,12 @@ class Count(Condition):
             if name is None:
                 continue
             fresh = not latch.holds
-            window[name] = last = at
+            window[name], newest[name] = at, sample.id
+            last = at
             window.move_to_end(name)
             self._slide(window, at)
             if len(window) >= self.gte:
-                evidence = tuple(window) if fresh and self.distinct is None else (sample.id,)
+                evidence = tuple(newest[one] for one in window) if fresh else (sample.id,)
                 latch.true(at, float(len(window)), evidence, sample.id)
         if filling:
             self._catch_up(latch, window, resolve, last, given.judge_from)
