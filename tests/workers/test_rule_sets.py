@@ -142,7 +142,7 @@ async def test_a_worker_that_starts_with_a_broken_file_judges_by_its_last_good_v
     (alert,) = await own(house, INVALID)
     assert (alert["state"], alert["severity"], alert["group_key"]) == ("firing", "P2", "rules.yml")
     assert "rules.yml:5:" in alert["summary"]
-    assert '"within" is missing here' in alert["summary"]
+    assert 'unknown key "witin"; did you mean "within"?' in alert["summary"]
     assert "authwatch rules check" in alert["what_to_do"]
     assert f"last saved by {ME}" in alert["what_to_do"]
     async with another(house, folder) as once_more:
