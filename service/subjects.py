@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.event import KINDS, WELL, AccountKey, Event
 from service.rules import Ruleset
 from service.rules.given import Armed, Sample
+from service.rules.lateness import samples_in_time
 from service.rules.story import Initial, Story, tell
 from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -135,7 +136,7 @@ async def armed_before(
         waits: dict[str, Armed] = {}
         for step in tell(Initial(), events).steps:
             for rule in asked:
-                for sample in rule.samples(step):
+                for sample in samples_in_time(rule, step)[0]:
                     if (now_armed := rule.arm(waits.get(rule.id), sample)) is None:
                         waits.pop(rule.id, None)
                     else:

@@ -7,7 +7,8 @@ from service.rules.given import Sample
 from service.rules.model import Rule
 from service.rules.story import Step
 
-# What fills a window. What ends an episode, arms or answers a deadline counts at any time, and so does the account's state.
+# What fills a window. What ends an episode or answers a deadline counts at any time, and so does the account's state; what
+# arms a deadline does unless that had passed for longer than this when it came.
 WINDOW_ROLES = frozenset({"match", "total"})
 
 
@@ -21,5 +22,10 @@ def samples_in_time(rule: Rule, step: Step) -> tuple[list[Sample], int]:
     samples = rule.samples(step)
     if not samples or not is_late(rule, step.event):
         return samples, 0
-    kept = [sample for sample in samples if sample.role not in WINDOW_ROLES]
+    forgotten = step.event.received_at - rule.allowed_lateness
+    kept = [
+        sample
+        for sample in samples
+        if sample.role not in WINDOW_ROLES and (sample.due is None or sample.due >= forgotten)
+    ]
     return kept, len(samples) - len(kept)

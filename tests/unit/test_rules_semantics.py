@@ -14,7 +14,10 @@ from service.rules import Rule, load_text
 from service.rules.fired import Fired
 from service.rules.inline_model import TestEvent
 from service.rules.inline_tests import BEGAN, events_of
+from service.rules.lateness import samples_in_time
 from service.rules.simulate import Simulation
+from service.rules.story import Step
+from tests.unit.told import make_events
 
 COUNT = "count: {match: {kind: token.refresh_failed}, within: 60s, gte: 3}"
 SUCCESS = "{kind: [token.refresh_succeeded, account.authorized]}"
@@ -395,3 +398,13 @@ def test_fault_late_traffic_of_others_does_not_delay_a_deadline() -> None:
         clock.arrive("token.refresh_succeeded", second - 600, now=second, account_id="ca_2")
     clock.advance(60)
     assert clock.told() == [(60, None)]
+
+
+def test_a_deadline_that_had_long_passed_when_it_was_named_arms_nothing_and_is_counted() -> None:
+    """An event of last year, sent again, must not wake anybody because nothing has followed it since."""
+    waits = rule(ABSENCE.replace("60s", "15m"))
+    [event] = make_events([("failed", 0)])
+    for late_seconds, kept in ((60.0, 1), (4000.0, 1), (4600.0, 0)):  # 15 m and 1 h are 4500 s
+        late = replace(event, received_at=event.occurred_at + timedelta(seconds=late_seconds), lag_seconds=late_seconds)
+        samples, too_late = samples_in_time(waits, Step(late, None, None))
+        assert (len(samples), too_late) == (kept, 1 - kept)
