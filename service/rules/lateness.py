@@ -22,10 +22,12 @@ def samples_in_time(rule: Rule, step: Step) -> tuple[list[Sample], int]:
     samples = rule.samples(step)
     if not samples or not is_late(rule, step.event):
         return samples, 0
-    forgotten = step.event.received_at - rule.allowed_lateness
-    kept = [
-        sample
-        for sample in samples
-        if sample.role not in WINDOW_ROLES and (sample.due is None or sample.due >= forgotten)
-    ]
+    kept = [sample for sample in samples if counts(rule, step.event, sample)]
     return kept, len(samples) - len(kept)
+
+
+def counts(rule: Rule, event: Event, sample: Sample) -> bool:
+    if not is_late(rule, event):
+        return True
+    forgotten = event.received_at - rule.allowed_lateness
+    return sample.role not in WINDOW_ROLES and (sample.due is None or sample.due >= forgotten)

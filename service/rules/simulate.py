@@ -19,6 +19,7 @@ from service.event import WELL, AccountKey, Event, order_key
 from service.rules.fired import Fired, reconcile, transitions
 from service.rules.given import Armed, Bucket, Given, Judged, Sample
 from service.rules.latch import Latch
+from service.rules.lateness import counts
 from service.rules.match import reader
 from service.rules.model import GROUP_MAX, ZERO, Rule
 from service.rules.ruleset import Ruleset
@@ -30,8 +31,6 @@ from service.rules.triggers.rolling import Rolling
 EVENTS_PER_ACCOUNT_MAX = 2_000  # of a broken account all since it was well is kept, up to so many
 READINGS_MAX = 1_000
 TICK = timedelta(seconds=1)  # the sweep's: nothing is looked at twice in less
-# What a window counts has to come within `allowed_lateness`; what ends something, or arms it, counts however late.
-COUNTED = frozenset({"match", "total"})
 BEGINNING = frozenset({"match", "after"})  # without one of these, what is idle stays so
 
 Dependents = Callable[[AccountKey, str | None], bool]  # whether an active workflow depends on the account
@@ -222,7 +221,7 @@ class Simulation:
         for event in events:
             step = Step(event, None, None)
             for rule in self.ruleset.grouped_of(event.kind):
-                samples = [sample for sample in rule.samples(step) if in_time(rule, event, sample)]
+                samples = [sample for sample in rule.samples(step) if counts(rule, event, sample)]
                 group = group_of(rule, step) if samples else None
                 cell = self._cell(rule, group) if group is not None else None
                 if cell is None:
@@ -312,7 +311,7 @@ class Simulation:
             for step in steps
             if whole or step.event.occurred_at >= since
             for sample in rule.samples(step)
-            if in_time(rule, step.event, sample)
+            if counts(rule, step.event, sample)
         ]
         return replace(
             given,
@@ -404,11 +403,6 @@ def group_of(rule: Rule, step: Step) -> dict[str, str] | None:
             return None
         group[name] = str(value) if value is not None else ""
     return group
-
-
-def in_time(rule: Rule, event: Event, sample: Sample) -> bool:
-    lag = event.delivery_lag_seconds
-    return lag is None or sample.role not in COUNTED or lag <= rule.allowed_lateness.total_seconds()
 
 
 def reads_status(rule: Rule) -> bool:
