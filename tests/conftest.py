@@ -31,13 +31,17 @@ SECRET = "whsec_" + "QXV0aHdhdGNoIHRlc3Qgc2VjcmV0IDAwMDAwMDAwMDE="
 ADMIN_TOKEN = "admin-token-of-the-tests"
 DROPS_MAX = 25
 DROP_WAIT_MS = 3000
+SYNC_LOOKS_MAX = 200
 numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
 class Servers:
+    """`sync`: whether Postgres waits for its disk, `on` or `off`; None where that is not ours to say."""
+
     database_url: str
     redis_url: str
+    sync: Callable[[str], None] | None = None
 
 
 def pytest_configure() -> None:
@@ -110,11 +114,21 @@ class embedded:
         self._postgres = start_postgres(self._folder)
         self._redis = start_redis(self._folder)
         # No test pulls the plug of this machine, and a database for each test is mostly waiting for its disk.
+        self._sync("off")
+        return Servers(self._postgres.url, self._redis.url, self._sync)
+
+    def _sync(self, value: str) -> None:
+        """Nobody can log in as the superuser: by the file that Postgres reads last, and a hangup."""
         cluster = next(Path((self._folder / "home").read_text().strip()).rglob("cluster"))
         with (cluster / "postgresql.auto.conf").open("a") as settings:
-            settings.write("fsync = off\n")
+            settings.write(f"fsync = {value}\n")
         os.kill(int((cluster / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
-        return Servers(self._postgres.url, self._redis.url)
+        with psycopg.connect(self._postgres.url, autocommit=True) as conn:
+            for _ in range(SYNC_LOOKS_MAX):
+                if conn.execute("SHOW fsync").fetchone() == (value,):
+                    return
+                time.sleep(0.05)
+        raise AssertionError(f"Postgres did not take fsync = {value}")
 
     def __exit__(self, *_exc: object) -> None:
         self._redis.stop()
@@ -127,6 +141,16 @@ class embedded:
 
 def with_database(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="module")
+def waits_for_the_disk(servers: Servers) -> Iterator[None]:
+    """For tests of what is said of a Postgres that does not."""
+    if servers.sync is not None:
+        servers.sync("on")
+    yield
+    if servers.sync is not None:
+        servers.sync("off")
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ from tests.make_requests import event_body, signed
 from workers.evaluate import evaluate
 from workers.ship import ship
 
+pytestmark = pytest.mark.usefixtures("waits_for_the_disk")
 HEC_TOKEN = "11111111-2222-3333-4444-555555555555"
 # Whatever happens alerts.
 RULES = """\
