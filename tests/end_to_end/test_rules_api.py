@@ -91,7 +91,7 @@ async def test_the_rules_in_force_and_the_files_that_cannot_be_used(
     then = await get(client, "/v1/rules")
     assert (then["set_version"], then["digest"]) == (first["set_version"], first["digest"])
     assert then["items"][0]["severity"] == "P2"
-    assert then["items"][0]["problems"][0].startswith("mine.yml:3:3: severity")
+    assert then["items"][0]["problems"][0].startswith("mine.yml:3:13: severity")
     assert [(file["name"], file["has_good_version"]) for file in then["files"]] == [
         ("mine.yml", True),
         ("never.yml", False),
