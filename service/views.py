@@ -123,6 +123,7 @@ def alert_json(alert: Alert) -> dict[str, Any]:
         "resolved_reason": alert.resolved_reason,
         "discovered_late": alert.discovered_late,
         "drill": alert.drill,
+        "shadow": alert.shadow,
         "late_seconds": alert.late_seconds,
         "value": alert.value,
         "evidence": list(alert.evidence),

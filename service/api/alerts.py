@@ -39,6 +39,7 @@ class AlertsQuery(Strict):
     rule: Text | None = None
     account_id: Text | None = None
     since: Instant | None = Field(None, description="fired at or after this time")
+    shadow: bool = Field(False, description="true: what rules in shadow would have told, instead of what was told")
     limit: int = Field(100, ge=1, le=1000)
     cursor: Text | None = None
 
@@ -54,6 +55,7 @@ class NothingBody(Strict):
 async def list_alerts(request: Request) -> Response:
     query = read_query(request, AlertsQuery)
     statement = select(table).order_by(table.c.fired_at.desc(), table.c.id.desc()).limit(query.limit + 1)
+    statement = statement.where(table.c.shadow.is_(query.shadow))
     if query.state is not None:
         statement = statement.where(table.c.state == query.state)
     if query.rule is not None:

@@ -8,3 +8,5 @@ from service.providers.scalekit import Scalekit
 PROVIDERS: dict[str, Provider] = {
     "scalekit": Scalekit(),
 }
+# What any of them puts into `details`: a rule that reads another name is never told anything.
+DETAILS: dict[str, str] = {name: holds for known in PROVIDERS.values() for name, holds in known.details.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -13,6 +13,11 @@ from service.signatures import Secret, Verified
 class Provider(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """Every name that may be in the `details` of its events, and what it holds: `time`, `text` or `number`."""
+        ...
 
     def parse_secret(self, text: str, *, name: str) -> Secret:
         """Raises ConfigError, naming the secret and never showing it."""

@@ -44,7 +44,8 @@ STATUS_KINDS = {
 }
 # The provider's own examples of these carry a status that is not the account's (a stale ACTIVE): they change nothing.
 SAY_NO_STATUS = frozenset({"token_refresh_failed", "magic_link_generated"})
-DETAILS = ("token_expires_at", "last_used_at", "connection_name", "authorization_type")
+# The same names in `data`; only text is taken. docs/rules.md says in which events.
+DETAILS = {"token_expires_at": "time", "last_used_at": "time", "connection_name": "text", "authorization_type": "text"}
 EXAMPLES = {
     "account.created": ("created", "PENDING_AUTH"),
     "account.updated": ("updated", "ACTIVE"),
@@ -62,6 +63,7 @@ EXAMPLES = {
 
 class Scalekit:
     name = "scalekit"
+    details = DETAILS
 
     def parse_secret(self, text: str, *, name: str) -> Secret:
         return signatures.parse_secret(text, name=name)

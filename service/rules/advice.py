@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
-from service.event import WELL
+from service.event import DECISION_KINDS, WELL
+from service.providers import DETAILS
 from service.rules.document import Path
+from service.rules.fields import PLACEHOLDER, PLACEHOLDERS
+from service.rules.match import DETAIL
 from service.rules.mistake import close
 from service.rules.model import Rule
+from service.rules.triggers.absence import Absence
 from service.rules.triggers.count import Count
+from service.rules.triggers.quantile import Quantile
 from service.rules.triggers.state import State
 
 # A provider tries a delivery again for up to 22 minutes (Scalekit), and the clocks differ a little.
@@ -22,12 +26,13 @@ STATUS_FIELDS = ("status", "old_status", "became")
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """`path` leads from the rule to the words it is about."""
+    """`path` leads from the rule to the words it is about; `word` is one of them."""
 
     path: Path
     message: str
     mend: str
     on_key: bool = False
+    word: str | None = None
 
 
 def advise(rule: Rule) -> Iterator[Advice]:
@@ -46,6 +51,11 @@ def advise(rule: Rule) -> Iterator[Advice]:
             on_key=True,
         )
     yield from statuses(rule)
+    yield from details(rule)
+    yield from unheard(rule)
+    yield from changes(rule)
+    yield from recoveries(rule)
+    yield from placeholders(rule)
 
 
 def averages(rule: Rule) -> Iterator[Advice]:
@@ -75,15 +85,97 @@ def statuses_named(rule: Rule) -> Iterator[tuple[Path, str]]:
             for number, status in enumerate(one.status):
                 yield ("state", "match", index, "status", number), status
         return
-    matches: list[tuple[Path, Any]] = [
-        ((rule.kind, name), getattr(rule.condition, name, None))
-        for name in ("match", "good", "total", "after", "expect", "unless")
-    ]
-    matches.append((("resolve", "event"), rule.resolve.event if rule.resolve is not None else None))
-    for path, found in matches:
-        for index, match in enumerate(found or []):
-            for name in STATUS_FIELDS:
-                value = match.get(name)
-                for number, status in enumerate(value if isinstance(value, list) else [value]):
-                    if isinstance(status, str):
-                        yield (*path, index, name, number), status
+    for path, match in rule.matches_of(rule.condition):
+        for name in STATUS_FIELDS:
+            value = match.get(name)
+            for number, status in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(status, str):
+                    yield (*path, name, number), status
+
+
+def details(rule: Rule) -> Iterator[Advice]:
+    """A detail that nobody sends: the rule would be quiet for ever, and its own tests would not show it."""
+    for path, name, on_key in details_read(rule):
+        if (found := DETAIL.fullmatch(name)) is None:
+            continue
+        if (holds := DETAILS.get(found[1])) is None:
+            near = close(found[1], tuple(DETAILS))
+            known = ", ".join(f"details.{one}" for one in DETAILS)
+            yield Advice(
+                path,
+                f"no provider is known to send {name}, and without it the rule is never told anything",
+                f'did you mean "details.{near}"?' if near else f"known: {known}",
+                on_key=on_key,
+            )
+        elif isinstance(rule.condition, Quantile) and path == ("quantile", "field") and holds != "number":
+            yield Advice(path, f"{name} holds a {holds}, and only numbers have a quantile", "name lag_seconds")
+
+
+def details_read(rule: Rule) -> Iterator[tuple[Path, str, bool]]:
+    for path, match in rule.matches_of(rule.condition):
+        yield from (((*path, name), name, True) for name in match)
+    yield from ((("group_by", index), name, False) for index, name in enumerate(rule.group_by))
+    for key in ("distinct", "field", "deadline"):
+        if isinstance(name := getattr(rule.condition, key, None), str):
+            yield (rule.kind, key), name, False
+
+
+def unheard(rule: Rule) -> Iterator[Advice]:
+    """What Authwatch decides stands on the same log, and is not judged: a rule would set itself off."""
+    for path, match in rule.matches_of(rule.condition):
+        value = match.get("kind")
+        for number, kind in enumerate(value if isinstance(value, list) else [value]):
+            if kind in DECISION_KINDS:
+                yield Advice(
+                    (*path, "kind", number),
+                    f"{kind} is what Authwatch itself decided, and no rule is judged by that",
+                    "match what a provider sends",
+                )
+
+
+def changes(rule: Rule) -> Iterator[Advice]:
+    """An account that is ACTIVE already never becomes it, and what was expected would be missed for nothing."""
+    if not isinstance(rule.condition, Absence):
+        return
+    if all("became" in match for match in rule.condition.expect):
+        yield Advice(
+            ("absence", "expect", 0, "became"),
+            "became is only a change: an account that is so already does not become it, and this fires",
+            "name the kinds that say it, such as [{kind: account.authorized}, {kind: account.updated, status: ACTIVE}]",
+            on_key=True,
+        )
+
+
+def recoveries(rule: Rule) -> Iterator[Advice]:
+    condition, resolve = rule.condition, rule.resolve
+    if not isinstance(condition, Count) or resolve is None or resolve.event is None:
+        return
+    if "account_id" not in rule.group_by and condition.distinct is None:
+        yield Advice(
+            ("resolve", "event"),
+            "one such event of any account of the group ends the alert of all of them",
+            "take resolve out (it ends when fewer are left in the window), write after: 30m, or count with distinct: account_id",
+            on_key=True,
+        )
+
+
+def placeholders(rule: Rule) -> Iterator[Advice]:
+    """An alert of a group knows what it is grouped by, and nothing of an account."""
+    if rule.kind != "gauge" and "account_id" in rule.group_by:
+        return
+    filled = {"value", "group", *rule.group_by}
+    if "connection_id" in rule.group_by:
+        filled |= {"source", "environment_id"}
+    for name in ("summary", "what_to_do"):
+        for word in PLACEHOLDER.findall(getattr(rule.annotations, name) or ""):
+            if word not in filled:
+                yield Advice(
+                    ("annotations", name),
+                    f"{word} is empty: this rule has one alert for {said_of(rule)}",
+                    f"write one of {', '.join(one for one in PLACEHOLDERS if one in filled)}",
+                    word=word,
+                )
+
+
+def said_of(rule: Rule) -> str:
+    return f"each {' and '.join(rule.group_by)}" if rule.group_by else "all"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from service.rules.descriptions import FIELD_DESCRIPTIONS
 from service.rules.document import Document, Path, Problem
+from service.rules.fields import DURATION, UNIT_SECONDS
 from service.rules.mistake import Mistake, close, nearest, quoted
 
 # Words that other systems use, and ours for them; the first that is a key at that place is meant.
@@ -68,6 +71,39 @@ SLIPS: Mapping[str, tuple[str, ...]] = {
     "groups": ("rules",),
     "alerts": ("rules",),
 }
+MORE_THAN = ("gt", "above", "more_than", "over")
+SHARE = re.compile(r"[pP]?([0-9]{1,2}(?:\.[0-9]{1,6})?)\s*%?")
+# What a key that is missing could say.
+EXAMPLES: Mapping[str | tuple[str, str], str] = {
+    "version": "version: 1",
+    "rules": "rules: [...]",
+    "id": "id: refresh-failing",
+    "severity": "severity: P3",
+    "annotations": 'annotations: {summary: "..."}',
+    "summary": 'summary: "..."',
+    "within": "within: 15m",
+    "match": "match: {kind: token.refresh_failed}",
+    ("State", "match"): "match: {status: EXPIRED, for: 5m}",
+    "gte": "gte: 3",
+    ("Comparison", "gte"): "gte: 1",
+    "min_total": "min_total: 20",
+    "lt": "lt: 0.95",
+    "gt": "gt: 30",
+    "q": "q: 0.95",
+    "field": "field: lag_seconds",
+    "metric": "metric: delivery_lag_seconds",
+    "good": "good: {kind: token.refresh_succeeded}",
+    "total": "total: {kind: [token.refresh_succeeded, token.refresh_failed]}",
+    "of": "of: account",
+    "status": "status: EXPIRED",
+    "after": "after: {kind: account.reauth_started}",
+    "expect": "expect: {kind: account.authorized}",
+    "at": "at: 5m",
+    "kind": "kind: token.refresh_failed",
+    "state": "state: firing",
+    "name": 'name: "three failures fire"',
+    ("TestReading", "value"): "value: 31",
+}
 PATTERNS = {
     "id": ("an id is made of a-z, 0-9 and -, and begins with a letter or digit", "write one such as refresh-failing"),
     "labels": ("a label's name is made of a-z, 0-9 and _", "write one such as team"),
@@ -89,12 +125,12 @@ def explain(error: ValidationError, document: Document, root: Model) -> tuple[Pr
     for one in errors:
         if one["type"] == "extra_forbidden" or (one["type"] == "missing" and one["loc"] in meant):
             continue  # a key that was misspelt is not missing as well
-        problem = one_problem(document, one)
+        problem = one_problem(document, one, root)
         found.setdefault((problem.line, problem.column), problem)
     return tuple(found[where] for where in sorted(found))
 
 
-def one_problem(document: Document, error: Any) -> Problem:
+def one_problem(document: Document, error: Any, root: Model) -> Problem:
     path, kind = tuple(error["loc"]), error["type"]
     mistake = error.get("ctx", {}).get("error")
     if isinstance(mistake, Mistake):
@@ -105,7 +141,9 @@ def one_problem(document: Document, error: Any) -> Problem:
             where = document.key_of(path)
         return document.problem(where, mistake.message, mistake.mend)
     if kind == "missing":
-        return document.problem(document.key_of(path[:-1]), f'"{path[-1]}" is missing here', "add it")
+        return document.problem(
+            document.key_of(path[:-1]), f'"{path[-1]}" is missing here', what_to_add(root, path[:-1], str(path[-1]))
+        )
     on_key = bool(path) and path[-1] == "[key]"
     path = path[:-1] if on_key else path
     message, mend = sentence(kind, error, path)
@@ -132,7 +170,7 @@ def sentence(kind: str, error: Any, path: Path) -> tuple[str, str | None]:
             number = as_number(value, whole=kind == "int_type")
             if isinstance(value, float):
                 return f"{name} is a whole number, which {value} is not", None
-            return f"{name} is a number, and {given}", f"write {number}, no quotes" if number else None
+            return f"{name} is a number, and {given}", f"write {number}, no quotes" if number else in_unit(value, path)
         case "bool_type":
             meant = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
             word = meant.get(str(value).lower())
@@ -187,6 +225,31 @@ def what_it_is(value: Any) -> str:
     return f"{quoted(value)} is {'text' if isinstance(value, str) else 'a number'}"
 
 
+def in_unit(value: Any, path: Path) -> str | None:
+    """A length of time, a share or a percentile written as people say them."""
+    if not isinstance(value, str) or len(value) > 20:
+        return None
+    if (share := SHARE.fullmatch(value)) is not None and path[-2:] in (("quantile", "q"), ("ratio", "lt")):
+        part = float(share[1]) / 100
+        return f"write {part:g}" if 0 < part < 1 else None
+    if (length := DURATION.fullmatch(value)) is not None:
+        seconds = int(length[1]) * UNIT_SECONDS[length[2]]
+        if "gauge" in path:
+            return f"write {seconds}: a metric of time is in seconds"
+        return f"write a number in the field's own unit, such as {seconds} for seconds or {seconds * 1000} for milliseconds"
+    return None
+
+
+def what_to_add(root: Model, path: Path, key: str) -> str:
+    """An example, and what it means."""
+    model = model_at(root, path) or root
+    example = EXAMPLES.get((model.__name__, key), EXAMPLES.get(key))
+    meaning = FIELD_DESCRIPTIONS.get(f"{model.__name__}.{key}")
+    if example is None:
+        return "add it"
+    return f"write {example}, for instance{f' ({meaning})' if meaning else ''}"
+
+
 def as_number(value: Any, *, whole: bool) -> str | None:
     """The number that a text holds, as it would be written."""
     if not isinstance(value, str) or len(value) > 20:
@@ -214,6 +277,8 @@ def unknown_key(document: Document, root: Model, path: Path) -> tuple[Problem, s
     key = str(path[-1])
     model = model_at(root, path[:-1]) or root
     known = keys_of(model)
+    if (other := said_otherwise(document, model, path, key)) is not None:
+        return document.problem(document.at(path, on_key=True), f"unknown key {quoted(key)}", other[0]), other[1]
     meant = next((name for name in SLIPS.get(key.lower(), ()) if name in known), None) or close(key, known)
     if (place := belongs(document, root, path, key)) is not None:
         mend, meant = place, None
@@ -222,6 +287,20 @@ def unknown_key(document: Document, root: Model, path: Path) -> tuple[Problem, s
     else:
         mend = nearest(key, known)
     return document.problem(document.at(path, on_key=True), f"unknown key {quoted(key)}", mend), meant
+
+
+def said_otherwise(document: Document, model: Model, path: Path, key: str) -> tuple[str, str] | None:
+    """Where another key with another value says the same: what to write, and the key."""
+    known = keys_of(model)
+    if key.startswith("details.") and "details" in known:
+        return f"write details: {{{key.removeprefix('details.')}: ...}}", "details"
+    if key == "shadow" and "enabled" in known:
+        return "write enabled: shadow", "enabled"
+    if key.lower() in MORE_THAN and model.__name__ == "Count":
+        start, end = document.at(path)
+        number = as_number(document.text[start:end], whole=True) or "20"
+        return f"more than {number} is gte: {int(number) + 1}", "gte"
+    return None
 
 
 def belongs(document: Document, root: Model, path: Path, key: str) -> str | None:

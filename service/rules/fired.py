@@ -16,7 +16,7 @@ from service.rules.given import Episode
 class Fired:
     """An alert as people would have had it: the episode by event time, and when it was told by ours.
 
-    `retracted`: a late event showed that it never was, or that it had not ended and is now another's first part.
+    `first_value`: what it had reached when it was told. `retracted`: a late event showed that it never was, or that it had not ended and is now another's first part.
     """
 
     rule_id: str
@@ -24,6 +24,7 @@ class Fired:
     episode: Episode
     fired_at: datetime
     resolved_at: datetime | None = None
+    first_value: float = 0.0
     retracted: bool = False
 
     @property
@@ -57,7 +58,16 @@ def reconcile(
         if not sharing:
             if episode.ended_at is None or episode.ended_at >= start:
                 over = now if episode.ended_at is not None else None
-                fired.append(Fired(rule_id=rule_id, group=group, episode=episode, fired_at=now, resolved_at=over))
+                fired.append(
+                    Fired(
+                        rule_id=rule_id,
+                        group=group,
+                        episode=episode,
+                        fired_at=now,
+                        resolved_at=over,
+                        first_value=episode.value,
+                    )
+                )
             continue
         one = max(sharing, key=lambda old: (old.episode.opened_at == episode.opened_at, old.resolved_at is None))
         unmatched.remove(one)

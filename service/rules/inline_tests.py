@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from service.event import WELL, Event, judge_clock, rfc3339
 from service.rules.fired import Fired
 from service.rules.inline_model import OFFSET, RuleTest, TestEvent, TestExpectation, offset
+from service.rules.match import FIELDS
 from service.rules.model import Rule
 from service.rules.simulate import Cell, Simulation, group_of
 from service.rules.story import Step
@@ -26,6 +27,10 @@ STATUSES = {
     "account.disconnected": "DISCONNECTED",
     "token.refresh_succeeded": WELL,
 }
+# Of an event, beside its kind, account and status.
+SHOWN = frozenset(
+    {"type", "old_status", "connection_id", "provider", "identifier", "organization_id", "environment_id", "source"}
+)
 SILENT_KINDS = frozenset({"token.refresh_failed", "tool_call.completed", "other"})
 # The worst that one of several groups is in is what all of them are in.
 ORDER = ("firing", "pending", "resolved", "inactive")
@@ -76,10 +81,11 @@ def run(rule: Rule, test: RuleTest) -> Outcome:
             assert isinstance(rule.condition, Gauge)
             simulation.measure(rule.condition.metric, what.labels, what.value, now)
             lines.append((since, 1, f"reads {what.value:g} {listed(what.labels)}".rstrip()))
+    shown = fields_shown(rule, test)
     for since, event in arrived:
         group = group_of(rule, Step(event, None, None)) or {}
         if any(wanted.items() <= group.items() for wanted in asked):
-            lines.append((since, 1, told(event, BEGAN + since)))
+            lines.append((since, 1, told(event, BEGAN + since, shown)))
     for fired in simulation.episodes():
         if any(wanted.items() <= fired.group.items() for wanted in asked):
             lines += turns(fired)
@@ -171,6 +177,8 @@ def unmet(simulation: Simulation, rule: Rule, expected: TestExpectation) -> str 
         said.append(f"episodes {len(fired)}")
     if expected.reason is not None:
         said.append(f"reason {reason}")
+    if cells and expected.group is None and (group := listed(cells[0].group)):
+        said[-1] += f" of {group}"
     return ", ".join(said)
 
 
@@ -193,10 +201,25 @@ def in_words(expected: TestExpectation) -> str:
     return ", ".join(said) + (f" of {listed(expected.group)}" if expected.group else "")
 
 
-def told(event: Event, now: datetime) -> str:
+def fields_shown(rule: Rule, test: RuleTest) -> dict[str, bool]:
+    """The fields of an event that say which group it fed, and whether it matched; the details are shown anyway. True for
+    those without which it feeds none."""
+    asked = {name for _, match in rule.matches_of(rule.condition) for name in match}
+    asked |= {name for event in test.events for name in event.model_fields_set}
+    return {
+        name: name in rule.group_by for name in FIELDS if name in SHOWN and (name in asked or name in rule.group_by)
+    }
+
+
+def told(event: Event, now: datetime, shown: Mapping[str, bool]) -> str:
     said = [event.kind, event.account_id or ""]
     if event.account_status is not None:
         said.append(event.account_status)
+    for name, is_needed in shown.items():
+        if (value := getattr(event, name)) is not None:
+            said.append(f"{name}={value}")
+        elif is_needed:
+            said.append(f"(no {name}: in no group)")
     said += [f"{name}={value}" for name, value in (event.details or {}).items()]
     if event.occurred_at != now:
         said.append(f"(happened at {clock(event.occurred_at - BEGAN)})")
@@ -205,13 +228,14 @@ def told(event: Event, now: datetime) -> str:
 
 def turns(fired: Fired) -> list[tuple[timedelta, int, str]]:
     episode, group = fired.episode, listed(fired.group)
-    begun = f"-> firing {group}, value {episode.value:g}"
+    group = f" {group}" if group else ""
+    begun = f"-> firing{group}, value {fired.first_value:g}"
     if episode.opened_at != fired.fired_at:
         begun += f" (true since {clock(episode.opened_at - BEGAN)})"
     found = [(fired.fired_at - BEGAN, 2, begun)]
     if fired.resolved_at is not None:
         ended = f" ({clock(episode.ended_at - BEGAN)})" if episode.ended_at not in (None, fired.resolved_at) else ""
-        found.append((fired.resolved_at - BEGAN, 3, f"-> resolved {group}: {episode.end_reason}{ended}"))
+        found.append((fired.resolved_at - BEGAN, 3, f"-> resolved{group}: {episode.end_reason}{ended}"))
     return found
 
 

@@ -189,7 +189,7 @@ def load_text(raw: bytes, name: str) -> Loaded:
         return Loaded(problems=problems)
     warnings = tuple(
         document.problem(
-            document.at(("rules", number, *advice.path), on_key=advice.on_key),
+            document.at(("rules", number, *advice.path), on_key=advice.on_key, word=advice.word),
             advice.message,
             advice.mend,
             warning=True,

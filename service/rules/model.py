@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -29,6 +29,7 @@ GROUP_FIELDS = ("account_id", "connection_id", "provider", "organization_id", "e
 GROUP_MAX = 10_000
 ZERO = timedelta(0)
 CONDITIONS = tuple(TRIGGERS)
+MATCH_KEYS = ("match", "good", "total", "after", "expect", "unless")  # the keys of conditions that hold matches
 
 
 class Resolve(Strict):
@@ -215,12 +216,20 @@ class Rule(Conditions):
             message = f"{condition.NAME} groups by account_id"
             raise Mistake(message, "take group_by out", path=("group_by",))
         if self.group_by != ["account_id"]:
-            matchers = [*condition.roles().values()]
-            if self.resolve is not None and self.resolve.matcher is not None:
-                matchers.append(self.resolve.matcher)
-            if any("became" in matcher.fields for matcher in matchers):
-                message = "became is known only where a rule groups by account_id"
-                raise Mistake(message, "match status instead", path=("group_by",))
+            for path, match in self.matches_of(condition):
+                if "became" in match:
+                    message = "became is known only where a rule groups by account_id"
+                    mend = "match status and kind instead, or group by account_id"
+                    raise Mistake(message, mend, path=(*path, "became"), on_key=True)
+
+    def matches_of(self, condition: Condition) -> Iterator[tuple[tuple[str | int, ...], Match]]:
+        """Every match of the rule, and the path that leads to it."""
+        if condition.NAME != "state":
+            for name in MATCH_KEYS:
+                for index, match in enumerate(getattr(condition, name, None) or ()):
+                    yield (condition.NAME, name, index), match
+        for index, match in enumerate((self.resolve.event or ()) if self.resolve is not None else ()):
+            yield ("resolve", "event", index), match
 
     # Cached in the instance: a private attribute of pydantic's would be looked up in three steps, for every event.
     @cached_property

@@ -249,11 +249,11 @@ async def set_state(conn: AsyncConnection, alert_id: str, **values: Any) -> None
 
 
 async def counts(conn: AsyncConnection) -> list[tuple[str, str, str, int]]:
-    """(rule id, severity, state, how many), for metrics, without drills; rule ids are the admin's and bounded by the
+    """(rule id, severity, state, how many), for metrics, without drills and shadows; rule ids are the admin's and bounded by the
     rule files."""
     rows = await conn.execute(
         select(alerts.c.rule_id, alerts.c.severity, alerts.c.state, func.count())
-        .where(~alerts.c.drill)
+        .where(~alerts.c.drill, ~alerts.c.shadow)
         .group_by(alerts.c.rule_id, alerts.c.severity, alerts.c.state)
     )
     return [(row[0], row[1], row[2], row[3]) for row in rows]
@@ -267,7 +267,7 @@ def to_alert(row: Row[Any]) -> Alert:
 
 
 async def unresolved_of(conn: AsyncConnection, keys: Sequence[AccountKey]) -> dict[AccountKey, list[Alert]]:
-    """The alerts of these accounts that nobody and nothing has resolved; oldest first."""
+    """The alerts of these accounts that nobody and nothing has resolved, without those in shadow; oldest first."""
     found: dict[AccountKey, list[Alert]] = {key: [] for key in keys}
     if keys:
         rows = await conn.execute(
@@ -275,6 +275,7 @@ async def unresolved_of(conn: AsyncConnection, keys: Sequence[AccountKey]) -> di
             .where(
                 same_account(alerts),
                 alerts.c.state != "resolved",
+                ~alerts.c.shadow,
             )
             .order_by(alerts.c.fired_at, alerts.c.id)
             .limit(EPISODES_READ_MAX),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -16,6 +17,8 @@ from starlette.applications import Starlette
 from service.app import create_app
 from service.settings import load_settings
 from tests.conftest import ADMIN_TOKEN, SECRET
+from tests.make_requests import event_body, signed
+from workers.evaluate import evaluate
 from workers.rules import keep_rules
 
 RULE = """\
@@ -88,7 +91,7 @@ async def test_the_rules_in_force_and_the_files_that_cannot_be_used(
     then = await get(client, "/v1/rules")
     assert (then["set_version"], then["digest"]) == (first["set_version"], first["digest"])
     assert then["items"][0]["severity"] == "P2"
-    assert then["items"][0]["problems"][0].startswith("mine.yml:3:3: severity")
+    assert then["items"][0]["problems"][0].startswith("mine.yml:3:13: severity")
     assert [(file["name"], file["has_good_version"]) for file in then["files"]] == [
         ("mine.yml", True),
         ("never.yml", False),
@@ -113,3 +116,33 @@ async def test_what_a_rule_was_page_by_page(app: Starlette, client: httpx.AsyncC
 
 async def test_a_rule_that_never_was_is_404(client: httpx.AsyncClient) -> None:
     assert (await get(client, "/v1/rules/nobody/versions", 404))["code"] == "unknown_rule"
+
+
+async def test_what_a_rule_in_shadow_would_have_told_is_listed_when_asked_for(
+    app: Starlette, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    save(tmp_path, "loud.yml", RULE.replace("two-failures", "loud").replace("shadow", "true"))
+    await keep_rules(app.state.runtime)
+    for _ in range(2):
+        body = event_body("connected_account.token_refresh_failed", data={"id": "ca_1"})
+        headers = signed(body, SECRET, message_id=str(json.loads(body)["id"]))
+        assert (await client.post("/webhooks/scalekit", content=body, headers=headers)).status_code == 202
+    await evaluate(app.state.runtime)
+
+    async def listed(query: str) -> list[tuple[str, bool]]:
+        return [(alert["rule"], alert["shadow"]) for alert in (await get(client, f"/v1/alerts?{query}"))["items"]]
+
+    assert await listed("") == await listed("shadow=false") == [("loud", False)]
+    assert await listed("shadow=true") == await listed("shadow=true&account_id=ca_1") == [("two-failures", True)]
+    assert await listed("shadow=true&rule=loud") == []
+    assert (await client.get("/v1/alerts?shadow=some")).status_code == 400
+    (loud,) = (await get(client, "/v1/alerts"))["items"]
+    (shadow,) = (await get(client, "/v1/alerts?shadow=true"))["items"]
+    assert (await get(client, f"/v1/alerts/{shadow['id']}"))["shadow"] is True
+    assert (await get(client, "/v1/accounts/ca_1"))["alerts"] == [loud["id"]]
+    metrics = (await client.get("/metrics")).text
+    assert 'rule="loud"' in metrics
+    assert 'rule="two-failures"' not in metrics
+    parameters = (await get(client, "/openapi.json"))["paths"]["/v1/alerts"]["get"]["parameters"]
+    (asked,) = [one for one in parameters if one["name"] == "shadow"]
+    assert (asked["schema"]["type"], asked["schema"]["default"]) == ("boolean", False)

@@ -12,12 +12,14 @@ import pytest
 
 from service.command_line import exists
 from service.event import DECISION_KINDS, PROVIDER_KINDS
+from service.providers import DETAILS
 from service.rules import load_text
 from service.rules.advice import LATENESS_MIN, STATUSES
 from service.rules.cli import COMMANDS, rules
 from service.rules.document import Document, read_document
 from service.rules.explain_mistakes import keys_of
 from service.rules.fields import PLACEHOLDERS
+from service.rules.given import EVIDENCE_MAX
 from service.rules.latch import FLAPPING_QUIET, FLAPPING_TRANSITIONS, FLAPPING_WITHIN
 from service.rules.match import FIELDS, OPERATORS
 from service.rules.model import CONDITIONS, GROUP_FIELDS, Rule
@@ -109,6 +111,7 @@ def test_every_command_there_is_is_shown() -> None:
         tuple(METRICS),
         GROUP_FIELDS,
         PLACEHOLDERS,
+        tuple(f"details.{name}" for name in DETAILS),
         STATUSES,
         CONDITIONS,
         tuple(set(keys_of(Rule)) - {"id"}),
@@ -123,4 +126,5 @@ def test_the_figures_told_are_those_of_the_code() -> None:
     numbers = {4: "four", 5: "five"}
     times, minutes = numbers[FLAPPING_TRANSITIONS], int(FLAPPING_WITHIN.total_seconds() // 60)
     assert f"more than {times} times within {minutes} minutes" in TEXT
+    assert f"names the events it rests on, up to {EVIDENCE_MAX}:" in TEXT
     assert f"quiet\nfor {numbers[int(FLAPPING_QUIET.total_seconds() // 60)]} minutes" in TEXT

@@ -50,7 +50,8 @@ def test_a_warning_is_shown_and_counts_only_when_asked_to(folder: Path) -> None:
     result = run("check")
     assert result.exit_code == 0
     assert f"{folder}/a.yml:9:14: warning: it averages over users" in result.output
-    assert result.output.endswith("1 rule in 1 file: good, 1 warning\n")
+    assert "warning: identifier is empty: this rule has one alert for each connection_id" in result.output
+    assert result.output.endswith("1 rule in 1 file: good, 2 warnings\n")
     assert run("check", "--strict").exit_code == 1
 
 

@@ -45,7 +45,7 @@ def test_all_the_shipped_rules_pass_and_each_has_tests() -> None:
 def test_a_test_that_is_met_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text(RULE)
     result = run(str(tmp_path))
-    assert (result.exit_code, result.output) == (0, "ok      failing: three fire\n1 of 1 tests of 1 rules passed\n")
+    assert (result.exit_code, result.output) == (0, "ok      failing: three fire\n1 of 1 tests of 1 rule passed\n")
 
 
 def test_a_test_that_is_not_met_says_what_was_expected_what_was_seen_and_what_happened_to_that_group(
@@ -63,7 +63,7 @@ def test_a_test_that_is_not_met_says_what_was_expected_what_was_seen_and_what_ha
         "               2m  -> firing account_id=ca_1, value 3",
         "              10m  token.refresh_succeeded ca_1 ACTIVE (happened at 1m30s)",
         "              10m  -> resolved account_id=ca_1: late_arrival (2m)",
-        "0 of 1 tests of 1 rules passed",
+        "0 of 1 tests of 1 rule passed",
     ]
 
 
@@ -85,7 +85,60 @@ def test_a_file_with_a_mistake_is_2_and_the_others_are_tested_all_the_same(tmp_p
     result = run(str(tmp_path))
     assert result.exit_code == 2
     assert "ok      failing: three fire" in result.output
-    assert "b.yml:2:8:" in result.output
+    assert result.output.splitlines()[1:] == [
+        f"{tmp_path}/b.yml:2:8: error: rules is a list, and this has keys of its own",
+        "    rules: {}",
+        "           ^^",
+        "    mend: write rules: [...]",
+        "1 of 1 tests of 1 rule passed",
+        f"not run: 1 mistake in {tmp_path}/b.yml",
+    ]
+
+
+def test_when_no_file_is_good_no_test_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "b.yml").write_text(RULE.replace("gte: 3", "gt: 3"))
+    result = run(str(tmp_path))
+    assert result.exit_code == 2
+    assert "    mend: more than 3 is gte: 4" in result.output
+    assert "passed" not in result.output
+
+
+GROUPED = """\
+version: 1
+rules:
+- id: organization-failing
+  severity: P3
+  count: {match: {kind: token.refresh_failed, provider: GMAIL}, within: 1h, gte: 2}
+  group_by: [organization_id]
+  annotations: {summary: It fails}
+  tests:
+  - name: quiet
+    events:
+    - {at: 0s, kind: token.refresh_failed, provider: GMAIL, organization_id: a, repeat: 3, every: 1m}
+    - {at: 30s, kind: token.refresh_failed, provider: GMAIL}
+    - {at: 40s, kind: token.refresh_failed, provider: SLACK, organization_id: a}
+    expect: {at: 5m, state: inactive}
+"""
+
+
+def test_the_trace_says_which_group_an_event_fed_and_what_the_value_was_when_it_fired(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(GROUPED)
+    assert run(str(tmp_path)).output.splitlines()[1:-1] == [
+        "        at 5m: expected inactive; seen firing, value 3 of organization_id=a",
+        "               0s  token.refresh_failed ca_1 provider=GMAIL organization_id=a",
+        "              30s  token.refresh_failed ca_1 provider=GMAIL (no organization_id: in no group)",
+        "              40s  token.refresh_failed ca_1 provider=SLACK organization_id=a",
+        "               1m  token.refresh_failed ca_1 provider=GMAIL organization_id=a",
+        "               1m  -> firing organization_id=a, value 2",
+        "               2m  token.refresh_failed ca_1 provider=GMAIL organization_id=a",
+    ]
+
+
+def test_one_alert_for_all_has_no_group_to_name(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(GROUPED.replace("[organization_id]", "[]"))
+    output = run(str(tmp_path)).output
+    assert "-> firing, value 2" in output
+    assert "seen firing, value 4\n" in output
 
 
 @pytest.mark.parametrize("what", ["no such folder", "empty", "no tests"])

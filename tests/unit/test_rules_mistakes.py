@@ -28,6 +28,11 @@ MISTAKES = [
     ("gte: 3", "gte: 20000", "20000", "gte is at most 10000"),
     ("gte: 3", "gte:", "gte", "it has no value"),
     ("gte: 3", "threshold: 3", "threshold", 'did you mean "gte"?'),
+    ("gte: 3", "gt: 20", "gt", "more than 20 is gte: 21"),
+    ("gte: 3", "above: 20", "above", "more than 20 is gte: 21"),
+    ("gte: 3", "gt: {}", "gt", "more than 20 is gte: 21"),
+    ("    gte: 3\n", "", "count", "write gte: 3, for instance (How many.)"),
+    (HEAD, HEAD + "  shadow: true\n", "shadow", "write enabled: shadow"),
     ("within", "window", "window", 'did you mean "within"?'),
     ("15m", "1h30m", "1h30m", "write a duration such as"),
     ("15m", "15 Minutes", "15 Minutes", "write 15m"),
@@ -126,6 +131,14 @@ def test_a_placeholder_is_named_in_its_own_line() -> None:
         (rule("quantile", of="{match: {kind: other}, field: provider, q: 0.9, within: 5m, gt: 1, min_total: 1}"), "provider", "has no quantile"),
         (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: '0.9', min_total: 1}"), "'0.9'", "write 0.9"),
         (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 95, min_total: 1}"), "95", "lt is at most 1"),
+        (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 95%, min_total: 1}"), "95%", "write 0.95"),
+        (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 0.9}"), "ratio", "write min_total: 20, for instance (With fewer events"),
+        (rule("quantile", of="{match: {kind: other}, field: duration, q: 0.9, within: 5m, gt: 1, min_total: 1}"), "duration", "known: lag_seconds, details.NAME"),
+        (rule("quantile", of="{match: {kind: other}, field: lag_seconds, q: p95, within: 5m, gt: 1, min_total: 1}"), "p95", "write 0.95"),
+        (rule("quantile", of="{match: {kind: other}, field: lag_seconds, q: 0.9, within: 5m, gt: 2m, min_total: 1}"), "2m", "120 for seconds or 120000 for milliseconds"),
+        (rule("gauge", of="{metric: delivery_lag_seconds, gt: 1m}"), "1m", "write 60: a metric of time is in seconds"),
+        (rule("count", "  group_by: [provider]\n  resolve: {event: [{kind: other}, {became: ACTIVE}]}\n"), "became", "match status and kind instead"),
+        (rule("absence", "  tests: [{name: n, events: [{at: 0s, kind: other, details.scope: x}], expect: {at: 1s, state: firing}}]\n"), "details.scope", "write details: {scope: ...}"),
         (rule("count", "  group_by: [provider]\n  actions: [{pause_workflows: {depends_on: account_id}}]\n"), "account_id", "not in group_by"),
     ],
 )  # fmt: skip
@@ -171,6 +184,69 @@ WARNINGS = [
     (rule("count", of="{match: {status: expired}, within: 5m, gte: 2}"), "expired", 'did you mean "EXPIRED"?'),
     (rule("state", of="{of: account, match: [{status: [ACTIVE, DISCONECTED]}]}"), "DISCONECTED", "did you mean"),
     (rule("count", "  resolve: {event: [{kind: other}, {became: ACTVE}]}\n"), "ACTVE", 'did you mean "ACTIVE"?'),
+    (
+        rule("count", of="{match: {kind: other, details.scope: x}, within: 5m, gte: 2}"),
+        "details.scope",
+        "known: details.",
+    ),
+    (
+        rule("count", of="{match: {details.token_expire_at: x}, within: 5m, gte: 2}"),
+        "details.token_expire_at",
+        "token_expires_at",
+    ),
+    (rule("count", "  group_by: [details.team]\n"), "details.team", "no provider is known to send details.team"),
+    (
+        rule("count", of="{match: {kind: other}, within: 5m, gte: 2, distinct: details.x}"),
+        "details.x",
+        "no provider is known",
+    ),
+    (rule("count", "  resolve: {event: {details.x: y}}\n"), "details.x", "no provider is known"),
+    (
+        rule(
+            "quantile", of="{match: {kind: other}, field: details.durration, q: 0.9, within: 5m, gt: 3, min_total: 2}"
+        ),
+        "details.durration",
+        "no provider is known",
+    ),
+    (
+        rule(
+            "quantile",
+            of="{match: {kind: other}, field: details.last_used_at, q: 0.9, within: 5m, gt: 3, min_total: 2}",
+        ),
+        "details.last_used_at",
+        "holds a time, and only numbers have a quantile",
+    ),
+    (
+        rule("absence", of="{after: {kind: other}, expect: {kind: audit}, within: 5m}"),
+        "audit",
+        "no rule is judged by that",
+    ),
+    (
+        rule("absence", of="{after: {kind: other}, expect: {became: ACTIVE}, within: 5m}"),
+        "became",
+        "{kind: account.updated, status: ACTIVE}",
+    ),
+    (
+        rule("absence", of="{after: {kind: other}, expect: {kind: other}, deadline: details.ends_at}"),
+        "details.ends_at",
+        "no provider is known",
+    ),
+    (
+        rule("count", "  group_by: [provider]\n  resolve: {event: {kind: other}}\n"),
+        "event",
+        "ends the alert of all of them",
+    ),
+    (
+        rule("count", "  group_by: [provider]\n").replace("summary: s", 'summary: "{{ provider }} {{ identifier }}"'),
+        "identifier",
+        "one alert for each provider; write one of group, provider, value",
+    ),
+    (rule("count", "  group_by: []\n").replace("summary: s", 'summary: "{{ status }}"'), "status", "one alert for all"),
+    (
+        rule("gauge").replace("summary: s", 'summary: "{{ source }} {{ identifier }}"'),
+        "identifier",
+        "one alert for each source",
+    ),
 ]
 
 
@@ -191,6 +267,10 @@ def test_what_is_seldom_meant_is_a_warning(text: str, at: str, said: str) -> Non
         rule("count", "  group_by: [connection_id, account_id]\n"),
         rule("count", "  group_by: [connection_id]\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: account_id}"),
         rule("count", "  allowed_lateness: 25m\n"),
+        rule("count", of="{match: {details.connection_name: x}, within: 5m, gte: 2}"),
+        rule("absence", of="{after: {kind: other}, expect: [{kind: other}, {became: ACTIVE}], within: 5m}"),
+        rule("count", "  group_by: [provider]\n  resolve: {event: {kind: other}}\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: account_id}"),
+        rule("count", "  group_by: [connection_id, account_id]\n").replace("summary: s", 'summary: "{{ identifier }}"'),
         *(rule("count", of=f"{{match: {{status: {status}}}, within: 5m, gte: 2}}") for status in (*STATUSES, "SUSPENDED")),
     ],
 )  # fmt: skip

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 from service.rules.explaining import length, matches_words
 from service.rules.fields import Matches, Number
 from service.rules.given import Bucket, Sample
-from service.rules.match import DETAIL, NUMBERS, Matcher, check_field, compile_matches, reader
-from service.rules.mistake import Mistake
+from service.rules.match import DETAIL, FIELDS, NUMBERS, Matcher, compile_matches, reader
+from service.rules.mistake import Mistake, nearest, quoted
 from service.rules.story import Step
 from service.rules.triggers.rolling import EXAMPLES_MAX, Rolling
 
@@ -47,10 +47,11 @@ class Quantile(Rolling):
     @field_validator("field")
     @classmethod
     def is_a_field(cls, value: str) -> str:
-        check_field(value)
-        if value not in NUMBERS and not DETAIL.fullmatch(value):
+        if value in NUMBERS or DETAIL.fullmatch(value):
+            return value
+        if value in FIELDS:
             raise Mistake(f"{value} is text, which has no quantile", "name lag_seconds or a number in details.NAME")
-        return value
+        raise Mistake(f"unknown field {quoted(value)}", nearest(value, (*NUMBERS, "details.NAME")))
 
     @cached_property
     def _match(self) -> Matcher:
