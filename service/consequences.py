@@ -224,7 +224,11 @@ def alert_decision(
         details={
             "alert_id": alert.id,
             "rule_id": alert.rule_id,
+            "rule_version": alert.rule_version,
             "severity": alert.severity,
+            "group": dict(alert.group),
+            "labels": dict(alert.labels),
+            "value": alert.value,
             "summary": alert.summary,
             "state": alert.state,
             "reason": reason or alert.resolved_reason,

@@ -156,15 +156,15 @@ def make_alert(rule: Rule, account: Account | None, now: datetime, lasts: timede
     group_key = f"drill:{alert_id}"
     values = {
         "account_id": account.key.account_id if account else "a practice account",
-        "environment_id": account.key.environment_id if account else "",
-        "source": account.key.source if account else "",
-        "connection_id": (account.connection_id if account else None) or "",
-        "provider": (account.provider if account else None) or "",
+        "environment_id": account.key.environment_id if account else "a practice environment",
+        "source": account.key.source if account else "a practice source",
+        "connection_id": (account.connection_id if account else None) or "a practice connection",
+        "provider": (account.provider if account else None) or "a practice provider",
         "identifier": (account.identifier or account.key.account_id) if account else "a practice account",
-        "organization_id": (account.organization_id if account else None) or "",
-        "status": (account.status if account else None) or "",
+        "organization_id": (account.organization_id if account else None) or "a practice organization",
+        "status": (account.status if account else None) or "BROKEN",
         "group": str(account.key) if account else "practice",
-        "value": "0",
+        "value": example_value(rule),
     }
     summary = rule.render(rule.summary, values)
     about = f" (as if of {account.key})" if account else ""
@@ -188,6 +188,12 @@ def make_alert(rule: Rule, account: Account | None, now: datetime, lasts: timede
         drill=True,
         drill_until=now + lasts,
     )
+
+
+def example_value(rule: Rule) -> str:
+    """What the message would say at the least: the bound that is reached when it fires."""
+    bounds = (getattr(rule.condition, name, None) for name in ("gte", "gt", "lte", "lt"))
+    return f"{next((bound for bound in bounds if bound is not None), 1):g}"
 
 
 def decision(alert: Alert, kind: str, now: datetime, account: Account | None, workflow_ids: Sequence[str]) -> Decision:

@@ -57,7 +57,7 @@ def drill(rule_id: str, account_id: str | None, lasts: timedelta, workflow_id: s
 
 async def run(rule_id: str, account_id: str | None, lasts: timedelta, workflow_id: str | None) -> int:
     """The exit status. Raises BadParameter for what is not there, and AuthwatchError."""
-    from service import drill, queue
+    from service import drill, queue, rule_sets
     from service.runtime import open_runtime
     from service.settings import load_settings
     from service.store import accounts
@@ -67,12 +67,13 @@ async def run(rule_id: str, account_id: str | None, lasts: timedelta, workflow_i
     if settings.database_url is None:
         raise ConfigError("DATABASE_URL is missing: set it, or name the folder of a running `authwatch up`")
     async with open_runtime(settings, connections_max=2) as runtime:
-        rule = runtime.rules.ruleset.by_id.get(rule_id)
-        if rule is None:
-            known = ", ".join(sorted(runtime.rules.ruleset.by_id)) or "none"
-            raise click.BadParameter(f'no rule "{rule_id}" is in force; there are {known}', param_hint="RULE_ID")
-        began = time.monotonic()
         async with begin(runtime.engine) as conn:
+            ruleset = await rule_sets.in_force(conn, runtime)
+            rule = ruleset.by_id.get(rule_id)
+            if rule is None:
+                known = ", ".join(sorted(ruleset.by_id)) or "none"
+                raise click.BadParameter(f'no rule "{rule_id}" is in force; there are {known}', param_hint="RULE_ID")
+            began = time.monotonic()  # after the rules were read, which takes this command longer than a worker
             account = await accounts.find(conn, account_id) if account_id is not None else None
             if account_id is not None and account is None:
                 raise click.BadParameter(f"no event has named {account_id} yet", param_hint="--account-id")

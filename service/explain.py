@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import views
-from service.errors import BadRequest, NotFound
+from service.errors import BadRequest, Conflict, NotFound
 from service.event import Event, rfc3339
 from service.rules import Rule, Ruleset
 from service.rules.explaining import Explanation, rule_words, seconds, when
@@ -34,6 +34,7 @@ from service.store.workflows import Hold, Workflow
 
 ALERTS_MAX = 20
 KNOWN_RULES_MAX = 50
+CANDIDATES_MAX = 10
 GROUP_OF_ACCOUNT = ("account_id", "connection_id", "provider", "organization_id", "environment_id", "source")
 RELEASE_WORDS = {
     "account_well": "the account has been well for long enough",
@@ -158,9 +159,28 @@ async def find(
                 code="invalid_group",
             )
     assert group is not None
-    if set(group) != set(rule.group_by):
+    may_say = {*rule.group_by, *implied(rule)}
+    if not set(rule.group_by) <= set(group) <= may_say:
         raise BadRequest(f'group: "{rule.id}" groups by {", ".join(rule.group_by) or "nothing"}', code="invalid_group")
-    return About(rule=rule, account=account, group=group, at=at)
+    return About(rule=rule, account=account, group=await in_full(conn, rule, group), at=at)
+
+
+def implied(rule: Rule) -> tuple[str, ...]:
+    """What a group is kept by beside what the rule says: an account or a connection is itself only within these two."""
+    if rule.by_account or rule.kind == "gauge" or not {"account_id", "connection_id"} & set(rule.group_by):
+        return ()
+    return tuple(name for name in ("source", "environment_id") if name not in rule.group_by)
+
+
+async def in_full(conn: AsyncConnection, rule: Rule, group: Mapping[str, str]) -> Mapping[str, str]:
+    """With what is implied, from the groups there are. Raises Conflict where that is several."""
+    if set(implied(rule)) <= set(group):
+        return group
+    found = await group_store.alike(conn, rule.id, group, CANDIDATES_MAX)
+    if len(found) > 1:
+        said = "; ".join(", ".join(f"{name}={one[name]}" for name in implied(rule)) for one in found)
+        raise Conflict(f"several groups are called so; say which, in group: {said}", code="ambiguous_group")
+    return found[0] if found else group
 
 
 def group_of(rule: Rule, account: Account) -> dict[str, str] | None:
@@ -173,7 +193,7 @@ def group_of(rule: Rule, account: Account) -> dict[str, str] | None:
         "provider": account.provider,
         "organization_id": account.organization_id,
     }
-    found = {name: values.get(name) for name in rule.group_by}
+    found = {name: values.get(name) for name in (*rule.group_by, *implied(rule))}
     return None if None in found.values() else {name: value for name, value in found.items() if value is not None}
 
 
@@ -266,7 +286,7 @@ def notes_of_alert(alert: Alert, rule: Rule | None) -> list[str]:
         notes.append(f"{alert.acknowledged_by} acknowledged it: no repeats, pauses stay")
     if alert.snoozed_until is not None:
         notes.append(f"it was snoozed until {when(alert.snoozed_until)}")
-    if rule is not None and rule.shadow:
+    if alert.shadow:
         notes.append("the rule is in shadow: it records and sends nothing")
     return notes
 

@@ -68,9 +68,10 @@ async def close_changed(
         over = replace(alert, condition_ended_at=now)
         if alert.state != "resolved":  # a person may have resolved it before
             over = replace(over, state="resolved", resolved_at=now, resolved_reason=RULE_CHANGED)
-            account = rows.get(alert.account) if alert.account else None
-            out.decisions.append(consequences.alert_decision(over, "alert.resolved", now, account))
-            loud.append(alert.id)
+            if not alert.shadow:  # the row alone says what a shadow rule would have done
+                account = rows.get(alert.account) if alert.account else None
+                out.decisions.append(consequences.alert_decision(over, "alert.resolved", now, account))
+                loud.append(alert.id)
         changed.append(over)
     await alert_store.save(conn, changed)
     await consequences.notify(conn, out, loud, notifiers, now)

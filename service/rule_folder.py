@@ -63,6 +63,8 @@ class Folder:
             paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES and path.is_file())
         except OSError:
             return None
+        if not paths and self._marks:
+            return None  # a mount that failed looks like this: nobody takes all rules away without a word
         marks: dict[str, tuple[int, ...]] = {}
         saved: list[Saved] = []
         for path in [path for path in paths if is_storable(path.name)][:FILES_MAX]:

@@ -205,9 +205,10 @@ async def resolve_alert(conn: AsyncConnection, alert_id: str, context: Context) 
 async def change_alert(conn: AsyncConnection, alert: Alert, kind: str, now: datetime, context: Context) -> Alert:
     await alert_store.save(conn, [alert])
     out = Consequences()
-    await consequences.notify(conn, out, [alert.id], context.notifiers, now)
-    account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
-    out.decisions.append(consequences.alert_decision(alert, kind, now, account))
+    if not alert.shadow:  # nobody was told of it, so nobody hears what became of it
+        await consequences.notify(conn, out, [alert.id], context.notifiers, now)
+        account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
+        out.decisions.append(consequences.alert_decision(alert, kind, now, account))
     out.decisions.append(audit(context.actor, kind, alert.id, now))
     await log.append(conn, out.decisions)
     return alert

@@ -43,7 +43,9 @@ class Outcome:
 
 
 async def look_at_gauges(runtime: Runtime) -> None:
-    if OF_HABITS & {gauge_of(rule).metric for rule in runtime.rules.ruleset.gauges}:
+    async with begin(runtime.engine) as conn:
+        asked = {gauge_of(rule).metric for rule in (await rule_sets.in_force(conn, runtime)).gauges}
+    if OF_HABITS & asked:
         await learn(runtime)
     notifiers = list(runtime.notifiers)
     async with begin(runtime.engine) as conn:
@@ -64,7 +66,7 @@ async def look_at_gauges(runtime: Runtime) -> None:
         for rule in rules:
             mine = {key: state for (rule_id, key), state in known.items() if rule_id == rule.id}
             await judge_rule(conn, rule, measured[gauge_of(rule).metric], mine, standing, now, out)
-        await write(conn, out, shadow={rule.id for rule in rules if rule.shadow}, now=now, notifiers=notifiers)
+        await write(conn, out, now=now, notifiers=notifiers)
 
 
 async def judge_rule(
@@ -184,9 +186,7 @@ def make_alert(rule: Rule, state: GaugeState, value: float, opened_at: datetime,
     )
 
 
-async def write(
-    conn: AsyncConnection, out: Outcome, *, shadow: Collection[str], now: datetime, notifiers: Sequence[str]
-) -> None:
+async def write(conn: AsyncConnection, out: Outcome, *, now: datetime, notifiers: Sequence[str]) -> None:
     said = Consequences()
     changed: list[Alert] = []
     loud: list[str] = []
@@ -197,8 +197,7 @@ async def write(
         over = replace(alert, condition_ended_at=max(at, alert.opened_at))
         if alert.state != "resolved":
             over = replace(over, state="resolved", resolved_at=now, resolved_reason=reason)
-            # The row alone says what a shadow rule would have done.
-            if alert.rule_id not in shadow:
+            if not alert.shadow:  # of what was opened in shadow the row alone tells
                 said.decisions.append(consequences.alert_decision(over, "alert.resolved", now, None))
                 loud.append(alert.id)
         changed.append(over)
@@ -207,7 +206,7 @@ async def write(
     for alert in out.opened:
         number = numbers.get((alert.rule_id, alert.group_key), 0) + 1
         alert = replace(alert, episode=number, dedup_key=dedup_key(alert.rule_id, alert.group_key, number))
-        if alert.rule_id not in shadow:
+        if not alert.shadow:
             said.decisions.append(consequences.alert_decision(alert, "alert.firing", now, None))
             loud.append(alert.id)
         changed.append(alert)

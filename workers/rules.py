@@ -14,7 +14,7 @@ from service import own_alerts, rule_changes, rule_sets
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
 from service.rule_failures import QUIET
-from service.rules import Ruleset
+from service.rules import Problem, Ruleset
 from service.runtime import Runtime
 from service.store import alerts as alert_store
 from service.store import log, readers
@@ -111,6 +111,7 @@ async def are_said(conn: AsyncConnection, wanted: Sequence[OwnAlert]) -> bool:
 
 async def wanted_now(conn: AsyncConnection, runtime: Runtime) -> list[OwnAlert]:
     wanted = [invalid(file) for file in (await store.problems(conn)).values()]
+    wanted += [unreadable(problem) for problem in runtime.rules.missing[:1]]
     failed = await store.failures(conn)
     if failed:
         now = await readers.clock(conn)
@@ -142,6 +143,16 @@ def invalid(file: RuleFile) -> OwnAlert:
         severity="P2",
         summary=f"A rule file cannot be used as it was saved: {problems[0][:SUMMARY_CHARS_MAX]}{more}",
         what_to_do=f"Run `authwatch rules check` and save the file anew (last saved by {file.changed_by}). {left}.",
+    )
+
+
+def unreadable(problem: Problem) -> OwnAlert:
+    return OwnAlert(
+        rule_id=INVALID,
+        about="the folder",
+        severity="P2",
+        summary=f"The rule files cannot be read: {problem.message}",
+        what_to_do=f"The rules in force stay in force, and no edit is seen. {problem.mend or ''}".strip(),
     )
 
 

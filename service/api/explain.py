@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import explain
+from service import explain, rule_sets
 from service.api.alerts import alert_id_of
 from service.api.http import Call, Instant, Strict, Text, read_json, runtime_of, safe_json
 from service.errors import BadRequest
@@ -20,7 +20,8 @@ GROUP_FIELDS_MAX = 5  # as many as a rule may group by
 
 
 class ExplainBody(Strict):
-    rule_id: Annotated[Text, Field(min_length=1, max_length=80)]
+    rule: Annotated[Text, Field(min_length=1, max_length=80, description="its id, as alerts name it")] | None = None
+    rule_id: Annotated[Text, Field(min_length=1, max_length=80, description="another name of rule")] | None = None
     account_id: Text | None = Field(None, description="short, or source:environment_id:account_id")
     group: dict[Text, Text] | None = Field(
         None, max_length=GROUP_FIELDS_MAX, description="the values of the rule's group_by, where it is not the account"
@@ -29,29 +30,37 @@ class ExplainBody(Strict):
 
     @model_validator(mode="after")
     def names_one(self) -> Self:
+        if (self.rule is None) == (self.rule_id is None):
+            raise ValueError("give rule, the id of a rule")
         if (self.account_id is None) == (self.group is None):
             raise ValueError("give account_id or group, one of them")
         return self
+
+    @property
+    def about(self) -> str:
+        return self.rule or self.rule_id or ""
 
 
 async def explain_alert(request: Request) -> Response:
     runtime = runtime_of(request)
     async with begin(runtime.engine) as conn:
-        return safe_json(await explain.explain_alert(conn, alert_id_of(request), runtime.rules.ruleset))
+        ruleset = await rule_sets.in_force(conn, runtime)
+        return safe_json(await explain.explain_alert(conn, alert_id_of(request), ruleset))
 
 
 async def explain_rule(request: Request) -> Response:
     runtime = runtime_of(request)
     body = await read_json(request, ExplainBody)
     async with begin(runtime.engine) as conn:
+        ruleset = await rule_sets.in_force(conn, runtime)
         now = await readers.clock(conn)
         at = body.at or now
         if at > now or at.year < YEAR_MIN:
             raise BadRequest(f"at: between the year {YEAR_MIN} and now; what will be is not known", code="invalid_body")
         about = await explain.find(
             conn,
-            runtime.rules.ruleset,
-            rule_id=body.rule_id,
+            ruleset,
+            rule_id=body.about,
             account_id=body.account_id,
             group=body.group,
             at=at,

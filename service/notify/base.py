@@ -46,12 +46,15 @@ class AlertView:
     provider: str | None = None
     identifier: str | None = None
     account_status: str | None = None
+    group: tuple[tuple[str, str], ...] = ()  # what it is about, where that is no account
     resolved_at: datetime | None = None
     resolved_reason: str | None = None
     acknowledged_by: str | None = None
     late_seconds: float | None = None  # how late the event that fired it reached us
     evidence_count: int = 0
     discovered_late: bool = False
+    late_detection: bool = False  # its deadline had passed long before somebody judged it
+    flapping: bool = False
     drill: bool = False  # fired for practice: said first in every message
     workflows: tuple[WorkflowLine, ...] = ()
     url: str | None = None

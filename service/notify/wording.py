@@ -21,6 +21,14 @@ LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 TURNING_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 UNPRINTABLE = frozenset({"Cc", "Cs", "Cn", "Co", "Zl", "Zp"})
 SIGNS = {"firing": "\N{LARGE RED CIRCLE}", "acknowledged": "\N{LARGE YELLOW CIRCLE}"}
+GROUP_WORDS = {
+    "account_id": "account",
+    "connection_id": "connection",
+    "environment_id": "environment",
+    "organization_id": "organization",
+    "drill": "as if of",
+}
+FLAPS = "Flapping: it opened and closed again and again, so it stays open until it has been quiet."
 DRILL = "DRILL "
 DRILL_STATUS = "This is a drill: nothing is broken, and it ends by itself."
 SIGN_RESOLVED = "\N{LARGE GREEN CIRCLE}"
@@ -67,7 +75,7 @@ def title(view: AlertView) -> str:
     mark = f"{DRILL if view.drill else ''}{SIGNS.get(view.state, SIGN_RESOLVED)} "
     lead = "Resolved: " if view.state == "resolved" else ""
     whose = account_words(view)
-    summary = clean(view.summary, TITLE_CHARS_MAX)
+    summary = clean(view.summary.removeprefix("DRILL: ") if view.drill else view.summary, TITLE_CHARS_MAX)
     # A rule's summary may name the account already; saying it twice would only push the rest out of sight.
     names = [clean(name, NAME_CHARS_MAX) for name in (view.identifier, view.account_id) if name]
     if any(name and name in summary for name in names):
@@ -99,6 +107,11 @@ def who(view: AlertView) -> str:
         ("status now ", view.account_status),
     )
     said = [f"{label}{clean(value, NAME_CHARS_MAX)}" for label, value in parts if value]
+    said += [
+        clean(f"{GROUP_WORDS.get(name, name)} {value}", NAME_CHARS_MAX)
+        for name, value in view.group
+        if value and value != getattr(view, name, None)
+    ]
     return "Who: " + (" · ".join(said) if said else "no single account")
 
 
@@ -112,6 +125,8 @@ def since(view: AlertView, now: datetime) -> str:
 
 def evidence(view: AlertView) -> str:
     source = f" from {clean(view.source, NAME_CHARS_MAX)}" if view.source else ""
+    if view.drill:
+        return "Evidence: none, it is a drill."
     if view.evidence_count <= 0:
         return f"Evidence: what is missing{source}, not an event that came."
     return f"Evidence: {counted(view.evidence_count, 'event')}{source}."
@@ -120,15 +135,17 @@ def evidence(view: AlertView) -> str:
 def late(view: AlertView) -> str | None:
     if view.discovered_late:
         return "It was already over when we learned of it: nothing was paused for it."
+    if view.late_detection:
+        return f"Its deadline had passed {span((view.fired_at - view.opened_at).total_seconds())} before it was judged."
     if view.late_seconds is None or view.late_seconds < LATE_WORTH_SAYING_SECONDS:
         return None
     return f"Late news: this event reached us {span(view.late_seconds)} after it happened."
 
 
 def status(view: AlertView) -> str | None:
-    if view.drill:
-        return " ".join(filter(None, (DRILL_STATUS, state_words(view))))
-    return state_words(view)
+    flaps = FLAPS if view.flapping and view.state != "resolved" else None
+    said = (DRILL_STATUS if view.drill else None, flaps, state_words(view))
+    return " ".join(filter(None, said)) or None
 
 
 def state_words(view: AlertView) -> str | None:
@@ -151,6 +168,8 @@ def what_to_do(view: AlertView) -> str | None:
     if view.what_to_do:
         # The rule's author wrote this, so a runbook link in it stays.
         return clean(view.what_to_do, WHAT_TO_DO_CHARS_MAX, links=True)
+    if view.account_id is None:
+        return None  # of what is about no account nobody but the rule's author can say it
     return "Ask the owner of the account to authorize it again, and watch here that it becomes ACTIVE."
 
 

@@ -43,6 +43,12 @@ def advise(rule: Rule) -> Iterator[Advice]:
             "a provider tries again for up to 22 minutes, and what comes later than this is not judged again",
             "write at least 25m, or take it out (1h)",
         )
+    if rule.annotations.summary is None:
+        yield Advice(
+            ("id",),
+            "people will read its id, and nothing else",
+            'add annotations: {summary: "..."}, one sentence for who is woken by it',
+        )
     if rule.actions and rule.what_to_do is None:
         yield Advice(
             ("annotations",),

@@ -60,6 +60,8 @@ SLIPS: Mapping[str, tuple[str, ...]] = {
     "group": ("group_by",),
     "unique": ("distinct",),
     "tags": ("labels",),
+    "data": ("details",),
+    "resume_delay": ("stable_for",),
     "action": ("actions",),
     "pause": ("pause_workflows", "actions"),
     "pause_workflows": ("actions",),

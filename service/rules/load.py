@@ -93,6 +93,8 @@ class RuleBook:
                 for path in paths[FILES_MAX : FILES_MAX + 1]
             )
             paths = paths[:FILES_MAX]
+            if not paths and self._stamps:
+                raise FileNotFoundError  # a mount that failed looks like this, and nobody takes all rules away unsaid
         except OSError as exc:
             # The rules in force stay in force.
             self._missing = (
@@ -100,8 +102,8 @@ class RuleBook:
                     str(self._folder),
                     1,
                     1,
-                    f"the rules folder cannot be read ({type(exc).__name__})",
-                    "set AUTHWATCH_RULES",
+                    f"the rules folder is empty or cannot be read ({type(exc).__name__})",
+                    "put the files back, or name their folder by AUTHWATCH_RULES; to have no rule, disable each",
                 ),
             )
             return self.problems
@@ -128,6 +130,11 @@ class RuleBook:
         if changed:
             self._set = Ruleset(self._in_force())
         return self.problems
+
+    @property
+    def missing(self) -> tuple[Problem, ...]:
+        """What is wrong with the folder itself."""
+        return self._missing
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -32,10 +32,28 @@ class Mistake(ValueError):
         return Mistake(self.message, self.mend, path=(*path, *self.path), on_key=self.on_key, word=self.word)
 
 
+# What the provider's payload calls it, and other systems' words, where no likeness leads to ours.
+PAYLOAD = "data."
+MEANT = {"data.id": "account_id", "id": "account_id", "connected_account_id": "account_id"}
+DETAILS = "details.NAME"
+
+
 def nearest(word: object, known: Sequence[str]) -> str:
     """`did you mean "within"?`, or what there is."""
-    found = close(str(word), known)
+    found = payload_word(str(word)[:WORD_MAX], known) or close(str(word), known)
     return f'did you mean "{found}"?' if found else f"known: {', '.join(known)}"
+
+
+def payload_word(word: str, known: Sequence[str]) -> str | None:
+    """`data.provider` is our provider, and `data.outcome` a detail."""
+    if (meant := MEANT.get(word)) is not None and meant in known:
+        return meant
+    name = word.removeprefix(PAYLOAD)
+    if name == word or not name:
+        return None
+    if name in known:
+        return name
+    return f"details.{name}" if DETAILS in known else None
 
 
 def close(word: str, known: Sequence[str]) -> str | None:

@@ -82,7 +82,7 @@ class Action(Strict):
 class Annotations(Strict):
     """What people read. `reason` says why the rule exists, `what_to_do` what to do now."""
 
-    summary: Template
+    summary: Template | None = None
     what_to_do: Template | None = None
     reason: str | None = Field(None, max_length=2000)
 
@@ -116,7 +116,7 @@ class Rule(Conditions):
     labels: dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(max_length=200)]] = Field(
         default_factory=dict, max_length=20
     )
-    annotations: Annotations
+    annotations: Annotations = Field(default_factory=Annotations)
     actions: list[Action] = Field(default_factory=list, max_length=5)
     tests: list[RuleTest] = Field(default_factory=list, max_length=50)
 
@@ -345,7 +345,8 @@ class Rule(Conditions):
 
     @property
     def summary(self) -> str:
-        return self.annotations.summary
+        """Without one, the id is what people read."""
+        return self.annotations.summary or self.id.replace("-", " ").capitalize()
 
     @property
     def what_to_do(self) -> str | None:

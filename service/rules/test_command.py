@@ -17,7 +17,7 @@ TIMELINE_LINES_MAX = 60
 @click.command("test")
 @click.argument("path", required=False, type=PATH)
 def test_rules(path: Path | None) -> None:
-    """Run the inline tests of PATH (a file or a folder; default AUTHWATCH_RULES or alert_rules).
+    """Run the inline tests of PATH, a file or a folder; without it, what AUTHWATCH_RULES names, or alert_rules.
 
     Exit 0: all were met. 1: one was not. 2: a file cannot be read or has a mistake, or there is nothing to test.
     """
@@ -34,9 +34,11 @@ def test_rules(path: Path | None) -> None:
     untested = [rule.id for rule in read.rules if not rule.tests]
     if untested:
         click.echo(f"without tests: {', '.join(untested)}")
-    if read.rules:
+    if outcomes:
         rules = count(len(read.rules), "rule")
-        click.echo(f"{len(outcomes) - failed} of {len(outcomes)} tests of {rules} passed")
+        click.echo(f"{len(outcomes) - failed} of {count(len(outcomes), 'test')} of {rules} passed")
+    elif read.rules:
+        click.echo(f"no tests in {count(len(read.rules), 'rule')}; write them under `tests:`, see docs/rules.md")
     for file, loaded in read.files.items():
         if loaded.problems:
             click.echo(f"not run: {count(len(loaded.problems), 'mistake')} in {file}")

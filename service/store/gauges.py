@@ -74,7 +74,7 @@ async def forget(conn: AsyncConnection, keys: Collection[tuple[str, str]]) -> No
 
 
 async def standing(conn: AsyncConnection, rule_ids: Collection[str], alert_ids: Collection[str]) -> list[Standing]:
-    """The alerts of these rules that last, and those named, whatever became of them."""
+    """The alerts of these rules that last, drills apart, and those named, whatever became of them."""
     if not rule_ids:
         return []
     lasts = alerts.c.condition_ended_at.is_(None)
@@ -87,7 +87,7 @@ async def standing(conn: AsyncConnection, rule_ids: Collection[str], alert_ids: 
             lasts.label("lasts"),
             (alerts.c.state == "resolved").label("resolved"),
         )
-        .where(or_(alerts.c.rule_id.in_(list(rule_ids)) & lasts, alerts.c.id.in_(list(alert_ids))))
+        .where(or_(alerts.c.rule_id.in_(list(rule_ids)) & lasts & ~alerts.c.drill, alerts.c.id.in_(list(alert_ids))))
         .limit(EPISODES_READ_MAX)
     )
     return [Standing(row.id, row.rule_id, row.group_key, row.ruled, row.lasts, row.resolved) for row in rows]

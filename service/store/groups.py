@@ -129,6 +129,17 @@ async def named(conn: AsyncConnection, rule_id: str, values: Mapping[str, str]) 
     return found[0] if len(found) == 1 else None
 
 
+async def alike(conn: AsyncConnection, rule_id: str, values: Mapping[str, str], limit: int) -> list[dict[str, str]]:
+    """The values of the groups that have these, in full."""
+    rows = await conn.execute(
+        select(groups.c.group)
+        .where(groups.c.rule_id == rule_id, groups.c.group.contains(dict(values)))
+        .order_by(groups.c.group_key)
+        .limit(limit)
+    )
+    return [dict(row.group) for row in rows]
+
+
 async def counts(conn: AsyncConnection, rule_ids: Collection[str]) -> dict[str, int]:
     """How many groups each of these rules has."""
     if not rule_ids:

@@ -45,7 +45,7 @@ def test_all_the_shipped_rules_pass_and_each_has_tests() -> None:
 def test_a_test_that_is_met_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text(RULE)
     result = run(str(tmp_path))
-    assert (result.exit_code, result.output) == (0, "ok      failing: three fire\n1 of 1 tests of 1 rule passed\n")
+    assert (result.exit_code, result.output) == (0, "ok      failing: three fire\n1 of 1 test of 1 rule passed\n")
 
 
 def test_a_test_that_is_not_met_says_what_was_expected_what_was_seen_and_what_happened_to_that_group(
@@ -63,7 +63,7 @@ def test_a_test_that_is_not_met_says_what_was_expected_what_was_seen_and_what_ha
         "               2m  -> firing account_id=ca_1, value 3",
         "              10m  token.refresh_succeeded ca_1 ACTIVE (happened at 1m30s)",
         "              10m  -> resolved account_id=ca_1: late_arrival (2m)",
-        "0 of 1 tests of 1 rule passed",
+        "0 of 1 test of 1 rule passed",
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_file_with_a_mistake_is_2_and_the_others_are_tested_all_the_same(tmp_p
         "    rules: {}",
         "           ^^",
         "    mend: write rules: [...]",
-        "1 of 1 tests of 1 rule passed",
+        "1 of 1 test of 1 rule passed",
         f"not run: 1 mistake in {tmp_path}/b.yml",
     ]
 

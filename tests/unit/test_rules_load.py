@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_read_keeps_everything_and_is_said(tmp_path: Pat
     book.reload()
     folder.rename(tmp_path / "gone")
     [problem] = book.reload()
-    assert "set AUTHWATCH_RULES" in str(problem)
+    assert "AUTHWATCH_RULES" in str(problem)
     assert ids(book) == ["failing"]
     (tmp_path / "gone").rename(folder)
     assert book.reload() == ()
@@ -291,3 +291,10 @@ def test_a_file_beyond_the_limit_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     [problem] = book.reload()
     assert str(problem).startswith("b.yml:1:1: more than 1 files")
     assert ids(book) == ["failing"]
+
+
+def test_a_rule_needs_no_words_and_is_advised_to_have_some() -> None:
+    loaded = load_text(GOOD.split("  annotations")[0].encode(), "team.yml")
+    assert loaded.problems == ()
+    assert loaded.rules[0].summary == "Failing"
+    assert any("people will read its id" in warning.message for warning in loaded.warnings)

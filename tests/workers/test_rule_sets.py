@@ -177,6 +177,7 @@ async def test_the_same_id_in_another_file_is_that_files_mistake(house: House, f
     (alert,) = await own(house, INVALID)
     assert alert["group_key"] == "zz.yml"
     assert "already used in rules.yml" in alert["summary"]
+    save(folder, ANOTHER, "another.yml")
     save(folder, None, "rules.yml")
     await keep_rules(house.runtime)
     assert (await in_set(house.runtime, "two-failures")).count.gte == 9
@@ -187,6 +188,7 @@ async def test_a_version_says_who_when_and_what(house: House, folder: Path) -> N
     await keep_rules(house.runtime)
     save(folder, THREE_FAILURES)
     await keep_rules(house.runtime)
+    save(folder, ANOTHER, "another.yml")
     save(folder, None)
     await keep_rules(house.runtime)
     async with begin(house.runtime.engine) as conn:
@@ -225,6 +227,7 @@ async def test_what_a_crash_left_open_is_mended_by_the_sweep_in_batches(
         await house.tell("failed", ago=2, account=account)
         await house.told("failed", ago=1, account=account)
     assert len(await house.alerts()) == 3
+    save(folder, ANOTHER, "another.yml")
     save(folder, None)
     # As if the process had been killed right after the commit that published, with one batch of one alert in it.
     monkeypatch.setattr(rule_changes, "CLOSED_AT_ONCE_MAX", 1)
@@ -386,3 +389,22 @@ async def test_a_failing_rule_is_said_and_its_alert_resolves_when_it_is_well_or_
     await keep_rules(house.runtime)
     assert [alert["state"] for alert in await own(house, FAILING)] == ["resolved", "resolved"]
     assert await house.rows("SELECT * FROM rule_failures") == []
+
+
+async def test_a_folder_that_was_emptied_takes_no_rule_away_and_is_said(house: House, folder: Path) -> None:
+    """A mount that failed looks like this."""
+    house.runtime.rules.reload()
+    await keep_rules(house.runtime)
+    before, aside = await ids(house.runtime), folder.with_name("aside")
+    folder.rename(aside)
+    folder.mkdir()
+    house.runtime.rules.reload()
+    await keep_rules(house.runtime)
+    assert await ids(house.runtime) == before
+    (alert,) = await own(house, INVALID)
+    assert (alert["state"], alert["group_key"]) == ("firing", "the folder")
+    folder.rmdir()
+    aside.rename(folder)
+    house.runtime.rules.reload()
+    await keep_rules(house.runtime)
+    assert [row["state"] for row in await own(house, INVALID)] == ["resolved"]

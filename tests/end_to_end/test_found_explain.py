@@ -1,0 +1,109 @@
+"""Explain, as an outsider asks it: by the rules in force now, and of groups by what an admin can know of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.test_api import Api, opened, problem
+from tests.make_requests import event_body
+from tests.workers.editing import HOUR, age, save
+from workers.evaluate import evaluate
+from workers.rules import keep_rules
+
+FAILED = "connected_account.token_refresh_failed"
+NEW = """\
+version: 1
+rules:
+- id: saved-while-it-runs
+  severity: P3
+  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 9}
+  labels: {team: mail}
+  annotations: {summary: "It fails"}
+- id: by-connection
+  severity: P3
+  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 2, distinct: account_id}
+  group_by: [connection_id]
+  labels: {team: mail}
+  annotations: {summary: "They fail"}
+- id: in-shadow
+  severity: P3
+  enabled: shadow
+  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 1}
+  annotations: {summary: "Nobody hears of it"}
+"""
+
+
+@pytest.fixture
+async def api(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    """A receiver that started with no rule, and a rule file saved after that."""
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    monkeypatch.setattr("service.settings.default_rules_folder", lambda: folder)
+    async with opened(database_url) as made:
+        assert made.runtime.settings.rules_folder == folder
+        save(folder, NEW, ago=HOUR)
+        age(folder, HOUR)
+        await keep_rules(made.runtime)
+        yield made
+
+
+async def fail(api: Api, account_id: str, environment_id: str = "env_1") -> None:
+    await api.send(
+        event_body(FAILED, data={"id": account_id, "connection_id": "conn_1"}, environment_id=environment_id)
+    )
+    await evaluate(api.runtime)
+
+
+async def ask(api: Api, **body: Any) -> dict[str, Any]:
+    answer = await api.client.post("/v1/explain", json=body)
+    assert answer.status_code == 200, answer.text
+    said: dict[str, Any] = answer.json()
+    return said
+
+
+async def test_a_rule_saved_while_the_receiver_runs_is_explained(api: Api) -> None:
+    await fail(api, "ca_1")
+    said = await ask(api, rule_id="saved-while-it-runs", account_id="ca_1")
+    assert said["missing"] == ["1 of 9 matching events within 15m"]
+
+
+async def test_the_rule_may_be_named_as_alerts_name_it(api: Api) -> None:
+    await fail(api, "ca_1")
+    assert (await ask(api, rule="saved-while-it-runs", account_id="ca_1"))["value"] == 1
+    for body in ({"account_id": "ca_1"}, {"rule": "a", "rule_id": "a", "account_id": "ca_1"}):
+        problem(await api.client.post("/v1/explain", json=body), 400, "invalid_body")
+
+
+@pytest.mark.parametrize("about", [{"account_id": "ca_1"}, {"group": {"connection_id": "conn_1"}}])
+async def test_a_connection_is_explained_with_the_alert_that_stands_for_it(api: Api, about: dict[str, Any]) -> None:
+    await fail(api, "ca_1")
+    await fail(api, "ca_2")
+    (alert,) = [one for one in await api.items("/v1/alerts?state=firing") if one["rule"] == "by-connection"]
+    said = await ask(api, rule="by-connection", **about)
+    assert [one["id"] for one in said["alerts"]] == [alert["id"]]
+    assert said["state"] == "firing"
+    assert not [note for note in said["notes"] if "no alert stands" in note]
+    assert said["group"] == alert["group"]
+
+
+async def test_a_connection_of_two_environments_is_asked_which(api: Api) -> None:
+    await fail(api, "ca_1", "env_1")
+    await fail(api, "ca_2", "env_2")
+    answer = await api.client.post("/v1/explain", json={"rule": "by-connection", "group": {"connection_id": "conn_1"}})
+    said = problem(answer, 409, "ambiguous_group")
+    assert "environment_id=env_1" in said["detail"]
+    assert "environment_id=env_2" in said["detail"]
+    group = {"connection_id": "conn_1", "source": "scalekit", "environment_id": "env_2"}
+    assert (await ask(api, rule="by-connection", group=group))["value"] == 1
+
+
+async def test_an_alert_shows_its_labels_and_whether_it_is_in_shadow(api: Api) -> None:
+    await fail(api, "ca_1")
+    await fail(api, "ca_2")
+    by_rule = {one["rule"]: one for one in await api.items("/v1/alerts")}
+    assert by_rule["by-connection"]["labels"]["team"] == "mail"
+    assert (by_rule["by-connection"]["shadow"], by_rule["in-shadow"]["shadow"]) == (False, True)
