@@ -123,7 +123,7 @@ class Case:
     stored: dict[AccountKey, list[Alert]]
     owed: Mapping[AccountKey, Mapping[str, Owed]]
     concerned: dict[AccountKey, dict[str, Rule] | None] = field(default_factory=dict)  # None: every rule
-    pending: dict[AccountKey, datetime | None] = field(default_factory=dict)  # what the others wait for
+    pending: dict[AccountKey, datetime | None] = field(default_factory=dict)  # what others may wait for
     armed_changes: dict[tuple[AccountKey, str], Owed | None] = field(default_factory=dict)
     failures: Failures = field(default_factory=Failures)
 
@@ -139,12 +139,16 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
     }
     since = min(starts.values(), default=now) - lookback
     watched = await account_store.watched(conn, starts, since)
-    owed = await armed_store.of_accounts(conn, starts) if rules.absences else {}
+    # Of a set without absences too there may be deadlines left, and who is due is due by one of them.
+    owed = await armed_store.of_accounts(conn, starts) if rules.absences or work.due else {}
     case = Case({}, [], {}, owed)
+    came: set[AccountKey] = set()
     for key in starts:
         due = watched.get(key)
         if key in watched:
             if due is not None and due <= now:
+                # An event from before it may be read after it, and concerns other rules than those that waited.
+                came.add(key)
                 starts[key] = min(starts[key], due)
             continue
         subject = by_row(key, rows.get(key), new[key], rules, now)
@@ -166,11 +170,9 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
     )
     told = {key: start for key, start in starts.items() if key not in case.subjects}
     for key in case.troubled:
-        case.concerned[key] = concerned_rules(
-            rules, case, key, new[key], whole=not new[key] or starts[key] < earliest(new[key])
-        )
+        case.concerned[key] = concerned_rules(rules, case, key, new[key], whole=not new[key] or key in came)
         some = case.concerned[key]
-        if some is not None and any(rule.id not in some for rule in rules.pending):
+        if some is not None and any(rule.id not in some for rule in rules.told):
             case.pending[key] = watched.get(key)
     lookbacks = {
         key: rules.lookback if some is None else max((rule.lookback for rule in some.values()), default=ZERO)
@@ -179,10 +181,6 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
     case.subjects |= await gather(conn, rows, new, told, lookbacks, rules, work.upto, now)
     case.subjects = {key: case.subjects[key] for key in starts}  # in the log's order: of namesakes the first is bound
     return case
-
-
-def earliest(events: Sequence[Event]) -> datetime:
-    return min(event.occurred_at for event in events)
 
 
 def concerned_rules(
@@ -274,15 +272,15 @@ def judge_account(
         opened.extend((rule, subject, episode) for episode in new)
         if rule.kind == "absence":
             waiting = judged.armed if judged.armed is not None and judged.armed.due > work.as_of else None
-            had = waits.get(rule.id)
-            if (waiting is not None and (had is None or had.armed != waiting)) or (waiting is None and had is not None):
-                case.armed_changes[key, rule.id] = None if waiting is None else Owed(rule.condition_version, waiting)
+            owes = Owed(rule.condition_version, waiting) if waiting is not None else None
+            if owes != waits.get(rule.id):
+                case.armed_changes[key, rule.id] = owes
             if judged.wake_at is not None and waiting is not None and judged.wake_at == waiting.due:
                 continue  # its own row wakes it
         if judged.wake_at is not None:
             wakes.append(judged.wake_at)
     for rule_id in waits:
-        if rule_id not in rules.by_id:
+        if rule_id not in rules.by_id or rules.by_id[rule_id].kind != "absence":
             case.armed_changes[key, rule_id] = None
     return min(wakes, default=None)
 

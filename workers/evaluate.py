@@ -118,10 +118,12 @@ async def judge_due(
     if not due and not groups:
         return None
     rows = await accounts.load(conn, due)
+    of_groups = await accounts.load(conn, {group.account for group in groups if group.account is not None})
     now = await accounts.lock(
         conn,
         {key.account_id for key in due}
-        | {row.connection_id for row in rows.values() if row.connection_id}
+        | {row.connection_id for row in (*rows.values(), *of_groups.values()) if row.connection_id}
+        | {group.account.account_id for group in groups if group.account is not None}
         | {group.connection.account_id for group in groups if group.connection is not None},
     )
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.

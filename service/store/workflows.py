@@ -207,16 +207,22 @@ async def dependents(
     )
     if only_active:
         query = query.where(workflows.c.active)
-    rows = (await conn.execute(query)).all()
-    for row in rows:
-        for key, connection_id in accounts.items():
-            target = key.account_id if row.kind == "account" else connection_id
+    # By what a row may name: a look at every pair would take minutes where thousands break at once.
+    named: dict[tuple[str, str], list[AccountKey]] = {}
+    for key, connection_id in accounts.items():
+        named.setdefault(("account", key.account_id), []).append(key)
+        if connection_id:
+            named.setdefault(("connection", connection_id), []).append(key)
+    for row in (await conn.execute(query)).all():
+        keys = named.get((row.kind, row.target_id), ())
+        workflow = to_workflow(row) if keys else None
+        for key in keys:
             if (
-                row.target_id == target
+                workflow is not None
                 and row.source in (None, key.source)
                 and row.environment_id in (None, key.environment_id)
             ):
-                found[key][row.workflow_id] = to_workflow(row)
+                found[key][workflow.workflow_id] = workflow
     return {
         key: sorted(dependents.values(), key=lambda workflow: workflow.workflow_id) for key, dependents in found.items()
     }
