@@ -163,10 +163,11 @@ async def test_the_alert_about_a_broken_file_is_posted_once_and_resolves_when_it
     assert house.posts() == 1
     assert [alert["state"] for alert in await own(house, INVALID)] == ["firing"]
     assert await ids(house.runtime) == ["two-failures"]
+    save(folder, ANOTHER, "another.yml")
     save(folder, mended, ago=0.5)
     await keep_rules(house.runtime)
     assert [alert["resolved_reason"] for alert in await own(house, INVALID)] == ["recovered"]
-    assert await ids(house.runtime) == ([] if mended is None else ["two-failures"])
+    assert await ids(house.runtime) == (["another"] if mended is None else ["another", "two-failures"])
 
 
 async def test_the_same_id_in_another_file_is_that_files_mistake(house: House, folder: Path) -> None:
@@ -202,7 +203,10 @@ async def test_a_version_says_who_when_and_what(house: House, folder: Path) -> N
     assert (removed.version, removed.text) == (None, None)
     assert "-- id: two-failures" in removed.diff
     audits = await house.rows("SELECT details FROM events WHERE kind = 'audit' ORDER BY position")
-    assert [row["details"]["reason"] for row in audits] == ["changed two-failures", "removed two-failures"]
+    assert [row["details"]["reason"] for row in audits] == [
+        "changed two-failures",
+        "added another, removed two-failures",
+    ]
     assert audits[0]["details"]["actor"] == ME
 
 
@@ -391,20 +395,30 @@ async def test_a_failing_rule_is_said_and_its_alert_resolves_when_it_is_well_or_
     assert await house.rows("SELECT * FROM rule_failures") == []
 
 
+def emptied(folder: Path) -> Path:
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    folder.mkdir()
+    return aside
+
+
+def put_back(folder: Path, aside: Path) -> None:
+    folder.rmdir()
+    aside.rename(folder)
+
+
 async def test_a_folder_that_was_emptied_takes_no_rule_away_and_is_said(house: House, folder: Path) -> None:
     """A mount that failed looks like this."""
     house.runtime.rules.reload()
     await keep_rules(house.runtime)
-    before, aside = await ids(house.runtime), folder.with_name("aside")
-    folder.rename(aside)
-    folder.mkdir()
+    before = await ids(house.runtime)
+    aside = emptied(folder)
     house.runtime.rules.reload()
     await keep_rules(house.runtime)
     assert await ids(house.runtime) == before
     (alert,) = await own(house, INVALID)
     assert (alert["state"], alert["group_key"]) == ("firing", "the folder")
-    folder.rmdir()
-    aside.rename(folder)
+    put_back(folder, aside)
     house.runtime.rules.reload()
     await keep_rules(house.runtime)
     assert [row["state"] for row in await own(house, INVALID)] == ["resolved"]
