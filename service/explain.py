@@ -250,7 +250,7 @@ async def samples_of_group(conn: AsyncConnection, rule: Rule, group: Mapping[str
     name = await group_store.named(conn, rule.id, group)
     if name is None or rule.kind == "gauge":
         return None
-    since = {(rule.id, name, rule.condition_version): at - rule.lookback - rule.allowed_lateness}
+    since = {(rule.id, name, rule.sample_version): at - rule.lookback - rule.allowed_lateness}
     if isinstance(rule.condition, Rolling):
         buckets = (await group_store.read_buckets(conn, since)).get((rule.id, name), [])
         known = [bucket for bucket in buckets if bucket.at <= at]

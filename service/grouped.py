@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from urllib.parse import urlencode
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -185,7 +186,7 @@ def group_of(rule: Rule, step: Step) -> Group | None:
 
 
 def key_of(values: Mapping[str, str]) -> str:
-    key = ",".join(f"{name}={values[name]}" for name in sorted(values))
+    key = urlencode(sorted(values.items()))
     if len(key.encode()) <= GROUP_KEY_BYTES_MAX:
         return key
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
@@ -219,7 +220,7 @@ async def keep(conn: AsyncConnection, rules: Ruleset, news: Mapping[Name, News])
     samples, buckets = {}, {}
     for (rule_id, key), of_group in news.items():
         rule = rules.by_id[rule_id]
-        name = (rule_id, key, rule.condition_version)
+        name = (rule_id, key, rule.sample_version)
         if isinstance(rule.condition, Rolling):
             buckets[name] = rule.condition.in_buckets([kept.sample for kept in of_group.kept])
         else:
@@ -234,12 +235,17 @@ async def gather(
     of_samples, of_buckets = {}, {}
     for name, group in judged.items():
         rule = rules.by_id[group.rule_id]
+        # What was before is judged no more: what decided it may have been let go of.
+        starts[name] = max(starts[name], now - rule.allowed_lateness)
         if isinstance(rule.condition, Rolling):
             starts[name] = rule.condition.bucket_of(starts[name])
-            of_buckets[group.rule_id, group.key, rule.condition_version] = starts[name] - rule.lookback
+            of_buckets[group.rule_id, group.key, rule.sample_version] = starts[name] - rule.lookback
         else:
-            of_samples[group.rule_id, group.key, rule.condition_version] = starts[name] - rule.lookback
+            of_samples[group.rule_id, group.key, rule.sample_version] = starts[name] - rule.lookback
     samples = await group_store.read_samples(conn, of_samples)
+    for name, of_group in samples.items():
+        if len(of_group) >= group_store.SAMPLES_MAX:
+            starts[name] = max(starts[name], of_group[0].at)  # only the newest were read
     buckets = await group_store.read_buckets(conn, of_buckets)
     since = min(
         (start - max(rules.by_id[name[0]].lookback, FLAPPING_WITHIN) for name, start in starts.items()), default=now

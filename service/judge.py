@@ -105,9 +105,11 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
         now=now,
         notifiers=notifiers,
     )
-    for key, at in out.release_due.items():
-        due[key] = min((instant for instant in (due.get(key), at) if instant is not None), default=None)
+    for key in due:
+        at = out.release_due.pop(key, None)
+        due[key] = min((instant for instant in (due[key], at) if instant is not None), default=None)
     await account_store.set_deadlines(conn, due)
+    await account_store.bring_forward(conn, out.release_due)  # of accounts that were not judged themselves
     await rule_set_store.record_failures(conn, case.failures.found, now)
     await grouped.close(conn, out, of_groups, as_of=work.as_of, now=now, notifiers=notifiers)
     out.too_late = verdict.too_late

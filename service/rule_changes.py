@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import ARRAY, Text, bindparam, text
+from sqlalchemy import ARRAY, Boolean, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences
@@ -20,6 +20,7 @@ from service.rules import Ruleset
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import groups as group_store
+from service.store.alerts import Alert
 
 CLOSED_AT_ONCE_MAX = 500
 REJUDGED_AT_ONCE_MAX = 1000
@@ -29,12 +30,16 @@ RULE_CHANGED = "rule_changed"
 ENDED = text(
     """
     SELECT a.id FROM alerts a
-    LEFT JOIN unnest(:ids, :conditions) AS r (id, condition) ON r.id = a.rule_id
+    LEFT JOIN unnest(:ids, :conditions, :loud) AS r (id, condition, loud) ON r.id = a.rule_id
     WHERE a.condition_ended_at IS NULL AND a.rule_version IS NOT NULL
-        AND (r.id IS NULL OR a.condition_version <> r.condition)
+        AND (r.id IS NULL OR a.condition_version <> r.condition OR (a.shadow AND r.loud))
     ORDER BY a.fired_at, a.id LIMIT :limit
     """
-).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("conditions", type_=ARRAY(Text())))
+).bindparams(
+    bindparam("ids", type_=ARRAY(Text())),
+    bindparam("conditions", type_=ARRAY(Text())),
+    bindparam("loud", type_=ARRAY(Boolean())),
+)
 
 
 async def close_changed(
@@ -45,6 +50,8 @@ async def close_changed(
     Takes the locks of their accounts. Holds stay, as after a resolve by hand: the accounts are judged again, and what is
     well by then is let go by the ordinary rule. The caller appends `decisions` to the log as its last act.
     """
+    # Groups that were judged by another condition are judged by this one soon.
+    await group_store.look_again(conn, {rule.id: rule.condition_version for rule in ruleset.grouped}, now)
     found = await ended(conn, ruleset)
     out = Consequences()
     if not found:
@@ -59,7 +66,7 @@ async def close_changed(
     alerts = [
         alert
         for alert in (await alert_store.load_many(conn, found)).values()
-        if alert.condition_ended_at is None and is_over(ruleset, alert.rule_id, alert.condition_version)
+        if alert.condition_ended_at is None and is_over(ruleset, alert)
     ]
     keys = {alert.account for alert in alerts if alert.account is not None}
     rows = await account_store.load(conn, keys)
@@ -88,15 +95,19 @@ async def ended(conn: AsyncConnection, ruleset: Ruleset) -> list[str]:
         {
             "ids": [rule.id for rule in rules],
             "conditions": [rule.condition_version for rule in rules],
+            "loud": [not rule.shadow for rule in rules],
             "limit": CLOSED_AT_ONCE_MAX,
         },
     )
     return [str(row.id) for row in rows]
 
 
-def is_over(ruleset: Ruleset, rule_id: str, condition_version: str | None) -> bool:
-    rule = ruleset.by_id.get(rule_id)
-    return rule is None or (condition_version is not None and condition_version != rule.condition_version)
+def is_over(ruleset: Ruleset, alert: Alert) -> bool:
+    """Also what a shadow rule noticed that is one no longer: whoever should have heard of it hears of it anew."""
+    rule = ruleset.by_id.get(alert.rule_id)
+    if rule is None or (alert.shadow and not rule.shadow):
+        return True
+    return alert.condition_version is not None and alert.condition_version != rule.condition_version
 
 
 PAGE = text(

@@ -198,6 +198,10 @@ async def resolve_alert(conn: AsyncConnection, alert_id: str, context: Context) 
     # An alert of our own about no account has no condition that could end by itself.
     ours = alert.rule_version is None and alert.account is None
     ended = now if ours or by_hand else alert.condition_ended_at
+    if ended is not None and alert.condition_ended_at is None:
+        # Its holds may go from now on, and no event need come to say so.
+        await account_store.bring_forward(conn, {alert.account: now} if alert.account is not None else {})
+        await group_store.set_due(conn, [alert.id], now)
     alert = replace(alert, state="resolved", resolved_at=now, resolved_reason="manual", condition_ended_at=ended)
     return await change_alert(conn, alert, "alert.resolved", now, context)
 
@@ -229,7 +233,7 @@ async def open_alert(conn: AsyncConnection, alert_id: str) -> tuple[Alert, datet
     if alert is None:
         raise NotFound("no alert of that id", code="unknown_alert")
     if alert.account is not None:
-        await account_store.lock(conn, [alert.account.account_id])
+        await account_store.lock(conn, {alert.account.account_id, alert.connection_id or alert.account.account_id})
         alert = await alert_store.load(conn, alert_id) or alert
     else:
         alert = await alert_store.load_locked(conn, alert_id) or alert

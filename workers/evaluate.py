@@ -37,25 +37,23 @@ class Evaluated:
     decided: bool = False
     next_due_at: datetime | None = None
     is_due: bool = True  # until the deadlines have been looked at
+    unread: bool = False  # events came while the deadlines were judged
 
 
 async def evaluate(runtime: Runtime) -> Evaluated:
-    """Everything that waits: new events first, then the deadlines that have come."""
+    """Everything that waits: new events first, and a deadline only once nothing is left to read."""
     done = Evaluated()
     for _ in range(ROUNDS_MAX):
         before = done.read
         # A batch that was not full was all there is: what comes now is better judged together, a breath later.
-        if not await one_transaction(runtime, read_on, done) or done.read - before < BATCH_EVENTS_MAX:
-            break
-    else:
-        return done  # no deadline is judged while there is more to read: what it waits for may be in it
-    for _ in range(ROUNDS_MAX):
+        if await one_transaction(runtime, read_on, done) and done.read - before >= BATCH_EVENTS_MAX:
+            continue
         if done.is_due:
             async with begin(runtime.engine) as conn:
                 done.next_due_at, done.is_due = await accounts.next_due(conn)
         if not done.is_due:
             break
-        if not await one_transaction(runtime, judge_due, done):
+        if not await one_transaction(runtime, judge_due, done) and not done.unread:
             break
     return done
 
@@ -110,9 +108,12 @@ async def read_on(
 
 
 async def judge_due(
-    runtime: Runtime, conn: AsyncConnection, position: int, _done: Evaluated, ruleset: Ruleset
+    runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated, ruleset: Ruleset
 ) -> Consequences | None:
     clock = await readers.clock(conn)
+    done.unread = bool(await log.read_after(conn, position, 1))
+    if done.unread:
+        return None  # what a deadline waits for may be in it
     due = await accounts.due(conn, clock, ACCOUNTS_DUE_MAX)
     groups = await group_store.due(conn, clock, GROUPS_DUE_MAX)
     if not due and not groups:

@@ -89,6 +89,7 @@ async def speak(runtime: Runtime) -> None:
     """Opens and resolves our alerts about rules."""
     notifiers = list(runtime.notifiers)
     async with begin(runtime.engine) as conn:
+        await runtime.rule_sets.current(conn)  # held before our own lock, as everybody takes them
         await own_alerts.lock(conn)
         wanted = await wanted_now(conn, runtime)
         now = await readers.clock(conn)

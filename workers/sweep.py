@@ -9,10 +9,11 @@ from datetime import timedelta
 
 import httpx
 
-from service import health, rule_sets
+from service import health, own_alerts, rule_sets
+from service.grouped import TOO_MANY
 from service.observe import log as logger
 from service.runtime import Runtime
-from service.store import groups, log, readers, rejected
+from service.store import alerts, groups, log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
 from workers.drills import end_drills
@@ -71,6 +72,8 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
 async def prune_groups(runtime: Runtime) -> None:
     """Samples and groups that no verdict can depend on any more. A transaction for each rule: none waits for another."""
     async with begin(runtime.engine) as conn:
+        if await health.evaluation_lag_seconds(conn) > GROUPS_SLACK.total_seconds() / 2:
+            return  # what is still to be judged may need what has grown old meanwhile
         ruleset = await rule_sets.in_force(conn, runtime)
         gone = await groups.rules_gone(conn, [rule.id for rule in ruleset.grouped])
     for rule in ruleset.grouped:
@@ -79,6 +82,16 @@ async def prune_groups(runtime: Runtime) -> None:
     for rule_id in gone:
         async with begin(runtime.engine) as conn:
             await groups.prune(conn, rule_id, GROUPS_SLACK)
+    async with begin(runtime.engine) as conn:
+        full = {alert.group_key for alert in await alerts.open_of_rule(conn, TOO_MANY)}
+        if not full:
+            return
+        await own_alerts.lock(conn)
+        counts = await groups.counts(conn, full)
+        keep = {rule_id for rule_id in full if counts.get(rule_id, 0) >= groups.GROUP_MAX}
+        now = await readers.clock(conn)
+        out = await own_alerts.close_own(conn, TOO_MANY, keep=keep, now=now, notifiers=list(runtime.notifiers))
+        await log.append(conn, out.decisions)
 
 
 def reload_rules(runtime: Runtime, last: Sweep) -> None:

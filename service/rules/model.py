@@ -271,6 +271,13 @@ class Rule(Conditions):
         return digest(self.model_dump(mode="json", by_alias=True, include=kept))
 
     @cached_property
+    def sample_version(self) -> str:
+        """A digest of what its samples are: while it stays, what is kept of a group goes on through an edit."""
+        kept = self.condition.model_dump(mode="json", by_alias=True, exclude=set(self.condition.THRESHOLDS))
+        ends = self.resolve.event if self.resolve is not None else None
+        return digest([self.kind, kept, self.group_by, ends])
+
+    @cached_property
     def lookback(self) -> timedelta:
         """How far back from the first new event samples are needed; what flaps ends later than it would otherwise."""
         quiet = self.resolve.after if self.resolve is not None and self.resolve.after is not None else ZERO

@@ -337,6 +337,23 @@ async def due(conn: AsyncConnection, now: datetime, limit: int) -> dict[AccountK
     return found
 
 
+async def bring_forward(conn: AsyncConnection, due: Mapping[AccountKey, datetime]) -> None:
+    """Judged again by then at the latest; an earlier deadline stays."""
+    rows = [
+        {"source": key.source, "environment_id": key.environment_id, "account_id": key.account_id, "due_at": at}
+        for key, at in due.items()
+    ]
+    if rows:
+        statement = insert(deadlines)
+        await conn.execute(
+            statement.on_conflict_do_update(
+                index_elements=("source", "environment_id", "account_id"),
+                set_={"due_at": func.least(deadlines.c.due_at, statement.excluded.due_at)},
+            ),
+            rows,
+        )
+
+
 DUE = text(
     """
     (SELECT source, environment_id, account_id, due_at FROM deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit)

@@ -79,7 +79,7 @@ READ_SAMPLES = text(
         SELECT * FROM samples
         WHERE rule_id = k.rule_id AND group_key = k.group_key AND condition_version = k.condition_version
             AND at >= k.since
-        ORDER BY at DESC LIMIT {SAMPLES_MAX}
+        ORDER BY at DESC LIMIT :most
     ) AS s
     """
 ).bindparams(SINCES)
@@ -227,7 +227,7 @@ async def read_samples(
     found: dict[tuple[str, str], list[tuple[datetime, str, Sample]]] = {}
     if not sinces:
         return {}
-    for row in await conn.execute(READ_SAMPLES, since_values(sinces)):
+    for row in await conn.execute(READ_SAMPLES, since_values(sinces) | {"most": SAMPLES_MAX}):
         sample = Sample(row.at, row.role, str(row.event_row_id), distinct=row.distinct)
         found.setdefault((row.rule_id, row.group_key), []).append((row.at, row.order, sample))
     return {
@@ -253,6 +253,19 @@ async def read_buckets(
 async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[Group]:
     rows = await conn.execute(select(groups).where(groups.c.due_at <= now).order_by(groups.c.due_at).limit(limit))
     return [to_group(row) for row in rows]
+
+
+async def look_again(conn: AsyncConnection, conditions: Mapping[str, str], at: datetime) -> None:
+    """Groups whose rule has another condition than they were judged by."""
+    if conditions:
+        await conn.execute(
+            text(
+                "UPDATE groups g SET due_at = least(g.due_at, :at), condition_version = r.condition"
+                " FROM unnest(CAST(:rules AS text[]), CAST(:conditions AS text[])) AS r (id, condition)"
+                " WHERE g.rule_id = r.id AND g.condition_version <> r.condition"
+            ).bindparams(bindparam("at", type_=DateTime(timezone=True))),
+            {"rules": list(conditions), "conditions": list(conditions.values()), "at": at},
+        )
 
 
 async def set_due(conn: AsyncConnection, alert_ids: Collection[str], at: datetime) -> None:
@@ -310,7 +323,8 @@ async def prune(conn: AsyncConnection, rule_id: str, horizon: timedelta) -> int:
             """
             DELETE FROM groups g WHERE rule_id = :rule AND due_at IS NULL AND last_at < clock_timestamp() - :horizon
                 AND NOT EXISTS (SELECT FROM alerts a WHERE a.rule_id = g.rule_id AND a.group_key = g.group_key
-                    AND a.condition_ended_at IS NULL)
+                    AND (a.condition_ended_at IS NULL
+                        OR EXISTS (SELECT FROM holds h WHERE h.alert_id = a.id AND h.released_at IS NULL)))
             """
         ),
         {"rule": rule_id, "horizon": horizon},

@@ -26,6 +26,7 @@ class Condition(Strict):
     NAME: ClassVar[str]
     RESOLVES: ClassVar[frozenset[str]] = frozenset()
     STORED: ClassVar[bool] = False
+    THRESHOLDS: ClassVar[frozenset[str]] = frozenset()  # what may change while its samples stay what they are
     GROUPS: ClassVar[bool] = True  # whether it may group by something else than the account
 
     @property

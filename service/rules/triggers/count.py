@@ -31,6 +31,7 @@ class Count(Condition):
 
     NAME: ClassVar[str] = "count"
     RESOLVES: ClassVar[frozenset[str]] = frozenset({"event", "after", "manual"})
+    THRESHOLDS: ClassVar[frozenset[str]] = frozenset({"gte", "within"})
 
     match: Matches
     within: Window

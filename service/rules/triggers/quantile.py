@@ -32,6 +32,7 @@ class Quantile(Rolling):
 
     NAME: ClassVar[str] = "quantile"
     RESOLVES: ClassVar[frozenset[str]] = frozenset({"lt", "lte", "manual"})
+    THRESHOLDS: ClassVar[frozenset[str]] = frozenset({"q", "gt", "min_total"})
 
     match: Matches
     field: str = Field(max_length=80)

@@ -21,6 +21,7 @@ class Ratio(Rolling):
 
     NAME: ClassVar[str] = "ratio"
     RESOLVES: ClassVar[frozenset[str]] = frozenset({"gt", "gte", "manual"})
+    THRESHOLDS: ClassVar[frozenset[str]] = frozenset({"lt", "min_total"})
 
     good: Matches
     total: Matches
