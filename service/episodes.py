@@ -39,19 +39,24 @@ def of_condition(rule: Rule, stored: Sequence[Alert]) -> list[Alert]:
 
 def after_a_person(rule: Rule, stored: Sequence[Alert], samples: Sequence[Sample]) -> Sequence[Sample]:
     """Of a rule that only a person resolves, what came after the last resolve: what was before has been dealt with."""
-    if rule.resolve is None or not rule.resolve.manual:
+    if not by_hand(rule):
         return samples
     last = max((alert.condition_ended_at for alert in stored if alert.condition_ended_at is not None), default=None)
     return samples if last is None else [sample for sample in samples if sample.at > last]
 
 
-def covering(stored: Sequence[Alert], start: datetime) -> datetime | None:
-    """Since when an episode was open as `start` came."""
+def by_hand(rule: Rule) -> bool:
+    return rule.resolve is not None and rule.resolve.manual
+
+
+def covering(rule: Rule, stored: Sequence[Alert], start: datetime) -> datetime | None:
+    """Since when an episode was open as `start` came. What a person ended is over, whatever the history says."""
     return next(
         (
             alert.opened_at
             for alert in stored
-            if alert.opened_at < start and (alert.condition_ended_at is None or alert.condition_ended_at >= start)
+            if alert.opened_at < start
+            and (alert.condition_ended_at is None or (alert.condition_ended_at >= start and not by_hand(rule)))
         ),
         None,
     )

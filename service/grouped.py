@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import connection_holds
 from service.consequences import Consequences
-from service.episodes import Verdict, after_a_person, covering, make_alert, of_condition, settle, transitions
+from service.episodes import Verdict, after_a_person, by_hand, covering, make_alert, of_condition, settle, transitions
 from service.event import AccountKey, Event, order_key
 from service.own_alerts import OwnAlert
 from service.rule_failures import Failures
@@ -107,7 +107,7 @@ async def judge_groups(
             judgement.episodes,
             mine,
             start=one.judge_from,
-            never_was=lambda _: True,
+            never_was=lambda alert, rule=rule: alert.condition_ended_at is None or not by_hand(rule),  # type: ignore[misc]
             worst=rule.condition.worse,
             now=now,
             verdict=verdict,
@@ -245,7 +245,9 @@ async def gather(
     samples = await group_store.read_samples(conn, of_samples)
     for name, of_group in samples.items():
         if len(of_group) >= group_store.SAMPLES_MAX:
-            starts[name] = max(starts[name], of_group[0].at)  # only the newest were read
+            # Only the newest were read: what a window says is known once they fill it.
+            filled = of_group[0].at + rules.by_id[name[0]].condition.lookback
+            starts[name] = max(starts[name], min(filled, now))
     buckets = await group_store.read_buckets(conn, of_buckets)
     since = min(
         (start - max(rules.by_id[name[0]].lookback, FLAPPING_WITHIN) for name, start in starts.items()), default=now
@@ -259,7 +261,7 @@ async def gather(
             Given(
                 judge_from=starts[name],
                 now=now,
-                open_since=covering(mine, starts[name]),
+                open_since=covering(rules.by_id[name[0]], mine, starts[name]),
                 recent=transitions(mine),
                 samples=after_a_person(rules.by_id[name[0]], mine, samples.get(name, ())),
                 buckets=buckets.get(name, ()),

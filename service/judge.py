@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import consequences, grouped, own_alerts
 from service.consequences import Consequences
-from service.episodes import Verdict, after_a_person, covering, make_alert, of_condition, settle, transitions
+from service.episodes import Verdict, after_a_person, by_hand, covering, make_alert, of_condition, settle, transitions
 from service.event import AccountKey, Event
 from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
@@ -248,7 +248,7 @@ def judge_account(
             continue
         given = Given(
             initial=subject.initial,
-            open_since=covering(mine, subject.judge_from),
+            open_since=covering(rule, mine, subject.judge_from),
             recent=transitions(mine),
             samples=after_a_person(rule, mine, samples.get(rule.id, ())),
             steps=subject.story.steps,
@@ -307,6 +307,8 @@ def samples_of(
 
 def never_was(rule: Rule, alert: Alert, episodes: Sequence[Episode], depended_on: bool) -> bool:
     """Whether an alert that no episode accounts for is contradicted by the history, rather than by what depends on it."""
+    if by_hand(rule) and alert.condition_ended_at is not None:
+        return False
     if alert.condition_ended_at is None or rule.kind != "state":
         return True
     return depended_on and not any(alert.covers(episode.opened_at, episode.ended_at) for episode in episodes)
