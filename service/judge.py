@@ -23,6 +23,7 @@ from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
 from service.rules.model import ZERO
+from service.rules.story import Step
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import armed as armed_store
@@ -191,8 +192,8 @@ def concerned_rules(
     if whole:
         return None
     found = {rule.id: rule for rule in rules.states}
-    for kind in {event.kind for event in new}:
-        found |= {rule.id: rule for rule in rules.told_of(kind)}
+    for event in new:
+        found |= {rule.id: rule for rule in rules.told_for(Step(event, None, None))}
     for rule_id in (*(alert.rule_id for alert in case.stored.get(key, ())), *case.owed.get(key, ())):
         if (rule := rules.by_id.get(rule_id)) is not None and rule.told:
             found[rule_id] = rule
@@ -292,7 +293,7 @@ def samples_in_time(
     found: dict[str, list[Sample]] = {}
     for step in subject.story.steps:
         lag = step.event.delivery_lag_seconds or 0.0
-        for rule in rules.told_of(step.event.kind):
+        for rule in rules.told_for(step):
             if some is not None and rule.id not in some:
                 continue
             for sample in rule.samples(step):
