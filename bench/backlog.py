@@ -170,7 +170,7 @@ def one_chunk(house: House, way: Way, events: int) -> None:
         house.stop(worker)
     read = last - first
     if read <= 0:
-        raise BenchFailed(f"a chunk of {events} events was read before it could be seen")
+        raise BenchFailed(f"{way.name}: no second step of the evaluator was seen in {WAIT_SECONDS_MAX:.0f} s")
     way.read = last
     way.per_second.append(read / (ended - began))
     way.cpu_us.append((cpu_end - cpu) / read * 1e6)
@@ -211,14 +211,17 @@ def last_of(conn: psycopg.Connection[Any]) -> int:
 def until(
     house: House, conn: psycopg.Connection[Any], workers: list[Any], wanted: int, seconds: float
 ) -> tuple[float, int, float, float]:
-    """(when, the position, processor time of the workers and of Postgres) at `wanted` or beyond, or after so long."""
-    deadline = time.monotonic() + seconds
+    """(when, the position, processor time of the workers and of Postgres) at `wanted` or beyond; after so many seconds
+    wherever it then is, if it has moved, and after `WAIT_SECONDS_MAX` in any case."""
+    began, first = time.monotonic(), None
     postgres = house.postgres.process
     assert postgres is not None
     while True:
         row = conn.execute("SELECT position FROM readers WHERE name = 'evaluator'").fetchone()
         position, now = int(row[0]) if row else 0, time.monotonic()
-        if position >= wanted or now >= deadline:
+        first = position if first is None else first
+        moved = position > first
+        if position >= wanted or now - began >= (seconds if moved else WAIT_SECONDS_MAX):
             cpu = sum(cpu_seconds(worker.pid) for worker in workers)
             return now, position, cpu, cpu_seconds(postgres.pid, family=True)
         time.sleep(LOOK_EVERY_SECONDS)
