@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 60
 LOAD_SECONDS_MAX = 240
 STOP: children.StopPlan = ((signal.SIGTERM, 15.0),)
+NOTHING: Mapping[str, str] = {}
 OURS = ("DATABASE_URL", "REDIS_URL", "SCALEKIT_", "SLACK_", "SPLUNK_", "AUTHWATCH_", "PROMETHEUS_")
 
 
@@ -65,8 +66,8 @@ class House:
             conn.execute("SELECT ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, 9)")
         return url
 
-    def environment(self, database_url: str) -> dict[str, str]:
-        """No Slack, no sinks, the shipped rules."""
+    def environment(self, database_url: str, more: Mapping[str, str] = NOTHING) -> dict[str, str]:
+        """No Slack, no sinks, the shipped rules; `more` comes on top."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         return clean | {
             "DATABASE_URL": database_url,
@@ -76,13 +77,16 @@ class House:
             "AUTHWATCH_RULES": str(ROOT / "alert_rules"),
             "AUTHWATCH_DATA_DIR": str(self.folder / "nothing"),
             "PYTHONPATH": str(ROOT),
+            **more,
         }
 
-    def start(self, name: str, words: list[str], database_url: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, words: list[str], database_url: str, more: Mapping[str, str] = NOTHING
+    ) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = children.spawn(
                 [sys.executable, *words],
-                env=self.environment(database_url),
+                env=self.environment(database_url, more),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
@@ -90,22 +94,30 @@ class House:
         self.processes.append(process)
         return process
 
-    def server(self, kind: str, database_url: str, name: str = "") -> Server:
+    def server(self, kind: str, database_url: str, name: str = "", more: Mapping[str, str] = NOTHING) -> Server:
         """`ours`, or `control` or `plain` under the same uvicorn settings; ready to answer."""
         port = children.choose_port(HOST)
         words = ["-m", "bench.serve", kind, "--port", str(port)]
-        server = Server(kind, port, self.start(name or kind, words, database_url), self.folder / f"{name or kind}.log")
+        server = Server(
+            kind, port, self.start(name or kind, words, database_url, more), self.folder / f"{name or kind}.log"
+        )
         wait(server.answers, f"{name or kind} does not answer", server.log)
         return server
 
-    def worker(self, database_url: str, name: str = "worker") -> subprocess.Popen[bytes]:
-        """A worker that has begun: its heartbeat is in the database."""
-        process = self.start(name, [str(Path(sys.executable).with_name("authwatch")), "worker"], database_url)
+    def worker(
+        self, database_url: str, name: str = "worker", more: Mapping[str, str] = NOTHING
+    ) -> subprocess.Popen[bytes]:
+        """A worker that has begun: it has said so, and its heartbeat is in the database. `name` is its alone."""
+        process = self.start(name, [str(Path(sys.executable).with_name("authwatch")), "worker"], database_url, more)
+        log = self.folder / f"{name}.log"
 
         def alive() -> bool:
-            return process.poll() is None and one(database_url, "SELECT count(*) FROM heartbeats") > 0
+            if process.poll() is not None:
+                raise BenchFailed(f"{name} ended: {children.last_line(log)}")
+            begun = b"worker.started" in log.read_bytes()
+            return begun and one(database_url, "SELECT count(*) FROM heartbeats") > 0
 
-        wait(alive, "the worker does not begin", self.folder / f"{name}.log")
+        wait(alive, f"{name} does not begin", log)
         return process
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:

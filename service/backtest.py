@@ -131,7 +131,7 @@ def told(
                 ruleset.told,
                 dependents=lambda connection_id, key=key: bool(dependents.of(key, connection_id)),  # type: ignore[misc]
             )
-        fold.add(event, ruleset.told_of(event.kind))
+        fold.add(event, ruleset.told_for(Step(event, None, None)))
     close()
     return rows
 
@@ -145,7 +145,7 @@ def grouped(
     for event in in_order(events, by_account=False):
         rows += 1
         step = Step(event, None, event.account_status)
-        for rule in ruleset.grouped_of(event.kind):
+        for rule in ruleset.grouped_for(step):
             samples, _too_late = samples_in_time(rule, step)
             if not samples:
                 continue

@@ -144,10 +144,10 @@ def read_news(rules: Ruleset, events: Sequence[Event], verdict: Verdict) -> dict
     """Which events are samples of which groups. One that lacks a field of `group_by` belongs to none."""
     news: dict[Name, News] = {}
     for event in events:
-        concerned = rules.grouped_of(event.kind)
+        step = Step(event, None, None)
+        concerned = rules.grouped_for(step)
         if not concerned:
             continue
-        step = Step(event, None, None)
         _, broken, event_id, kind = order_key(event)
         order = f"{broken}:{event_id}:{kind}"
         for rule in concerned:

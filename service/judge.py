@@ -25,6 +25,7 @@ from service.rules.given import Episode, Given, Sample
 from service.rules.latch import FLAPPING_WITHIN
 from service.rules.lateness import samples_in_time
 from service.rules.model import ZERO
+from service.rules.story import Step
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import armed as armed_store
@@ -193,8 +194,8 @@ def concerned_rules(
     if whole:
         return None
     found = {rule.id: rule for rule in rules.states}
-    for kind in {event.kind for event in new}:
-        found |= {rule.id: rule for rule in rules.told_of(kind)}
+    for event in new:
+        found |= {rule.id: rule for rule in rules.told_for(Step(event, None, None))}
     for rule_id in (*(alert.rule_id for alert in case.stored.get(key, ())), *case.owed.get(key, ())):
         if (rule := rules.by_id.get(rule_id)) is not None and rule.told:
             found[rule_id] = rule
@@ -294,7 +295,7 @@ def samples_of(
     fresh = {event.id for event in subject.new}
     found: dict[str, list[Sample]] = {}
     for step in subject.story.steps:
-        for rule in rules.told_of(step.event.kind):
+        for rule in rules.told_for(step):
             if some is not None and rule.id not in some:
                 continue
             samples, too_late = samples_in_time(rule, step)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -39,6 +39,30 @@ WORKER_CONNECTIONS_MAX = 10
 LAST_WORDS_SECONDS = 2.0
 
 
+PACE_EVENTS = 500
+
+
+@dataclass(slots=True)
+class Pace:
+    """How many events this process evaluates at once: as many as it gets done in the time it may take, and fewer after a
+    batch that failed, so that one that is too much for the database comes again smaller and not for ever."""
+
+    events: int = PACE_EVENTS
+
+    @contextmanager
+    def kept(self, seconds_max: float, least: int, most: int) -> Iterator[None]:
+        began, done = time.monotonic(), False
+        try:
+            yield
+            done = True
+        finally:
+            took = time.monotonic() - began
+            if not done or took > seconds_max:
+                self.events = max(least, self.events // 2)
+            elif took < seconds_max / 4:
+                self.events = min(most, self.events * 2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     settings: Settings
@@ -54,6 +78,7 @@ class Runtime:
     sinks: dict[str, Sink]
     orchestrators: dict[str, Orchestrator]
     http: httpx.AsyncClient
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def public_url(self) -> str:

@@ -21,7 +21,8 @@ from service.store import accounts, log, readers
 from service.store import groups as group_store
 from service.store.session import begin
 
-BATCH_EVENTS_MAX = 2000
+BATCH_EVENTS_MIN, BATCH_EVENTS_MAX = 50, 2000
+BATCH_SECONDS = 1.0  # a batch holds its accounts' locks; what takes longer is halved, what fails too
 ACCOUNTS_DUE_MAX = 200
 GROUPS_DUE_MAX = 200
 ROUNDS_MAX = 200  # then the other stories get their turn; the rest is found at the next look
@@ -45,8 +46,11 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     done = Evaluated()
     for _ in range(ROUNDS_MAX):
         before = done.read
+        batch = min(runtime.pace.events, BATCH_EVENTS_MAX)
+        with runtime.pace.kept(BATCH_SECONDS, BATCH_EVENTS_MIN, BATCH_EVENTS_MAX):
+            went_on = await one_transaction(runtime, read_on, done)
         # A batch that was not full was all there is: what comes now is better judged together, a breath later.
-        if await one_transaction(runtime, read_on, done) and done.read - before >= BATCH_EVENTS_MAX:
+        if went_on and done.read - before >= batch:
             continue
         if done.is_due:
             async with begin(runtime.engine) as conn:
@@ -82,7 +86,8 @@ async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool
 async def read_on(
     runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated, ruleset: Ruleset
 ) -> Consequences | None:
-    events = await log.read_after(conn, position, BATCH_EVENTS_MAX)
+    batch = min(runtime.pace.events, BATCH_EVENTS_MAX)
+    events = await log.read_after(conn, position, batch)
     if not events:
         return None
     judged = [event for event in events if event.origin in JUDGED_ORIGINS]
@@ -98,7 +103,7 @@ async def read_on(
         connections |= {account.connection_id for account in known.values()}
         now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
         # What is still unread may be just what a deadline waits for, or a break: until then it is the time of that.
-        as_of = min(now, events[-1].received_at) if len(events) == BATCH_EVENTS_MAX else now
+        as_of = min(now, events[-1].received_at) if len(events) == batch else now
         work = Work(new=new, events=judged, upto=events[-1].position, now=now, as_of=as_of, rows=known)
         out = await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))
     await readers.move(conn, readers.EVALUATOR, events[-1].position)

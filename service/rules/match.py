@@ -7,7 +7,7 @@ import fnmatch
 import operator as operators
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from service.event import KINDS, ORIGINS
@@ -47,11 +47,13 @@ WORDS = {"kind": KINDS, "origin": ORIGINS}  # fields of which every value is kno
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """Matches joined by OR. `kinds`: the event kinds it can meet, None when it may be any; `fields`: what it reads."""
+    """Matches joined by OR. `kinds`: the event kinds it can meet, None when it may be any; `fields`: what it reads;
+    `pins`: fields that must have one of these values, whichever of the matches it is."""
 
     kinds: frozenset[str] | None
     fields: frozenset[str]
     test: Predicate
+    pins: Mapping[str, frozenset[Any]] = field(default_factory=dict)
 
 
 def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
@@ -66,9 +68,10 @@ def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
         mine = kinds_of(match)
         kinds = None if kinds is None or mine is None else kinds | mine
     fields = frozenset(name for match in matches for name in match)
+    pins = pins_of(matches)
     if len(tests) == 1:
-        return Matcher(kinds, fields, tests[0])
-    return Matcher(kinds, fields, lambda step: any(test(step) for test in tests))
+        return Matcher(kinds, fields, tests[0], pins)
+    return Matcher(kinds, fields, lambda step: any(test(step) for test in tests), pins)
 
 
 def compile_match(match: Mapping[str, Any]) -> Predicate:
@@ -189,3 +192,17 @@ def kinds_of(match: Mapping[str, Any]) -> frozenset[str] | None:
     if isinstance(wanted, list):
         return frozenset(wanted)
     return None
+
+
+def pins_of(matches: Sequence[Mapping[str, Any]]) -> dict[str, frozenset[Any]]:
+    """Not of `kind`, which has an index of its own, nor of `became`, which only a story knows."""
+    each = [
+        {
+            name: frozenset(wanted if isinstance(wanted, list) else [wanted])
+            for name, wanted in match.items()
+            if name not in ("kind", "became") and not isinstance(wanted, dict)
+        }
+        for match in matches
+    ]
+    common = set.intersection(*(set(pins) for pins in each)) if each else set()
+    return {name: frozenset().union(*(pins[name] for pins in each)) for name in common}

@@ -304,15 +304,23 @@ class Rule(Conditions):
         return found
 
     @cached_property
-    def _roles(self) -> tuple[tuple[str, frozenset[str] | None, Callable[[Step], bool]], ...]:
-        return tuple((role, matcher.kinds, matcher.test) for role, matcher in self.matchers)
+    def _roles_of(self) -> dict[str, tuple[tuple[str, Callable[[Step], bool]], ...]]:
+        """By the kind of event, found once for each kind that comes."""
+        return {}
 
     def samples(self, step: Step) -> list[Sample]:
         """What this event means to the rule: nothing, nearly always."""
         found: list[Sample] = []
         kind = step.event.kind
-        for role, kinds, test in self._roles:
-            if (kinds is not None and kind not in kinds) or not test(step):
+        roles = self._roles_of.get(kind)
+        if roles is None:
+            roles = self._roles_of[kind] = tuple(
+                (role, matcher.test)
+                for role, matcher in self.matchers
+                if matcher.kinds is None or kind in matcher.kinds
+            )
+        for role, test in roles:
+            if not test(step):
                 continue
             if role == "resolve":
                 found.append(

@@ -199,7 +199,7 @@ class Simulation:
                 account.connection_id = event.connection_id
         if not taken:
             return
-        concerned = {rule.id: rule for event in taken for rule in self.ruleset.told_of(event.kind)}
+        concerned = {rule.id: rule for event in taken for rule in self.ruleset.told_for(Step(event, None, None))}
         if any(event.account_status is not None for event in taken):
             concerned |= {rule.id: rule for rule in self.ruleset.told if reads_status(rule)}
         start = min(event.occurred_at for event in taken)
@@ -220,7 +220,7 @@ class Simulation:
         touched: dict[int, tuple[Cell, datetime]] = {}
         for event in events:
             step = Step(event, None, None)
-            for rule in self.ruleset.grouped_of(event.kind):
+            for rule in self.ruleset.grouped_for(step):
                 samples = [sample for sample in rule.samples(step) if counts(rule, event, sample)]
                 group = group_of(rule, step) if samples else None
                 cell = self._cell(rule, group) if group is not None else None

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -23,7 +24,7 @@ TRANSACTION_SECONDS_MAX = 40
 RETRY_AFTER_SECONDS = 2
 # A process that froze or vanished in the middle of a transaction may hold the log's lock, which every receiver needs:
 # the server lets go of it before those who wait are refused (service/commit.py, COMMIT_WAIT_SECONDS).
-IDLE_IN_TRANSACTION_MS = 5000
+IDLE_IN_TRANSACTION_MS = 15_000
 
 
 def sqlalchemy_url(database_url: str) -> str:
@@ -46,6 +47,7 @@ def open_engine(database_url: str, *, connections_max: int) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=POOL_WAIT_SECONDS,
         pool_recycle=1800,
+        json_deserializer=orjson.loads,  # several times as fast as the standard library's
         hide_parameters=True,  # an error text never carries a payload or a token
         connect_args=connection_arguments(statement_timeout_ms=STATEMENT_TIMEOUT_MS),
     )
