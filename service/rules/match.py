@@ -54,6 +54,7 @@ class Matcher:
     fields: frozenset[str]
     test: Predicate
     pins: Mapping[str, frozenset[Any]] = field(default_factory=dict)
+    told_by_kind: frozenset[str] = frozenset()  # kinds of which every event matches: nothing else need be asked
 
 
 def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
@@ -69,9 +70,10 @@ def compile_matches(matches: Sequence[Mapping[str, Any]]) -> Matcher:
         kinds = None if kinds is None or mine is None else kinds | mine
     fields = frozenset(name for match in matches for name in match)
     pins = pins_of(matches)
+    by_kind = frozenset[str]().union(*(kinds_of(match) or () for match in matches if set(match) == {"kind"}))
     if len(tests) == 1:
-        return Matcher(kinds, fields, tests[0], pins)
-    return Matcher(kinds, fields, lambda step: any(test(step) for test in tests), pins)
+        return Matcher(kinds, fields, tests[0], pins, by_kind)
+    return Matcher(kinds, fields, lambda step: any(test(step) for test in tests), pins, by_kind)
 
 
 def compile_match(match: Mapping[str, Any]) -> Predicate:
