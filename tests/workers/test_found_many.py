@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from service.event import AccountKey
-from service.store import workflows
+from service.store import dependents
 from service.store.session import begin
 from tests.workers.house import House, make_event, open_house
 from workers.evaluate import evaluate
@@ -38,7 +38,7 @@ async def test_two_thousand_accounts_with_a_workflow_each_are_judged_in_one_batc
         keys = {AccountKey("scalekit", "env_1", f"ca_{number}"): "conn_1" for number in range(1, 2001)}
         began = time.process_time()
         async with begin(house.runtime.engine) as conn:
-            found = await workflows.dependents(conn, keys)
+            found = await dependents.dependents(conn, keys)
         assert all([one.workflow_id for one in found[key]] == ["w" + key.account_id[3:]] for key in keys)
         assert time.process_time() - began < 1.5, "of every pair of an account and a row it took 20 s"
 
