@@ -14,6 +14,7 @@ from service import consequences
 from service.consequences import Consequences
 from service.event import AccountKey
 from service.store import alerts as alert_store
+from service.store import dependents as dependent_store
 from service.store import workflows as workflow_store
 from service.store.alerts import Alert
 from service.store.workflows import Hold
@@ -38,7 +39,7 @@ async def follow(
     if not of_connections:
         return {}
     existing = await workflow_store.connection_holds(conn, list(of_connections))
-    dependents = await workflow_store.connection_dependents(conn, list(of_connections))
+    dependents = await dependent_store.connection_dependents(conn, list(of_connections))
     have = {(hold.workflow_id, hold.alert_id) for hold in existing}
     missing = [
         workflow_store.make_hold(
@@ -64,9 +65,9 @@ async def follow(
         elif at is not None and hold.connection is not None:
             due[hold.connection] = min(at, due.get(hold.connection, at))
     before = await consequences.paused(conn, affected)
-    placed = set(await workflow_store.place_holds(conn, missing)) if missing else set()
+    placed = await workflow_store.place_holds(conn, missing)
     await workflow_store.release_holds(conn, [hold.id for hold in release], now, "connection_well")
-    new_holds = [hold for hold in missing if hold.workflow_id in placed]
+    new_holds = [hold for hold in missing if (hold.workflow_id, hold.alert_id) in placed]
     await consequences.settle(conn, out, affected, before, new_holds, release, now, reason="connection_well")
     loud = {hold.alert_id for hold in (*new_holds, *release) if hold.alert_id}
     await consequences.notify(conn, out, loud, notifiers, now)

@@ -76,9 +76,9 @@ async def follow(
             out.release_due[hold.account] = min(at, out.release_due.get(hold.account, at))
 
     before = await paused(conn, affected)
-    placed = set(await workflow_store.place_holds(conn, missing)) if missing else set()
+    placed = await workflow_store.place_holds(conn, missing)
     await workflow_store.release_holds(conn, [hold.id for hold in release], now, "account_well")
-    new_holds = [hold for hold in missing if hold.workflow_id in placed]
+    new_holds = [hold for hold in missing if (hold.workflow_id, hold.alert_id) in placed]
     await settle(conn, out, affected, before, new_holds, release, now, reason="account_well")
 
     held_by: dict[str, list[str]] = {}
@@ -139,9 +139,9 @@ async def settle(
 ) -> None:
     """Holds have changed: say which workflows are paused or resumed by it, and have their orchestrators told."""
     after = await paused(conn, workflows)
+    placed_on, released_from, asks = by_workflow(placed), by_workflow(released), list[Ask]()
     for workflow_id, workflow in sorted(workflows.items()):
-        mine = [hold for hold in placed if hold.workflow_id == workflow_id]
-        gone = [hold for hold in released if hold.workflow_id == workflow_id]
+        mine, gone = placed_on.get(workflow_id, []), released_from.get(workflow_id, [])
         if workflow_id in after and workflow_id not in before:
             out.decisions.append(
                 workflow_decision(
@@ -150,11 +150,11 @@ async def settle(
             )
             # Still held there from before it was declared inactive: asked twice, it would remember our own pause as its past.
             if workflow.orchestrator_name is not None and not workflow.orchestrator_held:
-                await ask_orchestrator(conn, out, workflow, PAUSE, mine, now, mine[0].reason if mine else reason)
+                asks.append(Ask(workflow, PAUSE, mine, mine[0].reason if mine else reason))
         elif workflow_id in before and workflow_id not in after:
             out.decisions.append(workflow_decision(workflow, "workflow.resumed", gone, now, reason, "workflow"))
             if workflow.orchestrator_held and workflow.active:
-                await ask_orchestrator(conn, out, workflow, RESUME, gone, now, reason)
+                asks.append(Ask(workflow, RESUME, gone, reason))
         for hold in mine:
             if hold.scope == "account":
                 out.decisions.append(
@@ -163,6 +163,46 @@ async def settle(
         for hold in gone:
             if hold.scope == "account":
                 out.decisions.append(workflow_decision(workflow, "workflow.resumed", [hold], now, reason, "account"))
+    await ask_orchestrators(conn, out, asks, now)
+
+
+def by_workflow(holds: Sequence[Hold]) -> dict[str, list[Hold]]:
+    found: dict[str, list[Hold]] = {}
+    for hold in holds:
+        found.setdefault(hold.workflow_id, []).append(hold)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """PAUSE or RESUME of a workflow at its orchestrator, because of these holds."""
+
+    workflow: Workflow
+    kind: str
+    holds: Sequence[Hold]
+    reason: str
+
+
+async def ask_orchestrators(conn: AsyncConnection, out: Consequences, asks: Sequence[Ask], now: datetime) -> None:
+    """One row each; resume undoes only what we did, so it is asked only where our own pause was."""
+    if not asks:
+        return
+    await workflow_store.set_orchestrator_held(conn, {ask.workflow.workflow_id: ask.kind == PAUSE for ask in asks})
+    await action_store.add(conn, [action_of(ask) for ask in asks], now)
+    out.acted = True
+
+
+def action_of(ask: Ask) -> NewAction:
+    workflow = ask.workflow
+    assert workflow.orchestrator_name is not None
+    return NewAction(
+        kind=ask.kind,
+        destination=workflow.orchestrator_name,
+        lane=f"workflow:{workflow.workflow_id}",
+        alert_id=next((hold.alert_id for hold in ask.holds if hold.alert_id), None),
+        workflow_id=workflow.workflow_id,
+        payload={"ref": workflow.orchestrator_ref or workflow.workflow_id, "reason": ask.reason},
+    )
 
 
 async def ask_orchestrator(
@@ -174,19 +214,7 @@ async def ask_orchestrator(
     now: datetime,
     reason: str,
 ) -> None:
-    """One row; resume undoes only what we did, so it is asked only where our own pause was."""
-    assert workflow.orchestrator_name is not None
-    await workflow_store.set_orchestrator_held(conn, workflow.workflow_id, kind == PAUSE)
-    new = NewAction(
-        kind=kind,
-        destination=workflow.orchestrator_name,
-        lane=f"workflow:{workflow.workflow_id}",
-        alert_id=next((hold.alert_id for hold in holds if hold.alert_id), None),
-        workflow_id=workflow.workflow_id,
-        payload={"ref": workflow.orchestrator_ref or workflow.workflow_id, "reason": reason},
-    )
-    await action_store.add(conn, [new], now)
-    out.acted = True
+    await ask_orchestrators(conn, out, [Ask(workflow, kind, holds, reason)], now)
 
 
 async def notify(

@@ -24,6 +24,7 @@ from service.rules.triggers.rolling import Rolling
 from service.store import accounts as account_store
 from service.store import actions as action_store
 from service.store import alerts as alert_store
+from service.store import dependents as dependent_store
 from service.store import events as event_store
 from service.store import groups as group_store
 from service.store import readers
@@ -232,7 +233,7 @@ async def tell_again(
         too_late += late
     if too_late:
         notes.append(f"{too_late} of its events came later than allowed_lateness and did not count")
-    depended_on = await workflow_store.dependents(conn, {account.key: account.connection_id})
+    depended_on = await dependent_store.dependents(conn, {account.key: account.connection_id})
     given = Given(
         judge_from=BEGINNING,
         now=at,
@@ -298,7 +299,7 @@ async def workflows_json(
     held = {hold.workflow_id: hold for hold in await workflow_store.holds_of_alert(conn, alert.id)} if alert else {}
     concerned = await workflow_store.load_many(conn, held)
     if account is not None:
-        depends = await workflow_store.dependents(conn, {account.key: account.connection_id}, only_active=False)
+        depends = await dependent_store.dependents(conn, {account.key: account.connection_id}, only_active=False)
         concerned |= {workflow.workflow_id: workflow for workflow in depends[account.key]}
     return [
         {

@@ -29,6 +29,7 @@ from service.rules.story import Step
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import armed as armed_store
+from service.store import dependents as dependent_store
 from service.store import rule_sets as rule_set_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
@@ -65,7 +66,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     case = await open_case(conn, rules, work)
     subjects, troubled = case.subjects, case.troubled
     await workflow_store.bind(conn, [key for key, subject in subjects.items() if subject.before is None])
-    dependents = await workflow_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
+    dependents = await dependent_store.dependents(conn, {key: subjects[key].after.connection_id for key in troubled})
 
     due: dict[AccountKey, datetime | None] = {}
     opened: list[tuple[Rule, Subject, Episode]] = []
@@ -88,7 +89,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
         more = await account_store.load(conn, others)
         concerned |= more
         case.stored |= await alert_store.of_accounts(conn, dict.fromkeys(more, now))
-        dependents |= await workflow_store.dependents(conn, {key: row.connection_id for key, row in more.items()})
+        dependents |= await dependent_store.dependents(conn, {key: row.connection_id for key, row in more.items()})
     standing: dict[AccountKey, list[Alert]] = {
         key: [verdict.changed.get(old.id, old) for old in case.stored.get(key, ())] for key in concerned
     }

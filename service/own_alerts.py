@@ -18,7 +18,7 @@ from service.consequences import Consequences
 from service.event import AccountKey, new_id
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
-from service.store import workflows as workflow_store
+from service.store import dependents as dependent_store
 from service.store.alerts import Alert, dedup_key
 from service.subjects import Subject
 
@@ -137,7 +137,7 @@ async def about_accounts(conn: AsyncConnection, subjects: Mapping[AccountKey, Su
             )
         if subject.before is None and key.account_id in shared:
             others = [other for other in await account_store.namesakes(conn, key.account_id) if other.key != key]
-            if others and (waiting := await workflow_store.written_short(conn, key.account_id)):
+            if others and (waiting := await dependent_store.written_short(conn, key.account_id)):
                 wanted.append(
                     OwnAlert(
                         rule_id="ambiguous-account-id",

@@ -24,8 +24,9 @@ from service.api.http import (
     write_cursor,
 )
 from service.errors import NotFound
-from service.store import accounts, alerts, workflows
+from service.store import accounts, alerts
 from service.store.accounts import Account
+from service.store.dependents import dependents as workflow_dependents
 from service.store.session import begin
 from service.store.tables import accounts as table
 
@@ -71,7 +72,7 @@ async def get_account(request: Request) -> Response:
 
 
 async def as_json(conn: AsyncConnection, found: Sequence[Account]) -> list[dict[str, Any]]:
-    dependents = await workflows.dependents(
+    dependents = await workflow_dependents(
         conn, {account.key: account.connection_id for account in found}, only_active=False
     )
     open_alerts = await alerts.unresolved_of(conn, [account.key for account in found])

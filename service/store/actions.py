@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, func, or_, select, update
+import orjson
+from sqlalchemy import ARRAY, DateTime, Row, Text, and_, any_, bindparam, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -52,33 +53,52 @@ class Action:
     finished_at: datetime | None
 
 
+PENDING_LANES = (
+    select(actions.c.lane)
+    .where(
+        actions.c.lane == any_(bindparam("lanes", type_=ARRAY(Text()))),
+        actions.c.state == "pending",
+        actions.c.kind == NOTIFY,
+    )
+    .order_by(actions.c.lane, actions.c.id)  # in one order, so that no two ever wait for each other
+    .with_for_update()
+)
+ADD = text(
+    """
+    INSERT INTO actions (id, kind, destination, lane, alert_id, workflow_id, payload, state, created_at, next_attempt_at)
+    SELECT id, kind, destination, lane, alert_id, workflow_id, payload, 'pending', :now, :now
+    FROM jsonb_populate_recordset(NULL::actions, CAST(:rows AS jsonb))
+    """
+).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+
+
 async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) -> None:
+    """In two statements, however many they are. A NOTIFY whose lane has a pending one is left out."""
+    lanes = {action.lane for action in new if action.kind == NOTIFY}
+    told: set[str] = set()
+    if lanes:
+        # Locked until our commit: claimed before it, it would tell the state from before what we are about to say;
+        # claimed already, it no longer counts as pending and a new one is added.
+        told = {row.lane for row in await conn.execute(PENDING_LANES, {"lanes": sorted(lanes)})}
+    rows = []
     for action in new:
         if action.kind == NOTIFY:
-            # Locked until our commit: claimed before it, it would tell the state from before what we are about to say;
-            # claimed already, it no longer counts as pending and a new one is added.
-            waiting = await conn.execute(
-                select(actions.c.id)
-                .where(actions.c.lane == action.lane, actions.c.state == "pending", actions.c.kind == NOTIFY)
-                .limit(1)
-                .with_for_update()
-            )
-            if waiting.first() is not None:
+            if action.lane in told:
                 continue
-        await conn.execute(
-            insert(actions).values(
-                id=new_id(),
-                kind=action.kind,
-                destination=action.destination,
-                lane=action.lane,
-                alert_id=action.alert_id,
-                workflow_id=action.workflow_id,
-                payload=dict(action.payload),
-                state="pending",
-                created_at=now,
-                next_attempt_at=now,
-            )
+            told.add(action.lane)
+        rows.append(
+            {
+                "id": new_id(),
+                "kind": action.kind,
+                "destination": action.destination,
+                "lane": action.lane,
+                "alert_id": action.alert_id,
+                "workflow_id": action.workflow_id,
+                "payload": dict(action.payload),
+            }
         )
+    if rows:
+        await conn.execute(ADD, {"rows": orjson.dumps(rows).decode(), "now": now})
 
 
 async def claim(

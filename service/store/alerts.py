@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, func, or_, select, tuple_, type_coerce, update
-from sqlalchemy.dialects.postgresql import insert
+import orjson
+from sqlalchemy import ARRAY, Row, Text, bindparam, exists, func, or_, select, text, tuple_, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
-from service.store.keys import key_values, same_account
+from service.store.keys import any_id, key_values, same_account
 from service.store.tables import alerts, holds
 
 EVIDENCE_MAX = 50
@@ -74,12 +74,16 @@ def dedup_key(rule_id: str, group_key: str, episode: int) -> str:
 
 
 FIELDS = tuple(field.name for field in fields(Alert) if field.name != "account")
-# Built once: a statement built anew costs about as much as sending it.
-INSERT = insert(alerts)
-SAVE = INSERT.on_conflict_do_update(
-    index_elements=("id",),
-    set_={column.name: INSERT.excluded[column.name] for column in alerts.columns if column.name != "id"},
+COLUMNS = tuple(f'"{column.name}"' for column in alerts.columns)  # quoted: one of them is named group
+# One statement and one parameter, however many fire at once.
+SAVE = text(
+    f"""
+    INSERT INTO alerts ({", ".join(COLUMNS)})
+    SELECT {", ".join(COLUMNS)} FROM jsonb_populate_recordset(NULL::alerts, CAST(:rows AS jsonb))
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name != '"id"')}
+    """
 )
+# Built once: a statement built anew costs about as much as sending it.
 OF_ACCOUNTS = (
     select(alerts)
     .where(
@@ -91,9 +95,20 @@ OF_ACCOUNTS = (
 )
 
 
+# From the one end of an index for each.
+LAST_EPISODES = text(
+    """
+    SELECT p.rule_id, p.group_key, a.episode FROM unnest(:rule_ids, :group_keys) AS p (rule_id, group_key)
+    CROSS JOIN LATERAL (
+        SELECT episode FROM alerts WHERE rule_id = p.rule_id AND group_key = p.group_key ORDER BY episode DESC LIMIT 1
+    ) AS a
+    """
+).bindparams(bindparam("rule_ids", type_=ARRAY(Text())), bindparam("group_keys", type_=ARRAY(Text())))
+
+
 async def save(conn: AsyncConnection, changed: Sequence[Alert]) -> None:
     rows = []
-    for alert in changed:
+    for alert in {alert.id: alert for alert in changed}.values():  # of two states of one alert the later is written
         values = {name: getattr(alert, name) for name in FIELDS}
         account = alert.account
         values["source"], values["environment_id"], values["account_id"] = account if account else (None, None, None)
@@ -101,7 +116,7 @@ async def save(conn: AsyncConnection, changed: Sequence[Alert]) -> None:
         values["evidence"] = list(alert.evidence)
         rows.append(values)
     if rows:
-        await conn.execute(SAVE, rows)
+        await conn.execute(SAVE, {"rows": orjson.dumps(rows).decode()})
 
 
 async def load(conn: AsyncConnection, alert_id: str) -> Alert | None:
@@ -112,7 +127,7 @@ async def load(conn: AsyncConnection, alert_id: str) -> Alert | None:
 async def load_many(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[str, Alert]:
     if not alert_ids:
         return {}
-    rows = await conn.execute(select(alerts).where(alerts.c.id.in_(list(alert_ids))))
+    rows = await conn.execute(select(alerts).where(alerts.c.id == any_id(alert_ids)))
     return {row.id: to_alert(row) for row in rows}
 
 
@@ -156,10 +171,9 @@ async def last_episodes(conn: AsyncConnection, pairs: Collection[tuple[str, str]
     """The newest episode number of each (rule id, group key)."""
     if not pairs:
         return {}
+    known = list(pairs)
     rows = await conn.execute(
-        select(alerts.c.rule_id, alerts.c.group_key, func.max(alerts.c.episode).label("episode"))
-        .where(tuple_(alerts.c.rule_id, alerts.c.group_key).in_(list(pairs)))
-        .group_by(alerts.c.rule_id, alerts.c.group_key)
+        LAST_EPISODES, {"rule_ids": [pair[0] for pair in known], "group_keys": [pair[1] for pair in known]}
     )
     return {(row.rule_id, row.group_key): row.episode for row in rows}
 

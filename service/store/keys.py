@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ARRAY, CollectionAggregate, ColumnElement, Table, Text, and_, any_, bindparam, func
+from sqlalchemy import ARRAY, CollectionAggregate, ColumnElement, Table, Text, Uuid, and_, any_, bindparam, func
 
 from service.event import AccountKey
 
@@ -32,3 +32,8 @@ def key_values(keys: Iterable[AccountKey]) -> dict[str, Any]:
 def any_of(words: Iterable[str]) -> CollectionAggregate[Any]:
     """For `column == any_of(words)`: what `in_` says, in one parameter."""
     return any_(bindparam(None, list(words), type_=ARRAY(Text()), unique=True))
+
+
+def any_id(ids: Iterable[str]) -> CollectionAggregate[Any]:
+    """The same of a column of UUIDs."""
+    return any_(bindparam(None, list(ids), type_=ARRAY(Uuid(as_uuid=False)), unique=True))

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, or_, select, tuple_, update
+import orjson
+from sqlalchemy import ARRAY, Boolean, Row, Text, bindparam, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey, new_id
-from service.store.keys import any_of, key_values, same_account
+from service.store.keys import KEYS, any_id, any_of, key_values, same_account
 from service.store.tables import dependencies, holds, workflows
 
 LOCK_CLASS = 730_521
-DEPENDENTS_MAX = 10_000
 # A hold let go for these reasons comes back when its cause does; one that a person lifted never does.
 REVIVABLE = ("dependency_dropped", "workflow_inactive", "workflow_deleted")
 
@@ -76,7 +76,7 @@ async def load(conn: AsyncConnection, workflow_id: str) -> Workflow | None:
 async def load_many(conn: AsyncConnection, workflow_ids: Collection[str]) -> dict[str, Workflow]:
     if not workflow_ids:
         return {}
-    rows = await conn.execute(select(workflows).where(workflows.c.workflow_id.in_(list(workflow_ids))))
+    rows = await conn.execute(select(workflows).where(workflows.c.workflow_id == any_of(workflow_ids)))
     return {row.workflow_id: to_workflow(row) for row in rows}
 
 
@@ -144,88 +144,25 @@ async def dependencies_of(conn: AsyncConnection, workflow_id: str) -> list[Depen
     ]
 
 
+# One statement, however many are new at once.
+BIND = (
+    update(dependencies)
+    .where(
+        dependencies.c.kind == "account",
+        dependencies.c.source.is_(None),
+        dependencies.c.target_id == KEYS.c.account_id,
+    )
+    .values(source=KEYS.c.source, environment_id=KEYS.c.environment_id)
+)
+
+
 async def bind(conn: AsyncConnection, keys: Sequence[AccountKey]) -> None:
     """Accounts seen for the first time take the short ids that were waiting for them; of namesakes the first does."""
     first: dict[str, AccountKey] = {}
     for key in keys:
         first.setdefault(key.account_id, key)
-    if not first:
-        return
-    waiting = await conn.execute(
-        select(dependencies.c.target_id)
-        .where(
-            dependencies.c.kind == "account", dependencies.c.source.is_(None), dependencies.c.target_id == any_of(first)
-        )
-        .distinct()
-    )
-    for row in waiting.all():
-        key = first[row.target_id]
-        await conn.execute(
-            update(dependencies)
-            .where(
-                dependencies.c.kind == "account",
-                dependencies.c.target_id == key.account_id,
-                dependencies.c.source.is_(None),
-            )
-            .values(source=key.source, environment_id=key.environment_id)
-        )
-
-
-async def written_short(conn: AsyncConnection, account_id: str) -> list[str]:
-    """Workflows that name an account by its short id alone."""
-    rows = await conn.execute(
-        select(dependencies.c.workflow_id)
-        .where(
-            dependencies.c.kind == "account",
-            dependencies.c.target_id == account_id,
-            dependencies.c.written == account_id,
-        )
-        .limit(DEPENDENTS_MAX)
-    )
-    return [row.workflow_id for row in rows]
-
-
-async def dependents(
-    conn: AsyncConnection, accounts: Mapping[AccountKey, str | None], *, only_active: bool = True
-) -> dict[AccountKey, list[Workflow]]:
-    """For each account (and its connection) the workflows that depend on it: by the account itself or by its connection."""
-    found: dict[AccountKey, dict[str, Workflow]] = {key: {} for key in accounts}
-    if not accounts:
-        return {}
-    by_account = {key.account_id for key in accounts}
-    by_connection = {connection for connection in accounts.values() if connection}
-    query = (
-        select(dependencies, workflows)
-        .join(workflows, workflows.c.workflow_id == dependencies.c.workflow_id)
-        .where(
-            or_(
-                and_(dependencies.c.kind == "account", dependencies.c.target_id == any_of(by_account)),
-                and_(dependencies.c.kind == "connection", dependencies.c.target_id == any_of(by_connection)),
-            )
-        )
-        .limit(DEPENDENTS_MAX)
-    )
-    if only_active:
-        query = query.where(workflows.c.active)
-    # By what a row may name: a look at every pair would take minutes where thousands break at once.
-    named: dict[tuple[str, str], list[AccountKey]] = {}
-    for key, connection_id in accounts.items():
-        named.setdefault(("account", key.account_id), []).append(key)
-        if connection_id:
-            named.setdefault(("connection", connection_id), []).append(key)
-    for row in (await conn.execute(query)).all():
-        keys = named.get((row.kind, row.target_id), ())
-        workflow = to_workflow(row) if keys else None
-        for key in keys:
-            if (
-                workflow is not None
-                and row.source in (None, key.source)
-                and row.environment_id in (None, key.environment_id)
-            ):
-                found[key][workflow.workflow_id] = workflow
-    return {
-        key: sorted(dependents.values(), key=lambda workflow: workflow.workflow_id) for key, dependents in found.items()
-    }
+    if first:
+        await conn.execute(BIND, key_values(first.values()))
 
 
 async def open_holds(
@@ -233,9 +170,9 @@ async def open_holds(
 ) -> list[Hold]:
     query = select(holds).where(holds.c.released_at.is_(None)).order_by(holds.c.placed_at, holds.c.id)
     if workflow_ids is not None:
-        query = query.where(holds.c.workflow_id.in_(list(workflow_ids)))
+        query = query.where(holds.c.workflow_id == any_of(workflow_ids))
     if alert_ids is not None:
-        query = query.where(holds.c.alert_id.in_(list(alert_ids)))
+        query = query.where(holds.c.alert_id == any_id(alert_ids))
     return [to_hold(row) for row in await conn.execute(query)]
 
 
@@ -261,32 +198,6 @@ async def connection_holds(conn: AsyncConnection, keys: Collection[AccountKey]) 
     return [to_hold(row) for row in rows]
 
 
-async def connection_dependents(
-    conn: AsyncConnection, keys: Collection[AccountKey]
-) -> dict[AccountKey, list[Workflow]]:
-    """The active workflows that serve users through these connections."""
-    found: dict[AccountKey, dict[str, Workflow]] = {key: {} for key in keys}
-    rows = await conn.execute(
-        select(dependencies, workflows)
-        .join(workflows, workflows.c.workflow_id == dependencies.c.workflow_id)
-        .where(
-            dependencies.c.kind == "connection",
-            dependencies.c.target_id == any_of([key.account_id for key in keys]),
-            workflows.c.active,
-        )
-        .limit(DEPENDENTS_MAX)
-    )
-    for row in rows:
-        for key, mine in found.items():
-            if (
-                row.target_id == key.account_id
-                and row.source in (None, key.source)
-                and row.environment_id in (None, key.environment_id)
-            ):
-                mine[row.workflow_id] = to_workflow(row)
-    return {key: [mine[name] for name in sorted(mine)] for key, mine in found.items()}
-
-
 async def holds_of_alert(conn: AsyncConnection, alert_id: str, limit: int = 200) -> list[Hold]:
     """Open and released ones, oldest first."""
     rows = await conn.execute(
@@ -295,56 +206,67 @@ async def holds_of_alert(conn: AsyncConnection, alert_id: str, limit: int = 200)
     return [to_hold(row) for row in rows]
 
 
-async def place_holds(conn: AsyncConnection, wanted: Sequence[Hold]) -> list[str]:
+HOLD_COLUMNS = "id, workflow_id, alert_id, scope, source, environment_id, account_id, connection_id, reason, placed_at"
+# One statement and one parameter, however many break at once.
+PLACE = text(
+    f"""
+    INSERT INTO holds ({HOLD_COLUMNS})
+    SELECT {HOLD_COLUMNS} FROM jsonb_populate_recordset(NULL::holds, CAST(:rows AS jsonb))
+    ON CONFLICT (workflow_id, alert_id) WHERE alert_id IS NOT NULL
+    DO UPDATE SET released_at = NULL, release_reason = NULL, scope = excluded.scope, placed_at = excluded.placed_at
+    WHERE holds.released_at IS NOT NULL AND holds.release_reason = ANY(:revivable)
+    RETURNING workflow_id, alert_id::text
+    """
+).bindparams(bindparam("revivable", list(REVIVABLE), type_=ARRAY(Text())))
+PLACE_A_PERSONS = text(
+    f"""
+    INSERT INTO holds ({HOLD_COLUMNS})
+    SELECT {HOLD_COLUMNS} FROM jsonb_populate_recordset(NULL::holds, CAST(:rows AS jsonb))
+    ON CONFLICT (workflow_id) WHERE alert_id IS NULL AND released_at IS NULL DO NOTHING
+    RETURNING workflow_id, alert_id::text
+    """
+)
+
+
+async def place_holds(conn: AsyncConnection, wanted: Sequence[Hold]) -> set[tuple[str, str | None]]:
     """Places what is not there; the same episode never holds a workflow twice, nor again after a person let it go.
 
-    Answers the ids of the workflows on which a hold was really placed.
+    Answers (workflow id, alert id) of the holds that were really placed; the alert is None of a person's.
     """
-    placed: list[str] = []
-    for hold in wanted:
-        where = hold.account or hold.connection
-        statement = insert(holds).values(
-            id=hold.id,
-            workflow_id=hold.workflow_id,
-            alert_id=hold.alert_id,
-            scope=hold.scope,
-            source=where.source if where else None,
-            environment_id=where.environment_id if where else None,
-            account_id=hold.account.account_id if hold.account else None,
-            connection_id=hold.connection.account_id if hold.connection else None,
-            reason=hold.reason,
-            placed_at=hold.placed_at,
-        )
-        if hold.alert_id is None:
-            result = await conn.execute(
-                statement.on_conflict_do_nothing(
-                    index_elements=("workflow_id",),
-                    index_where=and_(holds.c.alert_id.is_(None), holds.c.released_at.is_(None)),
-                ).returning(holds.c.workflow_id)
-            )
-        else:
-            result = await conn.execute(
-                statement.on_conflict_do_update(
-                    index_elements=("workflow_id", "alert_id"),
-                    index_where=holds.c.alert_id.is_not(None),
-                    set_={
-                        "released_at": None,
-                        "release_reason": None,
-                        "scope": hold.scope,
-                        "placed_at": hold.placed_at,
-                    },
-                    where=and_(holds.c.released_at.is_not(None), holds.c.release_reason.in_(REVIVABLE)),
-                ).returning(holds.c.workflow_id)
-            )
-        placed.extend(row.workflow_id for row in result)
+    placed: set[tuple[str, str | None]] = set()
+    # Each pair once: one statement may not meet its own row a second time.
+    pairs = {(hold.workflow_id, hold.alert_id): hold for hold in reversed(wanted)}
+    for statement, holds_of in (
+        (PLACE, [hold for hold in pairs.values() if hold.alert_id is not None]),
+        (PLACE_A_PERSONS, [hold for hold in pairs.values() if hold.alert_id is None]),
+    ):
+        if holds_of:
+            rows = orjson.dumps([hold_row(hold) for hold in reversed(holds_of)]).decode()
+            placed |= {(row[0], row[1]) for row in await conn.execute(statement, {"rows": rows})}
     return placed
+
+
+def hold_row(hold: Hold) -> dict[str, Any]:
+    where = hold.account or hold.connection
+    return {
+        "id": hold.id,
+        "workflow_id": hold.workflow_id,
+        "alert_id": hold.alert_id,
+        "scope": hold.scope,
+        "source": where.source if where else None,
+        "environment_id": where.environment_id if where else None,
+        "account_id": hold.account.account_id if hold.account else None,
+        "connection_id": hold.connection.account_id if hold.connection else None,
+        "reason": hold.reason,
+        "placed_at": hold.placed_at,
+    }
 
 
 async def release_holds(conn: AsyncConnection, hold_ids: Collection[str], now: datetime, reason: str) -> None:
     if hold_ids:
         await conn.execute(
             update(holds)
-            .where(holds.c.id.in_(list(hold_ids)), holds.c.released_at.is_(None))
+            .where(holds.c.id == any_id(hold_ids), holds.c.released_at.is_(None))
             .values(released_at=now, release_reason=reason)
         )
 
@@ -358,8 +280,21 @@ async def rescope(conn: AsyncConnection, workflow_id: str, scope: str) -> None:
     )
 
 
-async def set_orchestrator_held(conn: AsyncConnection, workflow_id: str, held: bool) -> None:
-    await conn.execute(update(workflows).where(workflows.c.workflow_id == workflow_id).values(orchestrator_held=held))
+# The rows are locked in one order first, so that no two who change several ever wait for each other.
+SET_ORCHESTRATOR_HELD = text(
+    """
+    WITH asked AS (SELECT * FROM unnest(:workflow_ids, :held) AS asked (workflow_id, held)), locked AS (
+        SELECT workflow_id FROM workflows WHERE workflow_id = ANY(:workflow_ids) ORDER BY workflow_id FOR UPDATE)
+    UPDATE workflows w SET orchestrator_held = asked.held
+    FROM asked JOIN locked USING (workflow_id) WHERE w.workflow_id = asked.workflow_id
+    """
+).bindparams(bindparam("workflow_ids", type_=ARRAY(Text())), bindparam("held", type_=ARRAY(Boolean())))
+
+
+async def set_orchestrator_held(conn: AsyncConnection, held: Mapping[str, bool]) -> None:
+    """By workflow id, whether its orchestrator was asked to pause it."""
+    if held:
+        await conn.execute(SET_ORCHESTRATOR_HELD, {"workflow_ids": list(held), "held": list(held.values())})
 
 
 def make_hold(

@@ -81,3 +81,18 @@ async def test_an_action_whose_process_died_is_known_to_be_of_unknown_fate(engin
         assert await actions.conclude(conn, first, now=later, outcome="done") is False
         attempts = (await actions.attempts_of(conn, [first.id]))[first.id]
         assert [(row.number, row.outcome, row.code) for row in attempts] == [(1, "done", None), (2, None, None)]
+
+
+async def test_of_several_at_once_each_lane_is_told_once_and_keeps_its_order(engine: AsyncEngine) -> None:
+    lanes = ("notify:slack:2", "notify:slack:1", "notify:slack:2")
+    new = [NewAction(kind=NOTIFY, destination="slack", lane=lane, alert_id=new_id()) for lane in lanes]
+    payload = {"ref": "7", "reason": 'it is "broken" \u2013 really'}
+    new.append(NewAction(kind=actions.PAUSE, destination="jobs", lane="workflow:w1", workflow_id="w1", payload=payload))
+    async with begin(engine) as conn:
+        await actions.add(conn, new, await readers.clock(conn))
+    async with begin(engine) as conn:
+        await actions.add(conn, new[:1], await readers.clock(conn))
+        claimed = await actions.claim(conn, await readers.clock(conn), lease=timedelta(seconds=60), limit=10)
+    assert sorted(action.lane for action, _ in claimed) == ["notify:slack:1", "notify:slack:2", "workflow:w1"]
+    assert [action.payload for action, _ in claimed if action.kind == actions.PAUSE] == [payload]
+    assert {action.alert_id for action, _ in claimed if action.lane == lanes[0]} == {new[0].alert_id}
