@@ -304,7 +304,7 @@ class Rule(Conditions):
         return found
 
     @cached_property
-    def _roles_of(self) -> dict[str, tuple[tuple[str, Callable[[Step], bool]], ...]]:
+    def _roles_of(self) -> dict[str, tuple[tuple[str, Callable[[Step], bool] | None], ...]]:
         """By the kind of event, found once for each kind that comes."""
         return {}
 
@@ -315,12 +315,12 @@ class Rule(Conditions):
         roles = self._roles_of.get(kind)
         if roles is None:
             roles = self._roles_of[kind] = tuple(
-                (role, matcher.test)
+                (role, None if kind in matcher.told_by_kind else matcher.test)
                 for role, matcher in self.matchers
                 if matcher.kinds is None or kind in matcher.kinds
             )
         for role, test in roles:
-            if not test(step):
+            if test is not None and not test(step):
                 continue
             if role == "resolve":
                 found.append(
