@@ -42,10 +42,13 @@ from service.subjects import Subject, by_row, gather, words_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What is to be judged. `as_of`: up to when the log is known; while there is more to read, it is when the last of the
-    batch was received: what has not been read yet may be just what a deadline waits for. `new`: events by account, maybe none. `events`: those that may concern groups. `due`: since
-    when an account's deadline has passed. `groups`: those whose time has come. `rows`: the accounts' rows where the caller
-    has read them already, which only the evaluator can: it alone writes."""
+    """What is to be judged.
+
+    `new`: events by account, maybe none. `events`: those that may concern groups. `as_of`: up to when the log is known;
+    while there is more to read, it is when the last of the batch was received, since what has not been read yet may be
+    just what a deadline waits for. `due`: since when an account's deadline has passed. `groups`: those whose time has
+    come. `rows`: the accounts' rows where the caller has read them already, which only the evaluator can: it alone writes.
+    """
 
     new: Mapping[AccountKey, Sequence[Event]]
     upto: int
