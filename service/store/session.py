@@ -24,7 +24,7 @@ TRANSACTION_SECONDS_MAX = 40
 RETRY_AFTER_SECONDS = 2
 # A process that froze or vanished in the middle of a transaction may hold the log's lock, which every receiver needs:
 # the server lets go of it before those who wait are refused (service/commit.py, COMMIT_WAIT_SECONDS).
-IDLE_IN_TRANSACTION_MS = 15_000
+IDLE_IN_TRANSACTION_MS = 5000
 
 
 def sqlalchemy_url(database_url: str) -> str:
