@@ -7,6 +7,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 T =
+AT_ONCE = 2
 BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
@@ -24,13 +25,13 @@ test: ## Set everything up and run the tests (T=tests/unit runs a part)
 	@$(call installed,dev)
 	@$(BIN)/python -m pytest $(T)
 
-check: ## What CI runs: lint, format, types, import contract, tests
+check: ## What CI runs: lint, format, types, import contract, tests (two files of tests at a time; AT_ONCE=1 one)
 	@$(call installed,dev)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile $(T)
 
 docs-test: ## Load every rule shown in docs/rules.md and parse every command (also a part of make check)
 	@$(call installed,dev)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import event
-from structlog.testing import capture_logs
 
 from service.event import AccountKey
 from service.store import dependents
@@ -95,9 +95,12 @@ async def test_of_too_many_dependents_no_account_loses_all(
             for number in range(4 if account == "ca_2" else 3):
                 await house.put(f"{account}-w{number}", account_ids=[account])
         keys = {AccountKey("scalekit", "env_1", f"ca_{number}"): "conn_1" for number in (1, 2, 3)}
-        with capture_logs() as logs:
-            async with begin(house.runtime.engine) as conn:
-                found = await dependents.dependents(conn, keys)
+        logs: list[dict[str, object]] = []
+        monkeypatch.setattr(
+            dependents, "logger", SimpleNamespace(error=lambda event, **said: logs.append({"event": event, **said}))
+        )
+        async with begin(house.runtime.engine) as conn:
+            found = await dependents.dependents(conn, keys)
         for key, workflows in found.items():
             assert [one.workflow_id for one in workflows] == [f"{key.account_id}-w{number}" for number in range(3)]
         said = [line for line in logs if line["event"] == "dependents.too_many"]

@@ -88,6 +88,7 @@ async def test_a_rule_that_is_gone_leaves_with_its_episodes(house: House, folder
     await keep_rules(house.runtime)
     await house.tell("failed", ago=2)
     await house.told("failed", ago=1)
+    save(folder, "version: 1\nrules: []\n", "another.yml")  # a folder that is empty takes no rule away
     save(folder, edited)
     await keep_rules(house.runtime)
     assert await ids(house.runtime) == []
