@@ -86,9 +86,10 @@ async def judge_groups(
         out.groups[name] = replace(of_group.group, last_at=max(kept.sample.at for kept in of_group.kept))
         if (old := known.get(name)) is not None and old.due_at is not None and old.due_at <= as_of:
             starts[name] = min(starts[name], old.due_at)
+    grouped_now = {rule.id for rule in rules.grouped}  # the id may have become another sort of rule's
     for group in due:
         name = (group.rule_id, group.key)
-        if group.rule_id not in rules.by_id:
+        if group.rule_id not in grouped_now:
             out.groups.setdefault(name, replace(group, due_at=None))
             continue
         out.groups.setdefault(name, group)

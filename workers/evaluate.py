@@ -45,7 +45,7 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     """Everything that waits: new events first, and a deadline only once nothing is left to read."""
     done = Evaluated()
     for _ in range(ROUNDS_MAX):
-        before = done.read
+        before, done.unread = done.read, False
         batch = min(runtime.pace.events, BATCH_EVENTS_MAX)
         with runtime.pace.kept(BATCH_SECONDS, BATCH_EVENTS_MIN, BATCH_EVENTS_MAX):
             went_on = await one_transaction(runtime, read_on, done)

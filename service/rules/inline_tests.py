@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -252,7 +252,3 @@ def clock(since: timedelta) -> str:
     rest = round(seconds - whole + whole % 60, 3)
     words = [f"{number}{unit}" for number, unit in parts if number]
     return sign + "".join([*words, *([f"{rest:g}s"] if rest or not words else [])])
-
-
-def run_all(rules: Sequence[Rule]) -> list[Outcome]:
-    return [run(rule, test) for rule in rules for test in rule.tests]

@@ -263,10 +263,6 @@ async def save_message(
     )
 
 
-async def forget_message(conn: AsyncConnection, alert_id: str, destination: str) -> None:
-    await conn.execute(messages.delete().where(messages.c.alert_id == alert_id, messages.c.destination == destination))
-
-
 async def outcome_counts(conn: AsyncConnection) -> list[tuple[str, str, int]]:
     """(kind, outcome, how many attempts), for metrics."""
     rows = await conn.execute(

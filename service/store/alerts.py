@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, Row, Text, bindparam, exists, func, or_, select, text, tuple_, type_coerce, update
+from sqlalchemy import ARRAY, Row, Text, bindparam, exists, func, or_, select, text, tuple_, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
@@ -256,10 +256,6 @@ async def load_locked(conn: AsyncConnection, alert_id: str) -> Alert | None:
     """Locked until the transaction ends: of two who would end it, one does."""
     row = (await conn.execute(select(alerts).where(alerts.c.id == alert_id).with_for_update())).first()
     return to_alert(row) if row else None
-
-
-async def set_state(conn: AsyncConnection, alert_id: str, **values: Any) -> None:
-    await conn.execute(update(alerts).where(alerts.c.id == alert_id).values(**values))
 
 
 async def counts(conn: AsyncConnection) -> list[tuple[str, str, str, int]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import delete, select, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
@@ -75,9 +75,3 @@ async def change(conn: AsyncConnection, changed: Mapping[tuple[AccountKey, str],
         await conn.execute(REMOVE, {"rows": orjson.dumps(gone).decode()})
     if rows:
         await conn.execute(SAVE, {"rows": orjson.dumps(rows).decode()})
-
-
-async def forget_rules(conn: AsyncConnection, rule_ids: Sequence[str]) -> None:
-    """Rules that are gone wait for nothing."""
-    if rule_ids:
-        await conn.execute(delete(armed).where(armed.c.rule_id.in_(list(rule_ids))))

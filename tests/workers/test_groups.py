@@ -221,3 +221,14 @@ async def test_a_group_is_explained_by_what_was_counted_of_it(house: House) -> N
     assert said["value"] == 3
     assert said["because"][-1] == "3 of 3 different account_id within 10m"
     assert len(said["events"]) == 3
+
+
+async def test_groups_of_an_id_that_is_another_sort_of_rules_now_are_let_be(house: House) -> None:
+    """Judged as that rule, they would fail it for ever: a gauge has no samples to judge."""
+    await house.run(
+        'INSERT INTO groups (rule_id, group_key, condition_version, "group", first_seen_at, last_at, due_at)'
+        " VALUES ('not-recovered', 'provider=GMAIL', 'x', '{}', now(), now(), now() - interval '1 second')"
+    )
+    await evaluate(house.runtime)
+    [group] = await house.rows("SELECT due_at, condition_version FROM groups")
+    assert (group["due_at"], group["condition_version"]) == (None, "x")
