@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import WELL, AccountKey, rfc3339
@@ -30,6 +31,18 @@ class Consequences:
     release_due: dict[AccountKey, datetime] = field(default_factory=dict)
     fired: int = 0
     too_late: int = 0
+
+
+LOCK = 7_305_201_005
+
+
+async def lock(conn: AsyncConnection) -> None:
+    """Of who judges, between the accounts' locks and the log's: two accounts that are judged beside each other may hold
+    the same workflow, and only one of them pauses it."""
+    await conn.execute(TAKE_LOCK)
+
+
+TAKE_LOCK = select(func.pg_advisory_xact_lock(LOCK))
 
 
 async def follow(

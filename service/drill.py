@@ -136,7 +136,7 @@ async def lock(conn: AsyncConnection, workflow_id: str) -> None:
     """As who changes a workflow takes them, before row locks: the workflow's, then those of what it depends on."""
     await workflow_store.lock(conn, workflow_id)
     depends = await workflow_store.dependencies_of(conn, workflow_id)
-    await account_store.lock(conn, {dependency.target_id for dependency in depends})
+    await account_store.lock(conn, *workflow_store.names_of(depends))
 
 
 async def hold(conn: AsyncConnection, out: Consequences, workflow: Workflow, alert: Alert, now: datetime) -> list[Hold]:

@@ -94,7 +94,7 @@ class ProviderEvent:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one; nobody changes it
 class Event:
     """One row of the log, as stored. `position` is its place in commit order."""
 

@@ -81,6 +81,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     of_groups = await grouped.judge_groups(
         conn, rules, work.events, work.groups, case.failures, as_of=work.as_of, now=now, verdict=verdict
     )
+    await consequences.lock(conn)
     own = await own_alerts.about_accounts(conn, subjects, now)
     own += await own_alerts.make(conn, of_groups.own, now)
     verdict.fired.extend(own)

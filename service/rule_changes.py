@@ -59,8 +59,8 @@ async def close_changed(
     unlocked = (await alert_store.load_many(conn, found)).values()
     await account_store.lock(
         conn,
-        {alert.account.account_id for alert in unlocked if alert.account}
-        | {alert.connection_id for alert in unlocked if alert.connection_id},
+        {alert.account.account_id for alert in unlocked if alert.account},
+        {alert.connection_id for alert in unlocked},
     )
     # Read again under the locks: the evaluator may have ended some of them meanwhile.
     alerts = [
@@ -140,9 +140,7 @@ async def rejudge_soon(
     ).all()
     due = [row for row in rows if row.is_due]
     if due:
-        await account_store.lock(
-            conn, {row.account_id for row in due} | {row.connection_id for row in due if row.connection_id}
-        )
+        await account_store.lock(conn, {row.account_id for row in due}, {row.connection_id for row in due})
         keys = [AccountKey(row.source, row.environment_id, row.account_id) for row in due]
         await account_store.set_deadlines(conn, dict.fromkeys(keys, now))
     if len(rows) < REJUDGED_AT_ONCE_MAX:

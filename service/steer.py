@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import connection_holds, consequences
 from service.consequences import Consequences
 from service.errors import BadRequest, Conflict, NotFound
-from service.event import WELL, AccountKey
+from service.event import WELL, AccountKey, Event
 from service.judge import Work, judge
 from service.rules import Ruleset
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import groups as group_store
-from service.store import log, readers
+from service.store import log, readers, shards
 from service.store import workflows as workflow_store
 from service.store.actions import PAUSE, RESUME
 from service.store.alerts import Alert
@@ -67,7 +67,7 @@ async def put_workflow(conn: AsyncConnection, wanted: Wanted, context: Context) 
         )
     await workflow_store.lock(conn, wanted.workflow_id)
     old_dependencies = await workflow_store.dependencies_of(conn, wanted.workflow_id)
-    await account_store.lock(conn, lock_ids(wanted.account_ids, wanted.connection_ids, old_dependencies))
+    await account_store.lock(conn, *lock_ids(wanted.account_ids, wanted.connection_ids, old_dependencies))
     # Read under the accounts' locks: until then the evaluator may say that it had the orchestrator pause it.
     old = await workflow_store.load(conn, wanted.workflow_id)
     now = await readers.clock(conn)
@@ -221,7 +221,7 @@ async def change_alert(conn: AsyncConnection, alert: Alert, kind: str, now: date
 async def open_workflow(conn: AsyncConnection, workflow_id: str) -> tuple[Workflow, list[Dependency], datetime]:
     await workflow_store.lock(conn, workflow_id)
     dependencies = await workflow_store.dependencies_of(conn, workflow_id)
-    await account_store.lock(conn, lock_ids((), (), dependencies))
+    await account_store.lock(conn, *lock_ids((), (), dependencies))
     workflow = await workflow_store.load(conn, workflow_id)
     if workflow is None:
         raise NotFound("no workflow of that id; put it first", code="unknown_workflow")
@@ -233,21 +233,24 @@ async def open_alert(conn: AsyncConnection, alert_id: str) -> tuple[Alert, datet
     if alert is None:
         raise NotFound("no alert of that id", code="unknown_alert")
     if alert.account is not None:
-        await account_store.lock(conn, {alert.account.account_id, alert.connection_id or alert.account.account_id})
+        await account_store.lock(conn, [alert.account.account_id], [alert.connection_id])
         alert = await alert_store.load(conn, alert_id) or alert
     else:
         alert = await alert_store.load_locked(conn, alert_id) or alert
     return alert, await readers.clock(conn)
 
 
-def lock_ids(account_ids: Iterable[str], connection_ids: Iterable[str], dependencies: Sequence[Dependency]) -> set[str]:
-    """Short ids, as the evaluator takes them: of a full form, its last part too."""
-    written = {*account_ids, *connection_ids}
-    return (
-        written
-        | {name.split(":", 2)[2] for name in written if name.count(":") >= 2}
-        | {dependency.target_id for dependency in dependencies}
-    )
+def lock_ids(
+    account_ids: Iterable[str], connection_ids: Iterable[str], dependencies: Sequence[Dependency]
+) -> tuple[set[str], set[str]]:
+    """Short ids of accounts and of connections, as the evaluator takes them: of a full form, its last part too."""
+    of_old = workflow_store.names_of(dependencies)
+    return short(account_ids) | of_old[0], short(connection_ids) | of_old[1]
+
+
+def short(written: Iterable[str]) -> set[str]:
+    names = set(written)
+    return names | {name.split(":", 2)[2] for name in names if name.count(":") >= 2}
 
 
 async def resolve(conn: AsyncConnection, wanted: Wanted) -> list[Dependency]:
@@ -359,13 +362,14 @@ async def rejudge(
         .limit(CONNECTION_ACCOUNTS_MAX)
     )
     keys = [AccountKey(*row) for row in rows]
-    # Read after the accounts' locks: what the evaluator has judged by now is what this judgement stands on.
-    upto = await readers.position(conn, readers.EVALUATOR)
     now = await readers.clock(conn)
-    work = Work(new={key: [] for key in keys}, upto=upto, now=now, as_of=now)
-    judged = await judge(conn, context.ruleset, work, notifiers=context.notifiers)
-    out.decisions.extend(judged.decisions)
-    out.acted = out.acted or judged.acted
+    # Read after the accounts' locks: what the evaluator has judged by now is what this judgement stands on.
+    for upto, of_position in (await shards.evaluated(conn, {key.account_id for key in keys})).items():
+        new: dict[AccountKey, list[Event]] = {key: [] for key in keys if key.account_id in of_position}
+        work = Work(new=new, upto=upto, now=now, as_of=now)
+        judged = await judge(conn, context.ruleset, work, notifiers=context.notifiers)
+        out.decisions.extend(judged.decisions)
+        out.acted = out.acted or judged.acted
     failing = await alert_store.open_of_connections(conn, by_connection)
     await connection_holds.follow(conn, out, (), failing, as_of=now, now=now, notifiers=context.notifiers)
 

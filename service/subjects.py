@@ -17,7 +17,7 @@ from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one
 class Subject:
     """One account under judgement: its row before and after, its story, and from when on it is judged."""
 

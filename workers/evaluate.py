@@ -4,7 +4,9 @@ the new position as one. A crash at any point leaves all of it or none.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,14 +19,17 @@ from service.judge import Work, judge
 from service.observe import log as logger
 from service.rules import Ruleset
 from service.runtime import Runtime
-from service.store import accounts, log, readers
+from service.store import accounts, log, pages, readers, shards
 from service.store import groups as group_store
 from service.store.session import begin
+from service.store.shards import Held
 
 BATCH_EVENTS_MIN, BATCH_EVENTS_MAX = 50, 2000
 BATCH_SECONDS = 1.0  # a batch holds its accounts' locks; what takes longer is halved, what fails too
 ACCOUNTS_DUE_MAX = 200
 GROUPS_DUE_MAX = 200
+LANES, SHARDS_AT_ONCE = 2, 2  # of a process that is behind; of a lane
+PUBLISH_SECONDS = 0.5
 ROUNDS_MAX = 200  # then the other stories get their turn; the rest is found at the next look
 JUDGED_ORIGINS = ("webhook", "recovery", "report")
 
@@ -39,19 +44,20 @@ class Evaluated:
     next_due_at: datetime | None = None
     is_due: bool = True  # until the deadlines have been looked at
     unread: bool = False  # events came while the deadlines were judged
+    behind: bool = False  # the last batch was full: there may be more
 
 
 async def evaluate(runtime: Runtime) -> Evaluated:
     """Everything that waits: new events first, and a deadline only once nothing is left to read."""
     done = Evaluated()
     for _ in range(ROUNDS_MAX):
-        before, done.unread = done.read, False
-        batch = min(runtime.pace.events, BATCH_EVENTS_MAX)
+        done.unread = done.behind = False
         with runtime.pace.kept(BATCH_SECONDS, BATCH_EVENTS_MIN, BATCH_EVENTS_MAX):
-            went_on = await one_transaction(runtime, read_on, done)
-        # A batch that was not full was all there is: what comes now is better judged together, a breath later.
-        if went_on and done.read - before >= batch:
+            await one_transaction(runtime, read_on, done)
+        if done.behind:
+            await catch_up(runtime, done)
             continue
+        # A batch that was not full was all there is: what comes now is better judged together, a breath later.
         if done.is_due:
             async with begin(runtime.engine) as conn:
                 done.next_due_at, done.is_due = await accounts.next_due(conn)
@@ -62,16 +68,48 @@ async def evaluate(runtime: Runtime) -> Evaluated:
     return done
 
 
-Step = Callable[[Runtime, AsyncConnection, int, Evaluated, Ruleset], Awaitable[Consequences | None]]
+async def catch_up(runtime: Runtime, done: Evaluated) -> None:
+    """Shards side by side, and the groups beside them: while the database writes what one of them judged, another judges.
+    Each takes what lags most and nobody holds, so that other workers have theirs."""
+    ends = await asyncio.gather(
+        *(lane(runtime, done, shards.OF_ACCOUNTS, SHARDS_AT_ONCE) for _ in range(LANES)),
+        lane(runtime, done, (shards.GROUPS,), 1),
+        return_exceptions=True,  # none is left running when another fails
+    )
+    for end in ends:
+        if end is not None:
+            raise end
 
 
-async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool:
+async def lane(runtime: Runtime, done: Evaluated, names: Sequence[str], most: int) -> None:
+    mine = Evaluated()
+    published_at = time.monotonic()
+    for _ in range(ROUNDS_MAX):
+        mine.behind = False
+        with runtime.pace.kept(BATCH_SECONDS, BATCH_EVENTS_MIN, BATCH_EVENTS_MAX):
+            await one_transaction(runtime, read_on, mine, names, most)
+        if time.monotonic() - published_at > PUBLISH_SECONDS or not mine.behind:
+            published_at = time.monotonic()
+            async with begin(runtime.engine) as conn:
+                await shards.publish(conn)
+        if not mine.behind:
+            break
+    done.read += mine.read
+    done.acted, done.decided = done.acted or mine.acted, done.decided or mine.decided
+
+
+Step = Callable[[Runtime, AsyncConnection, Held, Evaluated, Ruleset], Awaitable[Consequences | None]]
+
+
+async def one_transaction(
+    runtime: Runtime, step: Step, done: Evaluated, names: Sequence[str] = shards.ALL, most: int = len(shards.ALL)
+) -> bool:
     async with begin(runtime.engine) as conn:
-        position = await readers.take(conn, readers.EVALUATOR)
-        if position is None:
-            return False  # another worker is at it
+        held = await shards.take(conn, names, most)
+        if held is None:
+            return False  # other workers are at it
         ruleset = await rule_sets.in_force(conn, runtime)
-        out = await step(runtime, conn, position, done, ruleset)
+        out = await step(runtime, conn, held, done, ruleset)
         if out is None:
             return False
         # The log's lock is the last one taken.
@@ -84,55 +122,59 @@ async def one_transaction(runtime: Runtime, step: Step, done: Evaluated) -> bool
 
 
 async def read_on(
-    runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated, ruleset: Ruleset
+    runtime: Runtime, conn: AsyncConnection, held: Held, done: Evaluated, ruleset: Ruleset
 ) -> Consequences | None:
-    batch = min(runtime.pace.events, BATCH_EVENTS_MAX)
-    events = await log.read_after(conn, position, batch)
-    if not events:
+    page = await pages.read_page(conn, held, ruleset.grouped_kinds, min(runtime.pace.events, BATCH_EVENTS_MAX))
+    if page is None:
         return None
-    judged = [event for event in events if event.origin in JUDGED_ORIGINS]
     new: dict[AccountKey, list[Event]] = {}
-    for event in judged:
-        if event.account is not None:
+    for event in page.of_accounts:
+        if event.origin in JUDGED_ORIGINS and event.account is not None:
             new.setdefault(event.account, []).append(event)
+    of_groups = [event for event in page.of_groups if event.origin in JUDGED_ORIGINS] if held.groups is not None else []
     out = Consequences()
-    if judged:
+    if new or of_groups:
         known = await accounts.load(conn, list(new))
-        connections = {event.connection_id for event in judged}
+        names = {key.account_id for key in new}
+        if ruleset.grouped_by_account:
+            names |= {event.account_id for event in of_groups if event.account_id is not None}
+        connections = {event.connection_id for events in (*new.values(), of_groups) for event in events}
         # The connection an account is known by counts too: an event need not name it.
         connections |= {account.connection_id for account in known.values()}
-        now = await accounts.lock(conn, {key.account_id for key in new} | {name for name in connections if name})
+        now = await accounts.lock(conn, names, connections, beside=True)
         # What is still unread may be just what a deadline waits for, or a break: until then it is the time of that.
-        as_of = min(now, events[-1].received_at) if len(events) == batch else now
-        work = Work(new=new, events=judged, upto=events[-1].position, now=now, as_of=as_of, rows=known)
+        as_of = min(now, page.as_of) if page.full else now
+        work = Work(new=new, events=of_groups, upto=page.upto, now=now, as_of=as_of, rows=known)
         out = await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))
-    await readers.move(conn, readers.EVALUATOR, events[-1].position)
-    done.next_due_at, done.is_due = await accounts.next_due(conn)
-    done.read += len(events)
+    await shards.move(conn, held, page.upto)
+    if held.whole:
+        done.next_due_at, done.is_due = await accounts.next_due(conn)
+    done.read += len(page.of_accounts)
+    done.behind = page.full
     return out
 
 
 async def judge_due(
-    runtime: Runtime, conn: AsyncConnection, position: int, done: Evaluated, ruleset: Ruleset
+    runtime: Runtime, conn: AsyncConnection, held: Held, done: Evaluated, ruleset: Ruleset
 ) -> Consequences | None:
     clock = await readers.clock(conn)
-    done.unread = bool(await log.read_after(conn, position, 1))
+    done.unread = bool(await log.read_after(conn, held.start, 1))
     if done.unread:
         return None  # what a deadline waits for may be in it
-    due = await accounts.due(conn, clock, ACCOUNTS_DUE_MAX)
-    groups = await group_store.due(conn, clock, GROUPS_DUE_MAX)
+    due = await accounts.due(conn, clock, ACCOUNTS_DUE_MAX, shards=held.numbers)
+    groups = await group_store.due(conn, clock, GROUPS_DUE_MAX) if held.groups is not None else []
     if not due and not groups:
         return None
     rows = await accounts.load(conn, due)
     of_groups = await accounts.load(conn, {group.account for group in groups if group.account is not None})
     now = await accounts.lock(
         conn,
-        {key.account_id for key in due}
-        | {row.connection_id for row in (*rows.values(), *of_groups.values()) if row.connection_id}
-        | {group.account.account_id for group in groups if group.account is not None}
+        {key.account_id for key in due} | {group.account.account_id for group in groups if group.account is not None},
+        {row.connection_id for row in (*rows.values(), *of_groups.values())}
         | {group.connection.account_id for group in groups if group.connection is not None},
+        beside=True,
     )
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
     await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
-    work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=position, now=now, as_of=now, rows=rows)
+    work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=held.start, now=now, as_of=now, rows=rows)
     return await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))

@@ -28,7 +28,7 @@ class Episode:
     flapping: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one
 class Sample:
     """What one event means to one condition. `role` is the condition's own word; `due` is the deadline it arms."""
 
@@ -54,7 +54,7 @@ class Bucket:
     examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one
 class Armed:
     """An absence that waits: since when, by which event, and until when the expected event may come."""
 
@@ -63,7 +63,7 @@ class Armed:
     due: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, for the speed of building one
 class Given:
     """What is judged: one rule and one group, from `judge_from` on.
 

@@ -42,6 +42,21 @@ class Ruleset:
     def lookback(self) -> timedelta:
         return max((rule.lookback for rule in self.told), default=ZERO)
 
+    @cached_property
+    def grouped_kinds(self) -> tuple[str, ...] | None:
+        """The event kinds that concern any group; None when it may be any."""
+        found: set[str] = set()
+        for rule in self.grouped:
+            if rule.kinds is None:
+                return None
+            found |= rule.kinds
+        return tuple(sorted(found))
+
+    @cached_property
+    def grouped_by_account(self) -> bool:
+        """Whether a group may be about one account, whose lock its verdict then needs."""
+        return any("account_id" in rule.group_by for rule in self.grouped)
+
     def told_of(self, kind: str) -> tuple[Rule, ...]:
         """The rules whose samples an event of this kind may be, and no others: most events concern few rules."""
         found = self._told_by_kind.get(kind)

@@ -9,7 +9,7 @@ from datetime import datetime
 from service.event import WELL, Event, order_key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, for the speed of building one
 class Initial:
     """Where a story starts, or what it ends in. `not_well`: since the account was last ACTIVE, each status it had and
     when first; empty while it is ACTIVE, or while nothing is known (status None)."""
@@ -19,7 +19,7 @@ class Initial:
     not_well: Mapping[str, datetime] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one
 class Step:
     """One event in order. `became`: the status it moved the account to, None when it moved nothing."""
 
@@ -28,7 +28,7 @@ class Step:
     status: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one
 class Story:
     steps: tuple[Step, ...]
     final: Initial

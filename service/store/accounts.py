@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,9 +17,11 @@ from service.errors import Conflict
 from service.event import AccountKey, Event
 from service.store.keys import KEY_PARAMETERS, any_of, key_values, same_account
 from service.store.log import EVENT_COLUMNS, to_event
+from service.store.shards import SHARD_OF
 from service.store.tables import accounts, deadlines
 
-LOCK_CLASS = 730_520  # first half of a two-part advisory key; the second half is the stripe
+# First halves of two-part advisory keys; the second is a stripe of the account's or connection's short id.
+LOCK_CLASS, CONNECTION_LOCK_CLASS = 730_520, 730_523
 STRIPES = 4096
 EVENTS_PER_ACCOUNT_MAX = 5_000
 PRIOR_EVENTS_MAX = 20
@@ -30,7 +31,7 @@ BEGINNING = datetime(1999, 1, 1, tzinfo=UTC)  # before every `occurred_at` that 
 CLOCK_SLACK = timedelta(hours=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, for the speed of building one
 class Account:
     """One connected account of one user, as its events left it."""
 
@@ -51,25 +52,36 @@ class Account:
     first_seen_at: datetime
 
 
-def stripe(name: str) -> int:
-    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % STRIPES
-
-
-# One row at a time, in order: unnest keeps the order of the array. The clock is read when all are held.
+# One row at a time, in order. The clock is read when all are held. A stripe's low bits are the shard of its accounts
+# (service/store/shards.py), so that workers that evaluate beside each other never wait for each other's accounts.
 LOCK = text(
-    "SELECT count(pg_advisory_xact_lock(:class, n)), clock_timestamp()"
-    " FROM unnest(CAST(:stripes AS int[])) WITH ORDINALITY AS s (n, o)"
-)
+    f"""
+    SELECT count(CASE WHEN shared THEN pg_advisory_xact_lock_shared(class, stripe)
+        ELSE pg_advisory_xact_lock(class, stripe) END), clock_timestamp()
+    FROM (
+        SELECT class, (hashtextextended(name, 0) & {STRIPES - 1})::int AS stripe, bool_and(shared) AS shared
+        FROM (
+            SELECT {LOCK_CLASS} AS class, name, false AS shared FROM unnest(:accounts) AS a (name)
+            UNION ALL
+            SELECT {CONNECTION_LOCK_CLASS}, name, :beside FROM unnest(:connections) AS c (name)
+        ) AS named
+        GROUP BY 1, 2 ORDER BY 1, 2
+    ) AS stripes
+    """
+).bindparams(bindparam("accounts", type_=ARRAY(Text())), bindparam("connections", type_=ARRAY(Text())))
 
 
-async def lock(conn: AsyncConnection, ids: Iterable[str]) -> datetime:
+async def lock(
+    conn: AsyncConnection, accounts: Iterable[str], connections: Iterable[str | None] = (), *, beside: bool = False
+) -> datetime:
     """The locks that evaluator, PUT and every other change around an account take first, in sorted order.
 
-    Ids are short account and connection ids: a PUT may name an account that has not been seen yet. Answers the
+    Ids are short account and connection ids: a PUT may name an account that has not been seen yet. `beside`: others who
+    say so too may hold the same connections meanwhile; evaluators do, whose accounts are never the same. Answers the
     database's clock once they are held.
     """
-    stripes = sorted({stripe(name) for name in ids})
-    now: datetime = (await conn.execute(LOCK, {"class": LOCK_CLASS, "stripes": stripes})).one()[1]
+    names = {"accounts": list(set(accounts)), "connections": [name for name in set(connections) if name]}
+    now: datetime = (await conn.execute(LOCK, {**names, "beside": beside})).one()[1]
     return now
 
 
@@ -327,9 +339,11 @@ async def set_deadlines(conn: AsyncConnection, due: Mapping[AccountKey, datetime
         )
 
 
-async def due(conn: AsyncConnection, now: datetime, limit: int) -> dict[AccountKey, datetime]:
-    """The accounts whose verdict may have changed by time alone, with the earliest instant of each."""
-    rows = await conn.execute(DUE, {"now": now, "limit": limit})
+async def due(
+    conn: AsyncConnection, now: datetime, limit: int, *, shards: Sequence[int] | None = None
+) -> dict[AccountKey, datetime]:
+    """The accounts whose verdict may have changed by time alone, with the earliest instant of each; of these shards."""
+    rows = await conn.execute(DUE, {"now": now, "limit": limit, "shards": None if shards is None else list(shards)})
     found: dict[AccountKey, datetime] = {}
     for row in rows:
         key = AccountKey(row[0], row[1], row[2])
@@ -354,11 +368,14 @@ async def bring_forward(conn: AsyncConnection, due: Mapping[AccountKey, datetime
         )
 
 
+MINE = f"(CAST(:shards AS int[]) IS NULL OR {SHARD_OF} = ANY(CAST(:shards AS int[])))"
 DUE = text(
-    """
-    (SELECT source, environment_id, account_id, due_at FROM deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit)
+    f"""
+    (SELECT source, environment_id, account_id, due_at FROM deadlines WHERE due_at <= :now AND {MINE}
+     ORDER BY due_at LIMIT :limit)
     UNION ALL
-    (SELECT source, environment_id, account_id, due_at FROM armed WHERE due_at <= :now ORDER BY due_at LIMIT :limit)
+    (SELECT source, environment_id, account_id, due_at FROM armed WHERE due_at <= :now AND {MINE}
+     ORDER BY due_at LIMIT :limit)
     """
 ).bindparams(bindparam("now", type_=DateTime(timezone=True)))
 # Each from the one end of an index, however many wait.

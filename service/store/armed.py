@@ -15,7 +15,7 @@ from service.store.keys import key_values, same_account
 from service.store.rule_tables import armed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for the speed of building one
 class Owed:
     condition_version: str
     armed: Armed

@@ -25,7 +25,7 @@ from service.store.tables import Instant, events, log_marks, receipts
 LOG_LOCK = 7_305_201_002  # the same number as in accept_receipts
 PARTITION_DAYS_AHEAD = 7
 MARK_MARGIN = timedelta(hours=1)  # the small steps of a clock that is kept right; greater ones are noticed (read_after)
-EVENT_COLUMNS = (
+EVENT_COLUMNS = (  # in the order of Event's fields
     "id",
     "position",
     "source",
@@ -41,12 +41,12 @@ EVENT_COLUMNS = (
     "environment_id",
     "status",
     "old_status",
-    "account_status",
     "occurred_at",
     "received_at",
-    "attempted_at",
     "lag_seconds",
     "clock_suspect",
+    "account_status",
+    "attempted_at",
     "details",
 )
 SELECTED = tuple(events.c[name] for name in EVENT_COLUMNS)
@@ -346,6 +346,5 @@ def partition_is_missing(exc: DBAPIError) -> bool:
 
 
 def to_event(row: Row[Any]) -> Event:
-    values = dict(zip(EVENT_COLUMNS, row, strict=True))
-    # A hand-written statement gives the driver's UUID, a typed one gives text; ids are text everywhere else.
-    return Event(**values | {"id": str(values["id"])})
+    """Of `EVENT_COLUMNS` in their order, whatever follows them."""
+    return Event(*row[: len(EVENT_COLUMNS)])

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
-from sqlalchemy import text
+from psycopg.types.string import TextLoader
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -41,7 +42,7 @@ def sqlalchemy_url(database_url: str) -> str:
 
 def open_engine(database_url: str, *, connections_max: int) -> AsyncEngine:
     """An engine whose every wait is bounded, so that a database that went away is an answer and not a hang."""
-    return create_async_engine(
+    engine = create_async_engine(
         sqlalchemy_url(database_url),
         pool_size=connections_max,
         max_overflow=0,
@@ -51,6 +52,13 @@ def open_engine(database_url: str, *, connections_max: int) -> AsyncEngine:
         hide_parameters=True,  # an error text never carries a payload or a token
         connect_args=connection_arguments(statement_timeout_ms=STATEMENT_TIMEOUT_MS),
     )
+    event.listen(engine.sync_engine, "connect", ids_as_text)
+    return engine
+
+
+def ids_as_text(connection: Any, _record: Any) -> None:
+    """Ids are text everywhere in this program: the driver need not build a UUID of each first."""
+    connection.driver_connection.adapters.register_loader("uuid", TextLoader)
 
 
 def connection_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:

@@ -144,6 +144,12 @@ async def dependencies_of(conn: AsyncConnection, workflow_id: str) -> list[Depen
     ]
 
 
+def names_of(dependencies: Sequence[Dependency]) -> tuple[set[str], set[str]]:
+    """The short ids of accounts and of connections, as their locks are taken."""
+    of_kind = {kind: {one.target_id for one in dependencies if one.kind == kind} for kind in ("account", "connection")}
+    return of_kind["account"], of_kind["connection"]
+
+
 # One statement, however many are new at once.
 BIND = (
     update(dependencies)
