@@ -245,8 +245,14 @@ def judge_account(
     """Every rule that anything of this account concerns; when it is to be judged again with no event."""
     subject, stored, waits = case.subjects[key], case.stored.get(key, []), case.owed.get(key, {})
     some = case.concerned[key]
-    samples = samples_of(rules, subject, some, verdict)
-    concerned = some if some is not None else {rule.id: rule for rule in rules.told}
+    known = {alert.rule_id for alert in stored}
+    # A window that all of these events could not fill needs no telling; most of many rules are such.
+    concerned = {
+        rule.id: rule
+        for rule in (rules.told if some is None else some.values())
+        if rule.events_needed <= len(subject.story.steps) or rule.id in known
+    }
+    samples = samples_of(rules, subject, concerned, verdict)
     wakes: list[datetime] = [at for at in [case.pending.get(key)] if at is not None and at > work.as_of]
     for rule in concerned.values():
         mine = of_condition(rule, [alert for alert in stored if alert.rule_id == rule.id])
@@ -294,14 +300,14 @@ def judge_account(
 
 
 def samples_of(
-    rules: Ruleset, subject: Subject, some: Mapping[str, Rule] | None, verdict: Verdict
+    rules: Ruleset, subject: Subject, concerned: Mapping[str, Rule], verdict: Verdict
 ) -> dict[str, list[Sample]]:
     """What the account's story means to each rule concerned."""
     fresh = {event.id for event in subject.new}
     found: dict[str, list[Sample]] = {}
     for step in subject.story.steps:
         for rule in rules.told_for(step):
-            if some is not None and rule.id not in some:
+            if rule.id not in concerned:
                 continue
             samples, too_late = samples_in_time(rule, step)
             if samples:

@@ -155,8 +155,8 @@ async def publish(conn: AsyncConnection, sets: RuleSets, look: Look) -> InForce 
     now = await readers.clock(conn)
     before, _ = await sets.assemble(rows, conn)
     after_rows, by = dict(rows), {}
-    for saved in await news(sets, rows, look):
-        after_rows[saved.name] = await file_of(sets, saved, rows.get(saved.name), now)
+    for saved in await news(conn, sets, rows, look):
+        after_rows[saved.name] = await file_of(conn, sets, saved, rows.get(saved.name), now)
         by[saved.name] = saved.by
     after, clashes = await sets.assemble(dict(sorted(after_rows.items())), conn)
     for name, file in after_rows.items():
@@ -172,7 +172,7 @@ async def publish(conn: AsyncConnection, sets: RuleSets, look: Look) -> InForce 
     return replace(after, version=version)
 
 
-async def news(sets: RuleSets, rows: Mapping[str, RuleFile], look: Look) -> list[Saved]:
+async def news(conn: AsyncConnection, sets: RuleSets, rows: Mapping[str, RuleFile], look: Look) -> list[Saved]:
     """What of this look is to be published. A change that this process saw is; what it found at its start only where it
     is newer than what was published, since an old copy on another host must not bring old rules back."""
     wanted: list[Saved] = []
@@ -183,7 +183,7 @@ async def news(sets: RuleSets, rows: Mapping[str, RuleFile], look: Look) -> list
             continue
         if row is not None and row.sha256 == saved.sha256:
             # The same bytes may be good or bad to another version of this code.
-            if saved.raw is None or row.good == (not (await sets.load(saved.name, saved.raw)).problems):
+            if saved.raw is None or row.good == (not (await sets.load(saved.name, saved.raw, conn)).problems):
                 continue
             wanted.append(saved)
         elif row is None or saved.seen or saved.modified_at > row.modified_at:
@@ -208,12 +208,12 @@ async def news(sets: RuleSets, rows: Mapping[str, RuleFile], look: Look) -> list
     return wanted
 
 
-async def file_of(sets: RuleSets, saved: Saved, row: RuleFile | None, now: datetime) -> RuleFile:
+async def file_of(conn: AsyncConnection, sets: RuleSets, saved: Saved, row: RuleFile | None, now: datetime) -> RuleFile:
     """The row that this file gets: a good text takes the place of the last good one, a bad one only says what is wrong."""
     text: str | None = None
     problems: Sequence[Problem] = ()
     if saved.raw is not None:
-        problems = (await sets.load(saved.name, saved.raw)).problems
+        problems = (await sets.load(saved.name, saved.raw, conn)).problems
         text = (row.text if row is not None else None) if problems else saved.raw.decode()
     return RuleFile(
         name=saved.name,

@@ -45,7 +45,7 @@ def by_row(key: AccountKey, row: Account | None, new: Sequence[Event], rules: Ru
     story = tell(initial, new)
     arms: dict[str, list[Sample]] = {}
     for step in story.steps:
-        for rule in rules.told_for(step):
+        for rule in rules.opening_for(step):
             if not (found := rule.samples(step)):
                 continue
             if rule.kind == "absence":

@@ -303,6 +303,17 @@ class Rule(Conditions):
             found |= matcher.kinds
         return found
 
+    @property
+    def events_needed(self) -> int:
+        """With fewer events of an account in sight, and nothing open, it says nothing."""
+        return self.condition.events_needed
+
+    def can_match(self, kind: str) -> bool:
+        """Whether an event of this kind may count for its window."""
+        return any(
+            role == "match" and (matcher.kinds is None or kind in matcher.kinds) for role, matcher in self.matchers
+        )
+
     @cached_property
     def _roles_of(self) -> dict[str, tuple[tuple[str, Callable[[Step], bool] | None], ...]]:
         """By the kind of event, found once for each kind that comes."""

@@ -33,6 +33,7 @@ class Ruleset:
         self._grouped_by_kind: dict[str, tuple[Rule, ...]] = {}
         self._told_by_value: dict[str, ByValue] = {}
         self._grouped_by_value: dict[str, ByValue] = {}
+        self._opening_by_value: dict[str, ByValue] = {}
 
     @cached_property
     def version(self) -> str:
@@ -76,6 +77,16 @@ class Ruleset:
         found = self._told_by_value.get(kind)
         if found is None:
             found = self._told_by_value[kind] = ByValue(self.told_of(kind), kind)
+        return found.of(step)
+
+    def opening_for(self, step: Step) -> Sequence[Rule]:
+        """Of `told_for` those for which this event may begin something: a window it fills, a deadline it moves. What it
+        could only end is left out."""
+        kind = step.event.kind
+        found = self._opening_by_value.get(kind)
+        if found is None:
+            opening = tuple(rule for rule in self.told_of(kind) if rule.kind == "absence" or rule.can_match(kind))
+            found = self._opening_by_value[kind] = ByValue(opening, kind)
         return found.of(step)
 
     def grouped_for(self, step: Step) -> Sequence[Rule]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
 from service.event import AccountKey, Event
-from service.store.keys import KEY_PARAMETERS, any_of, key_values, same_account
+from service.store.keys import KEYS_IN_TEXT, any_of, key_values, same_account, text_array
 from service.store.log import EVENT_COLUMNS, to_event
 from service.store.shards import SHARD_OF
 from service.store.tables import accounts, deadlines
@@ -61,14 +60,14 @@ LOCK = text(
     FROM (
         SELECT class, (hashtextextended(name, 0) & {STRIPES - 1})::int AS stripe, bool_and(shared) AS shared
         FROM (
-            SELECT {LOCK_CLASS} AS class, name, false AS shared FROM unnest(:accounts) AS a (name)
+            SELECT {LOCK_CLASS} AS class, name, false AS shared FROM unnest(CAST(:accounts AS text[])) AS a (name)
             UNION ALL
-            SELECT {CONNECTION_LOCK_CLASS}, name, :beside FROM unnest(:connections) AS c (name)
+            SELECT {CONNECTION_LOCK_CLASS}, name, :beside FROM unnest(CAST(:connections AS text[])) AS c (name)
         ) AS named
         GROUP BY 1, 2 ORDER BY 1, 2
     ) AS stripes
     """
-).bindparams(bindparam("accounts", type_=ARRAY(Text())), bindparam("connections", type_=ARRAY(Text())))
+)
 
 
 async def lock(
@@ -80,17 +79,21 @@ async def lock(
     say so too may hold the same connections meanwhile; evaluators do, whose accounts are never the same. Answers the
     database's clock once they are held.
     """
-    names = {"accounts": list(set(accounts)), "connections": [name for name in set(connections) if name]}
-    now: datetime = (await conn.execute(LOCK, {**names, "beside": beside})).one()[1]
+    held = {
+        "accounts": text_array(list(set(accounts))),
+        "connections": text_array([name for name in set(connections) if name]),
+        "beside": beside,
+    }
+    now: datetime = (await conn.execute(LOCK, held)).one()[1]
     return now
 
 
 # Built once: a statement built anew costs about as much as sending it.
 LOAD = select(accounts).where(same_account(accounts))
 WATCHED = text(
-    """
+    f"""
     SELECT k.source, k.environment_id, k.account_id, d.due_at
-    FROM unnest(:key_sources, :key_environment_ids, :key_account_ids) AS k (source, environment_id, account_id)
+    FROM {KEYS_IN_TEXT} AS k (source, environment_id, account_id)
     LEFT JOIN deadlines d
         ON d.account_id = k.account_id AND d.source = k.source AND d.environment_id = k.environment_id
     WHERE d.due_at IS NOT NULL OR EXISTS (
@@ -102,7 +105,7 @@ WATCHED = text(
             WHERE h.account_id = k.account_id AND h.source = k.source AND h.environment_id = k.environment_id
                 AND h.released_at IS NULL)
     """
-).bindparams(*KEY_PARAMETERS, bindparam("since", type_=DateTime(timezone=True)))
+).bindparams(bindparam("since", type_=DateTime(timezone=True)))
 
 
 async def watched(
@@ -397,7 +400,9 @@ async def next_due(conn: AsyncConnection) -> tuple[datetime | None, bool]:
 
 
 def to_account(row: Row[Any]) -> Account:
-    not_well = json.loads(row.not_well) if isinstance(row.not_well, str) else row.not_well
+    not_well = row.not_well
+    if not_well and isinstance(not_well, str):
+        not_well = orjson.loads(not_well)
     return Account(
         key=AccountKey(row.source, row.environment_id, row.account_id),
         connection_id=row.connection_id,
@@ -406,7 +411,7 @@ def to_account(row: Row[Any]) -> Account:
         organization_id=row.organization_id,
         status=row.status,
         status_since=row.status_since,
-        not_well={status: datetime.fromisoformat(at) for status, at in not_well.items()},
+        not_well={status: datetime.fromisoformat(at) for status, at in not_well.items()} if not_well else {},
         last_status_at=row.last_status_at,
         last_event_at=row.last_event_at,
         last_refresh_at=row.last_refresh_at,

@@ -34,6 +34,11 @@ class Condition(Strict):
         """How far before an instant the samples lie that decide what holds at it."""
         return ZERO
 
+    @property
+    def events_needed(self) -> int:
+        """How many events at least it takes for it to hold."""
+        return 0
+
     def roles(self) -> Mapping[str, Matcher]:
         """Which events concern it. One event may play several roles; they are taken in this order."""
         return {}

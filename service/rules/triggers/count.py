@@ -55,6 +55,10 @@ class Count(Condition):
     def lookback(self) -> timedelta:
         return self.within
 
+    @property
+    def events_needed(self) -> int:
+        return self.gte
+
     @cached_property
     def matcher(self) -> Matcher:
         return compile_matches(self.match)
