@@ -103,8 +103,8 @@ async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) ->
         await conn.execute(ADD, {"rows": orjson.dumps(rows).decode(), "now": now})
 
 
-# At each destination, of each kind, the oldest due ones, each the first open one of its lane: never more than there is
-# room for, so that a pile at one destination is stepped over and not read. The destinations are those that open actions
+# At each destination, of each kind, those that have been due longest, each the first open one of its lane: never more
+# than there is room for, so that a pile at one destination is stepped over and not read. The destinations are those that open actions
 # name, configured or not, each found by one look into the index. That an action is its lane's first is said by a subquery
 # and not by NOT EXISTS: as a join it is planned while the table is empty and then takes the square of what waits.
 CLAIM = text(
@@ -127,7 +127,7 @@ CLAIM = text(
                 AND a.id = (
                     SELECT id FROM actions earliest WHERE earliest.lane = a.lane
                         AND earliest.state IN ('pending', 'running') ORDER BY created_at, id LIMIT 1)
-            ORDER BY a.created_at, a.id
+            ORDER BY a.next_attempt_at, a.id
             LIMIT coalesce(known.room, :limit)
             FOR UPDATE OF a SKIP LOCKED) AS first
     ), died AS (
@@ -139,7 +139,7 @@ CLAIM = text(
         UPDATE actions a SET state = 'running', lease_until = :until, next_attempt_at = :until, attempts = a.attempts + 1
         FROM due WHERE a.id = due.id
     )
-    SELECT {", ".join(column.name for column in actions.columns)} FROM due ORDER BY created_at, id
+    SELECT {", ".join(column.name for column in actions.columns)} FROM due ORDER BY next_attempt_at, id
     """
 ).bindparams(
     bindparam("destinations", type_=ARRAY(Text())),
@@ -160,7 +160,7 @@ async def claim(
     limit: int,
     rooms: Mapping[tuple[str, str], int] = NOTHING,
 ) -> list[tuple[Action, bool]]:
-    """Due actions, each the first open one of its lane, now ours until the lease ends; oldest first.
+    """Due actions, each the first open one of its lane, now ours until the lease ends; longest due first.
 
     At most `limit` of one kind at one destination, or as many as `rooms` says of its (destination, kind).
     Each comes with whether its last attempt was never concluded: its process died, so its effect is unknown (and that
