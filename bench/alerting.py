@@ -11,9 +11,10 @@ import json
 import random
 import shutil
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -72,6 +73,7 @@ class Scene:
     port: int
     url: str
     chance: random.Random
+    unheard: deque[tuple[float, str, str, str]] = field(default_factory=deque)  # came together with what was waited for
 
     async def send(self, raw: bytes) -> None:
         self.post.send(raw)
@@ -83,7 +85,10 @@ class Scene:
         """When it came; `wanted` is asked with method, delivery id and title of each message."""
         until = time.monotonic() + HEARD_SECONDS_MAX
         while time.monotonic() < until:
-            for at, method, delivery, title in await self.ears.listen():
+            if not self.unheard:
+                self.unheard.extend(await self.ears.listen())
+            while self.unheard:
+                at, method, delivery, title = self.unheard.popleft()
                 if wanted(method, delivery, title):
                     return at
         raise BenchFailed(f"no message within {HEARD_SECONDS_MAX:.0f} s")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -165,15 +166,40 @@ async def alert_with_actions(conn: AsyncConnection, alert: Alert) -> dict[str, A
     }
 
 
+@dataclass(frozen=True, slots=True)
+class AlertParts:
+    """What a message about one alert is made of. `workflows` and `asked` are by workflow id."""
+
+    alert: Alert
+    account: Account | None
+    held: Sequence[Hold]
+    workflows: Mapping[str, Workflow]
+    asked: Mapping[str, Action]
+
+
+async def alert_parts(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[str, AlertParts]:
+    """By alert id, in the same few statements however many they are; an alert that is gone is not in it."""
+    found = await alert_store.load_many(conn, alert_ids)
+    accounts = await account_store.load(conn, {alert.account for alert in found.values() if alert.account})
+    held = await workflow_store.holds_of_alerts(conn, list(found))
+    workflows = await workflow_store.load_many(conn, {hold.workflow_id for of_one in held.values() for hold in of_one})
+    asked = await action_store.newest_for_workflows(conn, sorted(workflows))
+    return {
+        alert.id: AlertParts(
+            alert, accounts.get(alert.account) if alert.account else None, held.get(alert.id, ()), workflows, asked
+        )
+        for alert in found.values()
+    }
+
+
 async def alert_view(conn: AsyncConnection, alert_id: str, *, public_url: str) -> AlertView | None:
     """The alert as the on-call should see it at this moment."""
-    alert = await alert_store.load(conn, alert_id)
-    if alert is None:
-        return None
-    account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
-    held = await workflow_store.holds_of_alert(conn, alert_id)
-    workflows = await workflow_store.load_many(conn, {hold.workflow_id for hold in held})
-    asked = await action_store.newest_for_workflows(conn, sorted(workflows))
+    parts = (await alert_parts(conn, [alert_id])).get(alert_id)
+    return view_of(parts, public_url=public_url) if parts else None
+
+
+def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
+    alert, account, held, workflows, asked = parts.alert, parts.account, parts.held, parts.workflows, parts.asked
     lines = [
         WorkflowLine(
             workflow_id=hold.workflow_id,

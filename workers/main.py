@@ -27,7 +27,7 @@ from service.runtime import WORKER_CONNECTIONS_MAX, Runtime, open_runtime
 from service.settings import load_settings
 from service.store import readers
 from service.store.session import begin
-from workers.act import act
+from workers.act import Acting
 from workers.evaluate import evaluate
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
@@ -45,15 +45,28 @@ BREATH = timedelta(milliseconds=8)  # between two looks at a log that is being w
 class Story:
     """One story in a loop of its own: at `want()`, at the instant it asked for, and once a second in any case."""
 
-    def __init__(self, name: str, step: Callable[[], Awaitable[datetime | None]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], Awaitable[datetime | None]],
+        close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.name = name
         self._step = step
+        self._close = close
         self._wanted = asyncio.Event()
 
     def want(self) -> None:
         self._wanted.set()
 
     async def run(self) -> None:
+        try:
+            await self._go_on()
+        finally:
+            if self._close is not None:
+                await self._close()
+
+    async def _go_on(self) -> None:
         failures = 0
         while True:
             wait = TICK_SECONDS
@@ -96,7 +109,7 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
         return soon if done.next_due_at is None else min(soon, done.next_due_at)
 
     async def acting() -> None:
-        await act(runtime)
+        await attempts.step()
         await beat(runtime, "actions")
 
     async def shipping() -> None:
@@ -113,9 +126,10 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
         await recover(runtime, memory)
 
     last, retaining, memory = Sweep(), Retaining(), Recovering()
+    attempts = Acting(runtime, lambda: stories[queue.ACT].want())
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
-        queue.ACT: Story("act", acting),
+        queue.ACT: Story("act", acting, attempts.close),
         queue.SHIP: Story("ship", shipping),
         "sweep": Story("sweep", sweeping),
         "retain": Story("retain", keeping),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, DateTime, Row, Text, and_, any_, bindparam, exists, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy import ARRAY, DateTime, Integer, Row, Text, Uuid, any_, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import new_id
+from service.store.keys import any_id
 from service.store.tables import actions, attempts, messages
 
 NOTIFY = "notify"
@@ -20,6 +21,7 @@ PAUSE = "orchestrator.pause"
 RESUME = "orchestrator.resume"
 OPEN = ("pending", "running")
 DETAIL_CHARS_MAX = 500
+NOTHING: Mapping[tuple[str, str], int] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,95 +103,145 @@ async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) ->
         await conn.execute(ADD, {"rows": orjson.dumps(rows).decode(), "now": now})
 
 
-async def claim(
-    conn: AsyncConnection, now: datetime, *, lease: timedelta, limit: int, skip: Sequence[str] = ()
-) -> list[tuple[Action, bool]]:
-    """Due actions, each the first open one of its lane, now ours until the lease ends.
+# At each destination, of each kind, those that have been due longest, each the first open one of its lane: never more
+# than there is room for, so that a pile at one destination is stepped over and not read. The destinations are those that open actions
+# name, configured or not, each found by one look into the index. That an action is its lane's first is said by a subquery
+# and not by NOT EXISTS: as a join it is planned while the table is empty and then takes the square of what waits.
+CLAIM = text(
+    f"""
+    WITH RECURSIVE places AS (
+        (SELECT destination, kind FROM actions WHERE state IN ('pending', 'running') ORDER BY destination, kind LIMIT 1)
+        UNION ALL
+        SELECT next.destination, next.kind FROM places CROSS JOIN LATERAL (
+            SELECT a.destination, a.kind FROM actions a
+            WHERE a.state IN ('pending', 'running') AND (a.destination, a.kind) > (places.destination, places.kind)
+            ORDER BY a.destination, a.kind LIMIT 1) AS next
+    ), known AS (
+        SELECT * FROM unnest(:destinations, :kinds, :rooms) AS known (destination, kind, room)
+    ), due AS MATERIALIZED (
+        SELECT first.* FROM places LEFT JOIN known USING (destination, kind) CROSS JOIN LATERAL (
+            SELECT * FROM actions a
+            WHERE a.destination = places.destination AND a.kind = places.kind
+                AND a.state IN ('pending', 'running') AND a.next_attempt_at <= :now
+                AND (a.state = 'pending' OR a.lease_until <= :now)
+                AND a.id = (
+                    SELECT id FROM actions earliest WHERE earliest.lane = a.lane
+                        AND earliest.state IN ('pending', 'running') ORDER BY created_at, id LIMIT 1)
+            ORDER BY a.next_attempt_at, a.id
+            LIMIT coalesce(known.room, :limit)
+            FOR UPDATE OF a SKIP LOCKED) AS first
+    ), died AS (
+        UPDATE attempts t SET outcome = 'ambiguous', finished_at = :now, code = 'process_died'
+        FROM due WHERE t.action_id = due.id AND t.outcome IS NULL
+    ), begun AS (
+        INSERT INTO attempts (action_id, number, started_at) SELECT id, attempts + 1, :now FROM due
+    ), claimed AS (
+        UPDATE actions a SET state = 'running', lease_until = :until, next_attempt_at = :until, attempts = a.attempts + 1
+        FROM due WHERE a.id = due.id
+    )
+    SELECT {", ".join(column.name for column in actions.columns)} FROM due ORDER BY next_attempt_at, id
+    """
+).bindparams(
+    bindparam("destinations", type_=ARRAY(Text())),
+    bindparam("kinds", type_=ARRAY(Text())),
+    bindparam("rooms", type_=ARRAY(Integer())),
+    bindparam("limit", type_=Integer()),
+    bindparam("now", type_=DateTime(timezone=True)),
+    bindparam("until", type_=DateTime(timezone=True)),
+)
+CLAIMED = CLAIM.columns(*actions.columns)
 
+
+async def claim(
+    conn: AsyncConnection,
+    now: datetime,
+    *,
+    lease: timedelta,
+    limit: int,
+    rooms: Mapping[tuple[str, str], int] = NOTHING,
+) -> list[tuple[Action, bool]]:
+    """Due actions, each the first open one of its lane, now ours until the lease ends; longest due first.
+
+    At most `limit` of one kind at one destination, or as many as `rooms` says of its (destination, kind).
     Each comes with whether its last attempt was never concluded: its process died, so its effect is unknown (and that
     attempt counts as `ambiguous` from now on). The attempt is recorded before it is made, in this very transaction.
     """
-    earlier = actions.alias("earlier")
-    first_of_lane = ~exists().where(
-        earlier.c.lane == actions.c.lane,
-        earlier.c.state.in_(OPEN),
-        or_(
-            earlier.c.created_at < actions.c.created_at,
-            and_(earlier.c.created_at == actions.c.created_at, earlier.c.id < actions.c.id),
-        ),
+    values = {
+        "destinations": [destination for destination, _ in rooms],
+        "kinds": [kind for _, kind in rooms],
+        "rooms": list(rooms.values()),
+        "limit": limit,
+        "now": now,
+        "until": now + lease,
+    }
+    rows = (await conn.execute(CLAIMED, values)).all()
+    return [(to_action(row), row.state == "running" or row.last_code == "ambiguous") for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one attempt: `done`, `failed`, or `retry`/`ambiguous` with the time of the next."""
+
+    action: Action
+    outcome: str
+    code: str | None = None
+    detail: str | None = None
+    retry_at: datetime | None = None
+    result: Mapping[str, Any] | None = None
+
+
+# Locked in the order that `add` locks in: it may be waiting for what it read as pending and we have claimed since.
+CONCLUDE = text(
+    """
+    WITH told AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS told (
+            id uuid, number int, outcome text, code text, detail text, retry_at timestamptz, result jsonb)
+    ), mine AS (
+        SELECT a.id FROM actions a JOIN told ON a.id = told.id
+        WHERE a.state = 'running' AND a.attempts = told.number ORDER BY a.lane, a.id FOR UPDATE OF a
+    ), tried AS (
+        UPDATE attempts t SET finished_at = :now, outcome = told.outcome, code = told.code, detail = told.detail
+        FROM told WHERE t.action_id = told.id AND t.number = told.number
     )
-    query = (
-        select(actions)
-        .where(
-            or_(
-                and_(actions.c.state == "pending", actions.c.next_attempt_at <= now),
-                and_(actions.c.state == "running", actions.c.lease_until <= now),
-            ),
-            actions.c.destination.not_in(list(skip)),
-            first_of_lane,
-        )
-        .order_by(actions.c.next_attempt_at, actions.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=actions)
-    )
-    claimed: list[tuple[Action, bool]] = []
-    for row in (await conn.execute(query)).all():
-        number = row.attempts + 1
-        await conn.execute(
-            update(actions)
-            .where(actions.c.id == row.id)
-            .values(state="running", lease_until=now + lease, attempts=number, next_attempt_at=now + lease)
-        )
-        await conn.execute(
-            update(attempts)
-            .where(attempts.c.action_id == row.id, attempts.c.outcome.is_(None))
-            .values(outcome="ambiguous", finished_at=now, code="process_died")
-        )
-        await conn.execute(insert(attempts).values(action_id=row.id, number=number, started_at=now))
-        ambiguous = row.state == "running" or row.last_code == "ambiguous"
-        claimed.append((to_action(row), ambiguous))
-    return claimed
+    UPDATE actions a SET
+        state = CASE WHEN told.outcome IN ('done', 'failed') THEN told.outcome ELSE 'pending' END,
+        lease_until = NULL,
+        last_code = CASE told.outcome WHEN 'ambiguous' THEN 'ambiguous' ELSE told.code END,
+        last_error = told.detail,
+        finished_at = CASE WHEN told.outcome IN ('done', 'failed') THEN :now END,
+        result = coalesce(told.result, a.result),
+        next_attempt_at = coalesce(told.retry_at, a.next_attempt_at)
+    FROM told JOIN mine ON mine.id = told.id WHERE a.id = told.id
+    RETURNING a.id::text
+    """
+).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+
+
+async def conclude_many(conn: AsyncConnection, outcomes: Sequence[Outcome], now: datetime) -> set[str]:
+    """Records what became of these attempts, of each action one. Answers the ids whose lease was still ours: of the
+    others, which had passed to another process meanwhile, nothing is changed but the attempt."""
+    rows = [
+        {
+            "id": one.action.id,
+            "number": one.action.attempts + 1,
+            "outcome": one.outcome,
+            "code": one.code,
+            "detail": one.detail[:DETAIL_CHARS_MAX] if one.detail else None,
+            "retry_at": one.retry_at,
+            "result": dict(one.result) if one.result is not None else None,
+        }
+        for one in outcomes
+    ]
+    if not rows:
+        return set()
+    return {row[0] for row in await conn.execute(CONCLUDE, {"rows": orjson.dumps(rows).decode(), "now": now})}
 
 
 async def conclude(
-    conn: AsyncConnection,
-    action: Action,
-    *,
-    now: datetime,
-    outcome: str,
-    code: str | None = None,
-    detail: str | None = None,
-    retry_at: datetime | None = None,
-    result: Mapping[str, Any] | None = None,
+    conn: AsyncConnection, action: Action, *, now: datetime, outcome: str, code: str | None = None
 ) -> bool:
-    """Records the attempt's outcome: `done`, `failed`, or `retry`/`ambiguous` with the time of the next.
-
-    False when the lease had passed to another process meanwhile: then nothing is changed but the attempt.
-    """
-    number = action.attempts + 1
-    await conn.execute(
-        update(attempts)
-        .where(attempts.c.action_id == action.id, attempts.c.number == number)
-        .values(finished_at=now, outcome=outcome, code=code, detail=detail[:DETAIL_CHARS_MAX] if detail else None)
-    )
-    final = outcome in ("done", "failed")
-    values: dict[str, Any] = {
-        "state": outcome if final else "pending",
-        "lease_until": None,
-        "last_code": "ambiguous" if outcome == "ambiguous" else code,
-        "last_error": detail[:DETAIL_CHARS_MAX] if detail else None,
-        "finished_at": now if final else None,
-    }
-    if result is not None:
-        values["result"] = dict(result)
-    if retry_at is not None:
-        values["next_attempt_at"] = retry_at
-    changed = await conn.execute(
-        update(actions)
-        .where(actions.c.id == action.id, actions.c.state == "running", actions.c.attempts == number)
-        .values(**values)
-    )
-    return changed.rowcount == 1
+    """The same of one; False when its lease had passed to another process."""
+    return bool(await conclude_many(conn, [Outcome(action=action, outcome=outcome, code=code)], now))
 
 
 async def of_alert(conn: AsyncConnection, alert_id: str, limit: int = 100) -> list[Action]:
@@ -224,24 +276,25 @@ async def attempts_of(conn: AsyncConnection, action_ids: Sequence[str]) -> dict[
     return found
 
 
-async def unsure(conn: AsyncConnection, lane: str) -> tuple[int, datetime | None]:
-    """How many attempts of this lane ended without our knowing whether they did anything, and when the first began."""
-    row = (
-        await conn.execute(
-            select(func.count(), func.min(attempts.c.started_at))
-            .join(actions, actions.c.id == attempts.c.action_id)
-            .where(actions.c.lane == lane, attempts.c.outcome == "ambiguous")
-        )
-    ).one()
-    return row[0], row[1]
+UNSURE = text(
+    """
+    SELECT a.lane, count(*) AS times, min(t.started_at) AS since FROM actions a JOIN attempts t ON t.action_id = a.id
+    WHERE a.alert_id = ANY(:alert_ids) AND a.lane = ANY(:lanes) AND t.outcome = 'ambiguous' GROUP BY a.lane
+    """
+).bindparams(bindparam("alert_ids", type_=ARRAY(Uuid(as_uuid=False))), bindparam("lanes", type_=ARRAY(Text())))
 
 
-async def message(conn: AsyncConnection, alert_id: str, destination: str) -> Row[Any] | None:
-    return (
-        await conn.execute(
-            select(messages).where(messages.c.alert_id == alert_id, messages.c.destination == destination)
-        )
-    ).first()
+async def unsure(conn: AsyncConnection, claimed: Sequence[Action]) -> dict[str, tuple[int, datetime]]:
+    """By lane: how many attempts ended without our knowing whether they did anything, and when the first began. Of the
+    lanes of these alerts' actions; a lane without any is not in it."""
+    values = {"alert_ids": [a.alert_id for a in claimed if a.alert_id], "lanes": [a.lane for a in claimed]}
+    return {row.lane: (row.times, row.since) for row in await conn.execute(UNSURE, values)}
+
+
+async def messages_of(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[tuple[str, str], Row[Any]]:
+    """Where the messages about these alerts are, by (alert id, destination)."""
+    rows = await conn.execute(select(messages).where(messages.c.alert_id == any_id(alert_ids)))
+    return {(row.alert_id, row.destination): row for row in rows}
 
 
 async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | None:
@@ -252,15 +305,31 @@ async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | N
     return at
 
 
-async def save_message(
-    conn: AsyncConnection, alert_id: str, destination: str, channel: str, ts: str, now: datetime
-) -> None:
-    statement = insert(messages).values(
-        alert_id=alert_id, destination=destination, channel=channel, ts=ts, posted_at=now
-    )
-    await conn.execute(
-        statement.on_conflict_do_update(index_elements=("alert_id", "destination"), set_={"channel": channel, "ts": ts})
-    )
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The one message about an alert at a destination, in the notifier's own words."""
+
+    alert_id: str
+    destination: str
+    channel: str
+    ts: str
+
+
+SAVE_MESSAGES = text(
+    """
+    INSERT INTO messages (alert_id, destination, channel, ts, posted_at)
+    SELECT alert_id, destination, channel, ts, :now FROM jsonb_populate_recordset(NULL::messages, CAST(:rows AS jsonb))
+    ORDER BY alert_id, destination
+    ON CONFLICT (alert_id, destination) DO UPDATE SET channel = excluded.channel, ts = excluded.ts
+    """
+).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+
+
+async def save_messages(conn: AsyncConnection, sent: Sequence[Message], now: datetime) -> None:
+    """Of two for one alert and destination the later counts."""
+    rows = {(message.alert_id, message.destination): message for message in sent}
+    if rows:
+        await conn.execute(SAVE_MESSAGES, {"rows": orjson.dumps(list(rows.values())).decode(), "now": now})
 
 
 async def outcome_counts(conn: AsyncConnection) -> list[tuple[str, str, int]]:

@@ -257,8 +257,10 @@ holds = Table(
     Index("ix_holds_open_connection", "connection_id", postgresql_where=text("released_at IS NULL")),
     Index("ix_holds_open", "workflow_id", postgresql_where=text("released_at IS NULL")),
     Index("ix_holds_open_alert", "alert_id", postgresql_where=text("released_at IS NULL")),
+    Index(None, "alert_id"),
 )
 
+ACTION_IS_OPEN = text("state IN ('pending', 'running')")
 # One thing to do at one destination because of an alert. Retry times live here, never in arq.
 actions = Table(
     "actions",
@@ -279,15 +281,10 @@ actions = Table(
     Column("last_error", Text),
     Column("finished_at", Instant),
     Column("result", JSONB),
-    Index("ix_actions_open", "next_attempt_at", postgresql_where=text("state IN ('pending', 'running')")),
-    Index("ix_actions_lane_open", "lane", "created_at", "id", postgresql_where=text("state IN ('pending', 'running')")),
-    Index(
-        "ix_actions_destination_open",
-        "destination",
-        "kind",
-        "created_at",
-        postgresql_where=text("state IN ('pending', 'running')"),
-    ),
+    Index("ix_actions_open", "next_attempt_at", postgresql_where=ACTION_IS_OPEN),
+    Index("ix_actions_due", "destination", "kind", "next_attempt_at", "id", postgresql_where=ACTION_IS_OPEN),
+    Index("ix_actions_lane_open", "lane", "created_at", "id", postgresql_where=ACTION_IS_OPEN),
+    Index("ix_actions_destination_open", "destination", "kind", "created_at", postgresql_where=ACTION_IS_OPEN),
     Index(None, "alert_id"),
     Index(None, "workflow_id"),
 )

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, Boolean, Row, Text, bindparam, delete, func, select, text, tuple_, update
+from sqlalchemy import ARRAY, Boolean, Row, Text, Uuid, bindparam, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -204,12 +204,29 @@ async def connection_holds(conn: AsyncConnection, keys: Collection[AccountKey]) 
     return [to_hold(row) for row in rows]
 
 
-async def holds_of_alert(conn: AsyncConnection, alert_id: str, limit: int = 200) -> list[Hold]:
-    """Open and released ones, oldest first."""
-    rows = await conn.execute(
-        select(holds).where(holds.c.alert_id == alert_id).order_by(holds.c.placed_at, holds.c.id).limit(limit)
-    )
-    return [to_hold(row) for row in rows]
+HOLDS_OF_ALERT_MAX = 200  # shown with it
+HOLDS_OF_ALERTS = text(
+    f"""
+    SELECT {", ".join(column.name for column in holds.columns)} FROM (
+        SELECT *, row_number() OVER (PARTITION BY alert_id ORDER BY placed_at, id) AS nth
+        FROM holds WHERE alert_id = ANY(:alert_ids)
+    ) AS of_alerts WHERE nth <= :most ORDER BY placed_at, id
+    """
+).bindparams(bindparam("alert_ids", type_=ARRAY(Uuid(as_uuid=False))), bindparam("most", HOLDS_OF_ALERT_MAX))
+HOLDS_FOUND = HOLDS_OF_ALERTS.columns(*holds.columns)
+
+
+async def holds_of_alerts(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[str, list[Hold]]:
+    """By alert id: open and released ones, oldest first."""
+    found: dict[str, list[Hold]] = {}
+    if alert_ids:
+        for hold in map(to_hold, await conn.execute(HOLDS_FOUND, {"alert_ids": list(alert_ids)})):
+            found.setdefault(hold.alert_id or "", []).append(hold)
+    return found
+
+
+async def holds_of_alert(conn: AsyncConnection, alert_id: str) -> list[Hold]:
+    return (await holds_of_alerts(conn, [alert_id])).get(alert_id, [])
 
 
 HOLD_COLUMNS = "id, workflow_id, alert_id, scope, source, environment_id, account_id, connection_id, reason, placed_at"

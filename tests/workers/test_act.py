@@ -13,7 +13,7 @@ from service.errors import DeliveryFailed
 from service.store import actions, readers
 from service.store.session import begin
 from tests.workers.house import House
-from workers.act import act, perform
+from workers.act import Acting, act
 from workers.evaluate import evaluate
 
 
@@ -146,9 +146,17 @@ async def test_an_outcome_that_comes_after_its_lease_changes_nothing(house: Hous
         assert not await actions.conclude(conn, late, now=now, outcome="failed", code="late")
     [row] = await house.rows("SELECT state FROM actions")
     assert row["state"] == "running"
-    await perform(house.runtime, current)
+    await perform(house, current)
     [row] = await house.rows("SELECT state FROM actions")
     assert row["state"] == "done"
+
+
+async def perform(house: House, action: actions.Action) -> None:
+    ended = asyncio.Event()
+    acting = Acting(house.runtime, ended.set)
+    acting.start([action], asyncio.get_running_loop().time())
+    await ended.wait()
+    await acting.close()
 
 
 async def test_the_orchestrator_is_told_once_under_one_key_however_often_it_is_tried(house: House) -> None:

@@ -1,0 +1,182 @@
+"""One attempt at one action, and what came of it: calls the outside with no transaction open, and tries once.
+
+Its being made was recorded before; so that one whose process died is known to be of unknown fate, an orchestrator is
+asked again under the same idempotency key, and a notifier looks for its message first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import views
+from service.errors import DeliveryFailed, Unavailable
+from service.notify.base import MessageRef, Notifier
+from service.runtime import Runtime
+from service.store import actions, readers
+from service.store.actions import NOTIFY, PAUSE, Action, Message
+from service.store.session import begin
+from service.views import AlertParts
+from workers.persist import persist
+
+EFFECT_SECONDS_MAX = 25
+REPEATS_MAX = 1  # a post whose fate cannot be checked is repeated once
+# The message was deleted or can no longer be edited: the state is posted anew.
+POST_ANEW = frozenset({"message_not_found", "cant_update_message", "edit_window_closed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is to be told, as it stood after the claim. `ref`: the message that is out already. `unsure` attempts, the
+    first of them at `since`, may have left one that we do not know of."""
+
+    parts: AlertParts | None
+    ref: MessageRef | None
+    unsure: int
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """`message`: posted by this attempt, and known nowhere else until it is written."""
+
+    action: Action
+    outcome: str = "done"
+    code: str | None = None
+    detail: str | None = None
+    retry_after_seconds: float | None = None
+    result: Mapping[str, Any] | None = None
+    message: Message | None = None
+
+
+async def read(runtime: Runtime, claimed: Sequence[Action]) -> dict[str, Known]:
+    """By action id, for any number of NOTIFY actions in the same few statements. After their claim is committed: what
+    changes from then on has an action of its own."""
+    alert_ids = {action.alert_id for action in claimed if action.alert_id is not None}
+    async with begin(runtime.engine) as conn:
+        parts = await views.alert_parts(conn, alert_ids)
+        messages = await actions.messages_of(conn, alert_ids)
+        # Of the whole lane: what an earlier action of this alert may have posted is this one's to find.
+        unsure = await actions.unsure(conn, claimed)
+    known: dict[str, Known] = {}
+    for action in claimed:
+        row = messages.get((action.alert_id or "", action.destination))
+        times, since = unsure.get(action.lane, (0, None))
+        ref = MessageRef(row.channel, row.ts) if row else None
+        known[action.id] = Known(parts=parts.get(action.alert_id or ""), ref=ref, unsure=times, since=since)
+    return known
+
+
+async def attempt(
+    runtime: Runtime, action: Action, reading: Awaitable[Mapping[str, Known]] | None, until: float
+) -> Ended:
+    """`reading` gives what a NOTIFY action tells; `until` is a time of the event loop's clock."""
+    try:
+        async with asyncio.timeout_at(until):
+            if action.kind != NOTIFY:
+                return await ask(runtime, action)
+            assert reading is not None
+            return await tell_people(runtime, action, (await reading)[action.id])
+    except TimeoutError:
+        detail = f"no answer within {EFFECT_SECONDS_MAX} s"
+        return Ended(action=action, outcome="ambiguous", code="timeout", detail=detail)
+    except Unavailable as exc:
+        detail = "our database was away before anything was sent"
+        return Ended(action=action, outcome="retry", code=exc.code, detail=detail)
+    except DeliveryFailed as exc:
+        return Ended(
+            action=action,
+            outcome="failed" if exc.permanent else "ambiguous" if exc.ambiguous else "retry",
+            code=exc.code,
+            detail=str(exc),
+            retry_after_seconds=exc.retry_after_seconds,
+        )
+
+
+async def ask(runtime: Runtime, action: Action) -> Ended:
+    orchestrator = runtime.orchestrators.get(action.destination)
+    if orchestrator is None:
+        raise unknown("orchestrator", action)
+    # Safe to repeat: the same idempotency key for every attempt of this action, and pausing twice is pausing once.
+    call = orchestrator.pause if action.kind == PAUSE else orchestrator.resume
+    answer = await call(
+        ref=str(action.payload["ref"]),
+        workflow_id=action.workflow_id or "",
+        reason=str(action.payload["reason"]),
+        idempotency_key=action.id,
+    )
+    result = {"status": answer.status, "detail": answer.detail, "prior_state": answer.prior_state}
+    return Ended(action=action, result=result)
+
+
+async def tell_people(runtime: Runtime, action: Action, known: Known) -> Ended:
+    """Posts the alert's one message, or edits it to the state of now. Editing twice is editing once; posting is not."""
+    notifier = runtime.notifiers.get(action.destination)
+    if notifier is None:
+        raise unknown("notifier", action)
+    if known.parts is None:
+        return Ended(action=action, result={"skipped": "the alert is gone"})
+    view = views.view_of(known.parts, public_url=runtime.public_url)
+    delivery_id = f"{action.alert_id}:{action.destination}"
+    ref, repeat = known.ref, False
+    if ref is None and known.since is not None:
+        ref, repeat = await look_for(notifier, delivery_id, known.since - timedelta(minutes=1), known.unsure)
+        if ref is not None:
+            await keep(runtime, message_of(action, ref))
+    if ref is not None:
+        try:
+            await notifier.update(view, ref)
+            return Ended(action=action, result={"channel": ref.channel, "ts": ref.ts, "edited": True})
+        except DeliveryFailed as exc:
+            if exc.code not in POST_ANEW:
+                raise
+            repeat = False
+    ref = await notifier.post(view, delivery_id=delivery_id, possible_repeat=repeat)
+    result = {"channel": ref.channel, "ts": ref.ts, "edited": False}
+    # Kept in the transaction that concludes this action: until then nothing else is done in its lane.
+    return Ended(action=action, result=result, message=message_of(action, ref))
+
+
+async def look_for(
+    notifier: Notifier, delivery_id: str, since: datetime, unsure: int
+) -> tuple[MessageRef | None, bool]:
+    """(the message an earlier attempt left, whether a new post may be a repeat)."""
+    try:
+        return await notifier.find(delivery_id, since=since), False
+    except DeliveryFailed as exc:
+        # Where looking may help later, it is tried again later; only where it never will is the post repeated.
+        if exc.code != "fate_unknown" or not exc.permanent:
+            raise
+        if unsure > REPEATS_MAX:
+            raise DeliveryFailed(
+                "posted twice without an answer; not posting a third time", code="fate_unknown", permanent=True
+            ) from exc
+        return None, True
+
+
+async def keep(runtime: Runtime, message: Message) -> None:
+    """Found where an attempt left it: where it is must be known before anything else is done about this alert."""
+
+    async def write(conn: AsyncConnection) -> None:
+        await actions.save_messages(conn, [message], await readers.clock(conn))
+
+    try:
+        await persist(runtime, write)
+    except Unavailable as exc:
+        raise DeliveryFailed("sent, but it could not be recorded", code="not_recorded", ambiguous=True) from exc
+
+
+def message_of(action: Action, ref: MessageRef) -> Message:
+    assert action.alert_id is not None
+    return Message(action.alert_id, action.destination, ref.channel, ref.ts)
+
+
+def unknown(what: str, action: Action) -> DeliveryFailed:
+    return DeliveryFailed(
+        f'no {what} named "{action.destination}" is configured', code="destination_unknown", permanent=True
+    )

@@ -1,0 +1,129 @@
+"""Writes down what became of attempts: those that end within a few milliseconds in one transaction.
+
+What was done is known only here until it is written, so a database that is away meanwhile is waited for, and one outcome
+that it will not take harms no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from service.consequences import Consequences, notify
+from service.errors import Unavailable
+from service.runtime import LAST_WORDS_SECONDS, Runtime
+from service.store import actions, readers
+from service.store.actions import NOTIFY, Action, Outcome
+from service.store.session import begin
+from workers.attempt import Ended
+from workers.persist import RECORD_RETRY_SECONDS, RECORD_SECONDS_MAX
+
+GATHER_SECONDS = 0.004
+BATCH_MAX = 200
+BACKOFF_SECONDS = (1, 2, 5, 15, 30, 60, 120, 300)
+GIVE_UP_AFTER = timedelta(hours=24)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    ended: Ended
+    written: asyncio.Future[None]
+    until: float = field(default_factory=lambda: time.monotonic() + RECORD_SECONDS_MAX)
+
+
+class Outcomes:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._waiting: list[Entry] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def record(self, ended: Ended) -> None:
+        """Back once it is committed. Raises what the database says of it, `Unavailable` after RECORD_SECONDS_MAX."""
+        entry = Entry(ended, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="outcomes")
+        await entry.written
+
+    async def close(self) -> None:
+        """What is known already is written yet, if that takes no longer than last words may."""
+        if self._writing is not None:
+            with suppress(TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await self._writing
+
+    async def _write(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(GATHER_SECONDS)
+            # Orchestrators' answers lock what is pending of people's messages, so those are concluded by themselves:
+            # the two in one transaction could wait for an evaluator that waits for them.
+            told = self._waiting[0].ended.action.kind == NOTIFY
+            batch = [entry for entry in self._waiting if (entry.ended.action.kind == NOTIFY) is told][:BATCH_MAX]
+            settled: dict[Entry, Exception | None]
+            try:
+                await write(self._runtime, [entry.ended for entry in batch])
+                settled = dict.fromkeys(batch)
+            except Unavailable as exc:
+                settled = {entry: exc for entry in batch if entry.until < time.monotonic()}
+                await asyncio.sleep(RECORD_RETRY_SECONDS)
+            except Exception as exc:  # noqa: BLE001 - one that cannot be written must not keep the others from it
+                settled = {batch[0]: exc} if len(batch) == 1 else await self._one_by_one(batch)
+            self._waiting = [entry for entry in self._waiting if entry not in settled]
+            for entry, failure in settled.items():
+                if entry.written.done():  # whoever waited for it was cancelled
+                    continue
+                if failure is None:
+                    entry.written.set_result(None)
+                else:
+                    entry.written.set_exception(failure)
+
+    async def _one_by_one(self, batch: Sequence[Entry]) -> dict[Entry, Exception | None]:
+        settled: dict[Entry, Exception | None] = {}
+        for entry in batch:
+            try:
+                await write(self._runtime, [entry.ended])
+                settled[entry] = None
+            except Unavailable:
+                break
+            except Exception as exc:  # noqa: BLE001 - whoever made the attempt logs it
+                settled[entry] = exc
+        return settled
+
+
+async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
+    """All NOTIFY or none: one transaction."""
+    async with begin(runtime.engine) as conn:
+        now = await readers.clock(conn)
+        await actions.save_messages(conn, [one.message for one in ended if one.message is not None], now)
+        outcomes = [outcome_of(one, now) for one in ended]
+        ours = await actions.conclude_many(conn, outcomes, now)
+        # An orchestrator's final answer is told to people.
+        answered = {
+            one.action.alert_id
+            for one in outcomes
+            if one.action.kind != NOTIFY and one.action.id in ours and one.outcome in ("done", "failed")
+        }
+        await notify(conn, Consequences(), answered, list(runtime.notifiers), now)
+
+
+def outcome_of(ended: Ended, now: datetime) -> Outcome:
+    action, outcome, detail, retry_at = ended.action, ended.outcome, ended.detail, None
+    if outcome in ("retry", "ambiguous"):
+        retry_at = next_try(action, now, ended.retry_after_seconds)
+        if now - action.created_at > GIVE_UP_AFTER:
+            outcome, detail, retry_at = "failed", f"gave up after {GIVE_UP_AFTER}: {detail}", None
+    return Outcome(
+        action=action, outcome=outcome, code=ended.code, detail=detail, retry_at=retry_at, result=ended.result
+    )
+
+
+def next_try(action: Action, now: datetime, retry_after_seconds: float | None) -> datetime:
+    """What the other side asked for, else our own backoff with jitter; kept in Postgres, never in arq."""
+    base = BACKOFF_SECONDS[min(action.attempts, len(BACKOFF_SECONDS) - 1)]
+    wait = retry_after_seconds if retry_after_seconds is not None else base * random.uniform(0.8, 1.2)
+    return now + timedelta(seconds=wait)
