@@ -190,7 +190,7 @@ async def news(sets: RuleSets, rows: Mapping[str, RuleFile], look: Look) -> list
             wanted.append(saved)
         else:
             stale.append(saved.name)
-    if look.first:
+    if look.first and not look.is_restless:
         for name, row in rows.items():
             if row.sha256 is None or name in look.names:
                 continue

@@ -104,6 +104,7 @@ async def test_the_holds_of_a_rule_that_changed_stay_until_the_account_is_well(
 ) -> None:
     async with open_house(database_url, tmp_path / "house", stable_for="0s", expired_for="0s") as house:
         folder = house.runtime.settings.rules_folder
+        age(folder, HOUR)
         await keep_rules(house.runtime)
         await house.put(account_ids=["ca_1"])
         await house.told("DISCONNECTED", ago=5)

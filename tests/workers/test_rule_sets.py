@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from service import rule_changes, rule_sets
 from service.rule_failures import QUIET, Failures
+from service.rule_folder import SETTLE_SECONDS
 from service.rules import Problem, load_text
 from service.rules.load import Loaded
 from service.store import log, readers
@@ -121,6 +122,7 @@ async def test_what_was_edited_or_deleted_while_no_worker_ran_is_published_at_th
     save(folder, ANOTHER, "another.yml", ago=60)
     age(folder, 60)
     await keep_rules(house.runtime)
+    await house.run("UPDATE rule_files SET changed_at = changed_at - interval '1 minute'")
     save(folder, THREE_FAILURES, ago=1)
     save(folder, None, "another.yml")
     async with another(house, folder) as next_one:
@@ -422,3 +424,46 @@ async def test_a_folder_that_was_emptied_takes_no_rule_away_and_is_said(house: H
     house.runtime.rules.reload()
     await keep_rules(house.runtime)
     assert [row["state"] for row in await own(house, INVALID)] == ["resolved"]
+
+
+async def test_an_editor_that_saves_by_renaming_takes_no_rule_away(house: House, folder: Path) -> None:
+    """For a moment the file is not there: its backup is, and the new text is still to come."""
+    save(folder, ANOTHER, "another.yml", ago=HOUR)
+    age(folder, HOUR)
+    await keep_rules(house.runtime)
+    before = await version(house.runtime)
+    (folder / "rules.yml").rename(folder / "rules.yml~")
+    (folder / ".rules.yml").write_text(BROKEN)
+    await keep_rules(house.runtime)
+    assert await version(house.runtime) == before
+    save(folder, TWO_FAILURES, ago=1)
+    age(folder, HOUR)
+    await keep_rules(house.runtime)
+    assert await version(house.runtime) == before
+    assert await own(house, INVALID) == [], "what begins with a dot is the editor's own"
+
+
+async def test_a_file_that_stays_away_takes_its_rules_along(house: House, folder: Path) -> None:
+    save(folder, ANOTHER, "another.yml", ago=HOUR)
+    age(folder, HOUR)
+    await keep_rules(house.runtime)
+    (folder / "another.yml").unlink()
+    await keep_rules(house.runtime)
+    assert await ids(house.runtime) == ["another", "two-failures"]
+    age(folder, SETTLE_SECONDS)
+    await keep_rules(house.runtime)
+    assert await ids(house.runtime) == ["two-failures"]
+
+
+async def test_a_worker_that_starts_while_a_file_is_being_renamed_takes_no_rule_away(
+    house: House, folder: Path
+) -> None:
+    save(folder, ANOTHER, "another.yml", ago=HOUR)
+    await keep_rules(house.runtime)
+    (folder / "another.yml").unlink()
+    async with another(house, folder) as started:
+        await keep_rules(started)
+        assert await ids(started) == ["another", "two-failures"]
+        save(folder, ANOTHER, "another.yml", ago=1)
+        await keep_rules(started)
+        assert await ids(started) == ["another", "two-failures"]
