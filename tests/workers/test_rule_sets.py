@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from sqlalchemy import text
 
 from service import rule_changes, rule_sets
 from service.rule_failures import QUIET, Failures
-from service.rule_folder import SETTLE_SECONDS
 from service.rules import Problem, load_text
 from service.rules.load import Loaded
 from service.store import log, readers
@@ -35,23 +33,15 @@ from tests.workers.editing import (
     save,
     version,
 )
-from tests.workers.house import RULES, House, open_house
+from tests.workers.house import RULES, House
 from workers.act import act
 from workers.evaluate import evaluate
 from workers.rules import FAILING, INVALID, keep_rules
 
 
 @pytest.fixture
-async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(database_url, tmp_path / "house", rules=TWO_FAILURES) as opened:
-        save(opened.runtime.settings.rules_folder, TWO_FAILURES, ago=HOUR)
-        age(opened.runtime.settings.rules_folder, HOUR)
-        yield opened
-
-
-@pytest.fixture
-def folder(house: House) -> Path:
-    return house.runtime.settings.rules_folder
+def house(settled: House) -> House:
+    return settled
 
 
 async def test_with_an_empty_database_the_files_are_published_before_anything_is_judged(house: House) -> None:
@@ -395,75 +385,3 @@ async def test_a_failing_rule_is_said_and_its_alert_resolves_when_it_is_well_or_
     await keep_rules(house.runtime)
     assert [alert["state"] for alert in await own(house, FAILING)] == ["resolved", "resolved"]
     assert await house.rows("SELECT * FROM rule_failures") == []
-
-
-def emptied(folder: Path) -> Path:
-    aside = folder.with_name("aside")
-    folder.rename(aside)
-    folder.mkdir()
-    return aside
-
-
-def put_back(folder: Path, aside: Path) -> None:
-    folder.rmdir()
-    aside.rename(folder)
-
-
-async def test_a_folder_that_was_emptied_takes_no_rule_away_and_is_said(house: House, folder: Path) -> None:
-    """A mount that failed looks like this."""
-    house.runtime.rules.reload()
-    await keep_rules(house.runtime)
-    before = await ids(house.runtime)
-    aside = emptied(folder)
-    house.runtime.rules.reload()
-    await keep_rules(house.runtime)
-    assert await ids(house.runtime) == before
-    (alert,) = await own(house, INVALID)
-    assert (alert["state"], alert["group_key"]) == ("firing", "the folder")
-    put_back(folder, aside)
-    house.runtime.rules.reload()
-    await keep_rules(house.runtime)
-    assert [row["state"] for row in await own(house, INVALID)] == ["resolved"]
-
-
-async def test_an_editor_that_saves_by_renaming_takes_no_rule_away(house: House, folder: Path) -> None:
-    """For a moment the file is not there: its backup is, and the new text is still to come."""
-    save(folder, ANOTHER, "another.yml", ago=HOUR)
-    age(folder, HOUR)
-    await keep_rules(house.runtime)
-    before = await version(house.runtime)
-    (folder / "rules.yml").rename(folder / "rules.yml~")
-    (folder / ".rules.yml").write_text(BROKEN)
-    await keep_rules(house.runtime)
-    assert await version(house.runtime) == before
-    save(folder, TWO_FAILURES, ago=1)
-    age(folder, HOUR)
-    await keep_rules(house.runtime)
-    assert await version(house.runtime) == before
-    assert await own(house, INVALID) == [], "what begins with a dot is the editor's own"
-
-
-async def test_a_file_that_stays_away_takes_its_rules_along(house: House, folder: Path) -> None:
-    save(folder, ANOTHER, "another.yml", ago=HOUR)
-    age(folder, HOUR)
-    await keep_rules(house.runtime)
-    (folder / "another.yml").unlink()
-    await keep_rules(house.runtime)
-    assert await ids(house.runtime) == ["another", "two-failures"]
-    age(folder, SETTLE_SECONDS)
-    await keep_rules(house.runtime)
-    assert await ids(house.runtime) == ["two-failures"]
-
-
-async def test_a_worker_that_starts_while_a_file_is_being_renamed_takes_no_rule_away(
-    house: House, folder: Path
-) -> None:
-    save(folder, ANOTHER, "another.yml", ago=HOUR)
-    await keep_rules(house.runtime)
-    (folder / "another.yml").unlink()
-    async with another(house, folder) as started:
-        await keep_rules(started)
-        assert await ids(started) == ["another", "two-failures"]
-        save(folder, ANOTHER, "another.yml", ago=1)
-        await keep_rules(started)
-        assert await ids(started) == ["another", "two-failures"]
