@@ -46,13 +46,18 @@ class SinceType(click.ParamType[Since]):
         if isinstance(value, Since):
             return value
         if match := SINCE.fullmatch(str(value)):
-            return Since(str(value), length=timedelta(seconds=int(match[1]) * UNITS[match[2]]))
+            length = timedelta(seconds=int(match[1]) * UNITS[match[2]])
+            if not length:
+                self.fail(f"{value!r} leaves no time before now to look at", param, ctx)
+            return Since(str(value), length=length)
         try:
             at = datetime.fromisoformat(str(value))
         except ValueError:
             self.fail(f"{value!r} is neither a length such as 30d nor a time such as 2026-11-24T02:00:00Z", param, ctx)
         if at.tzinfo is None:
             self.fail(f"{value!r} does not say its offset; write it with a Z, such as 2026-11-24T02:00:00Z", param, ctx)
+        if at >= datetime.now(UTC):
+            self.fail(f"{value!r} leaves no time before now to look at", param, ctx)
         return Since(str(value), instant=at.astimezone(UTC))
 
 
@@ -65,7 +70,8 @@ def backtest(path: Path | None, since: Since, rule_ids: tuple[str, ...], as_json
     """Judge the stored log anew by the rules in PATH (a file or a folder; default AUTHWATCH_RULES or alert_rules).
 
     Reads only. Says for each rule how many episodes there would have been, how long the longest was, how many messages
-    and pauses, and of which accounts. Workflows are taken as they are now. Exit status 1 when a rule file has a mistake.
+    and pauses, and of which accounts. Workflows are taken as they are now. Exit status 1 when a rule file has a mistake,
+    2 when there is nothing to judge by.
     """
     import psycopg
 
@@ -77,7 +83,7 @@ def backtest(path: Path | None, since: Since, rule_ids: tuple[str, ...], as_json
         raise ConfigError(
             "DATABASE_URL is missing: set it, or name with --data-dir the folder of a running `authwatch up`"
         )
-    ruleset = load(path or Path(os.environ.get("AUTHWATCH_RULES", "alert_rules")), rule_ids)
+    ruleset = load(path, rule_ids)
     began = time.monotonic()
     try:
         with progress_bar() as progress:
@@ -88,22 +94,19 @@ def backtest(path: Path | None, since: Since, rule_ids: tuple[str, ...], as_json
     click.echo(json.dumps(as_values(done, seconds), indent=2) if as_json else as_text(done, seconds))
 
 
-def load(path: Path, rule_ids: tuple[str, ...]) -> Ruleset:
-    """Exits with status 1 after saying each mistake; a rule that is not there is a bad parameter."""
-    from service.rules import RuleBook, Ruleset, load_file
+def load(path: Path | None, rule_ids: tuple[str, ...]) -> Ruleset:
+    """Exits with status 1 after saying each mistake, 2 where there is no rule; one that is not there is a bad parameter."""
+    from service.rules import Ruleset
+    from service.rules.files import Nothing, read_rules, rules_folder
 
-    if not path.exists():
-        raise click.BadParameter(f"{path} is not there; name a rule file or a folder of them", param_hint="PATH")
-    if path.is_dir():
-        book = RuleBook(path)
-        problems, rules = book.reload(), book.rules
-    else:
-        loaded = load_file(path)
-        problems, rules = loaded.problems, Ruleset(loaded.rules).rules
-    for problem in problems:
+    read = read_rules(path)
+    for problem in read.problems:
         click.echo(str(problem), err=True)
-    if problems:
+    if read.problems:
         sys.exit(1)
+    rules = Ruleset(read.rules).rules
+    if not rules:
+        raise Nothing(f"{path or rules_folder()} is nothing to judge by: every rule in it is switched off")
     known = [rule.id for rule in rules]
     for wanted in rule_ids:
         if wanted not in known:

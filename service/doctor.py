@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from service.errors import AuthwatchError, ConfigError
+from service.finding import Finding
 
 if TYPE_CHECKING:
     import httpx
@@ -26,15 +26,6 @@ PROBE_SEEN_SECONDS_MAX = 5.0
 CHECK_SECONDS_MAX = 20.0
 LAG_SECONDS_MAX = 60.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`ok` None: a hint, not a fault."""
-
-    ok: bool | None
-    what: str
-    said: str
 
 
 @click.command()
@@ -100,14 +91,8 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
             False, "sources", "none is switched on; set SCALEKIT_WEBHOOK_SECRET to the provider's whsec_ secret"
         )
     yield of_public_url(runtime.settings.public_url)
-    problems = runtime.rules.problems
-    for problem in problems:
-        yield Finding(False, "rules", str(problem))
-    if not problems:
-        known = len(runtime.rules.rules)
-        yield Finding(
-            known > 0 or None, "rules", f"{known} in force" if known else "none in force; nothing will ever alert"
-        )
+    for finding in await of_rules(runtime, readable):
+        yield finding
     for where, plug_ins in (
         ("notifier", runtime.notifiers),
         ("sink", runtime.sinks),
@@ -212,6 +197,18 @@ def of_clocks(theirs: datetime, ours: datetime) -> Finding:
     if difference > CLOCK_DIFFERENCE_SECONDS_MAX:
         return Finding(False, "clock", f"{said}; run NTP on both, signatures depend on it")
     return Finding(True, "clock", said)
+
+
+async def of_rules(runtime: Runtime, readable: bool) -> list[Finding]:
+    """Those of the folder here and those in force, which are what the workers last published."""
+    from service import doctor_rules
+    from service.store.session import begin
+
+    found = doctor_rules.of_folder(runtime.rules, runtime.settings.rules_folder)
+    if readable:
+        async with begin(runtime.engine) as conn:
+            found += await doctor_rules.of_set(conn, runtime)
+    return found
 
 
 async def of_redis(runtime: Runtime) -> Finding:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.rules.load import FILE_BYTES_MAX, FILES_MAX, SUFFIXES
+from service.rules.load import FILE_BYTES_MAX, FILES_MAX, rule_files
 
-SETTLE_SECONDS = 0.3  # a file that just changed may be in the middle of being written
+# A file that just changed may be in the middle of being written, and one that just vanished of being renamed.
+SETTLE_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +36,13 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """`names`: every file that is there. `modified_at`: when a file last came or went."""
+    """`names`: every file that is there. `modified_at`: when a file last came or went; `is_restless`: that was just now, so
+    that one that is not there may be back in a moment."""
 
     saved: tuple[Saved, ...]
     names: frozenset[str]
     modified_at: datetime
+    is_restless: bool
     by: str
     first: bool
     marks: dict[str, tuple[int, ...]]
@@ -60,7 +63,7 @@ class Folder:
         known = None if whole else self._marks
         try:
             at = self._path.stat()
-            paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES and path.is_file())
+            paths = rule_files(self._path)
         except OSError:
             return None
         if not paths and self._marks:
@@ -75,18 +78,23 @@ class Folder:
                 saved.append(found)
         by, modified_at = login_of(at.st_uid), datetime.fromtimestamp(at.st_mtime, UTC)
         for name in sorted(set(known or ()) - set(marks)):
-            saved.append(Saved(name=name, raw=None, modified_at=modified_at, by=by, seen=True))
+            if is_recent(at.st_mtime, now):
+                marks[name] = (known or {})[name]  # looked for again a second later
+            else:
+                saved.append(Saved(name=name, raw=None, modified_at=modified_at, by=by, seen=True))
         return Look(
             saved=tuple(saved),
             names=frozenset(marks),
             modified_at=modified_at,
+            is_restless=is_recent(at.st_mtime, now),
             by=by,
             first=known is None,
             marks=marks,
         )
 
     def taken(self, look: Look) -> None:
-        self._marks = look.marks
+        """Of a first look in a restless folder nobody can say what is gone: the next one is the first again."""
+        self._marks = None if look.first and look.is_restless else look.marks
 
     def _file(
         self, path: Path, known: dict[str, tuple[int, ...]] | None, now: datetime, whole: bool
@@ -98,7 +106,7 @@ class Folder:
             mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if mark == before:
                 return mark, None
-            if not whole and 0 <= now.timestamp() - stat.st_mtime < SETTLE_SECONDS:
+            if not whole and is_recent(stat.st_mtime, now):
                 return before or (0,), None  # looked at again a second later
             with path.open("rb") as file:
                 raw = file.read(FILE_BYTES_MAX + 1)
@@ -111,6 +119,11 @@ class Folder:
         modified_at = datetime.fromtimestamp(stat.st_mtime, UTC)
         by = login_of(stat.st_uid)
         return mark, Saved(name=path.name, raw=raw, modified_at=modified_at, by=by, seen=known is not None)
+
+
+def is_recent(modified_at: float, now: datetime) -> bool:
+    """A time that is still to come is not: a clock was put back, and nobody waits until then."""
+    return 0 <= now.timestamp() - modified_at < SETTLE_SECONDS
 
 
 def login_of(uid: int) -> str:

@@ -190,7 +190,7 @@ async def news(conn: AsyncConnection, sets: RuleSets, rows: Mapping[str, RuleFil
             wanted.append(saved)
         else:
             stale.append(saved.name)
-    if look.first:
+    if look.first and not look.is_restless:
         for name, row in rows.items():
             if row.sha256 is None or name in look.names:
                 continue

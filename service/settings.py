@@ -410,7 +410,7 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
         known = list(at.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f'unknown key "{where}"' + (f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}")
-    return f"{where}: {redact_text(error['msg'])}"
+    return f"{where}: {redact_text(error['msg'].removeprefix('Value error, '))}"
 
 
 def harmless(key: str) -> str:

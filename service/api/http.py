@@ -152,7 +152,8 @@ def validate(model: type[M], value: Mapping[str, Any], what: str) -> M:
             raise BadRequest(
                 f'{what}: "{where}" is not known; known: {", ".join(model.model_fields)}', code=f"invalid_{what}"
             ) from exc
-        raise BadRequest(f"{what}: {where}: {error['msg']}", code=f"invalid_{what}") from exc
+        said = error["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"{what}: {where}: {said}", code=f"invalid_{what}") from exc
 
 
 def path_text(request: Request, name: str) -> str:
@@ -166,8 +167,11 @@ def path_text(request: Request, name: str) -> str:
 def aware(value: Any) -> Any:
     """RFC 3339 with an offset; a time without one would mean something else to everyone."""
     if isinstance(value, str):
-        # A `+` in a query string arrives as a space.
-        parsed = datetime.fromisoformat(value.strip().replace(" ", "+"))
+        try:
+            # A `+` in a query string arrives as a space.
+            parsed = datetime.fromisoformat(value.strip().replace(" ", "+"))
+        except ValueError:
+            raise ValueError("write a time such as 2026-11-24T02:00:00Z") from None
         if parsed.tzinfo is None:
             raise ValueError("needs an offset, such as Z")
         try:

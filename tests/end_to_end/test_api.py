@@ -297,6 +297,21 @@ async def test_a_time_that_is_not_an_instant_is_refused(api: Api) -> None:
             problem(await api.client.get(path, params={"since": since}), 400, "invalid_query")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/events?since=yesterday", None, "query: since: write a time such as 2026-11-24T02:00:00Z"),
+        ("/v1/events?since=2026-01-01T00:00:00", None, "query: since: needs an offset, such as Z"),
+        ("/v1/events?type=%00", None, "query: type: has a character that cannot be stored"),
+        ("/v1/alerts/{nowhere}/snooze", {"for": "soon"}, "body: for: write a duration such as 30s, 10m, 2h or 1d"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_our_own_words(api: Api, path: str, body: Any, said: str) -> None:
+    path = path.replace("{nowhere}", NOWHERE)
+    answer = await (api.client.get(path) if body is None else api.client.post(path, json=body))
+    assert problem(answer, 400)["detail"] == said
+
+
 async def test_a_body_that_says_nothing_sensible_is_400(api: Api) -> None:
     for raw in (
         b"",

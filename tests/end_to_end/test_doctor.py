@@ -22,8 +22,9 @@ from starlette.routing import Route
 
 from service.app import create_app
 from service.children import choose_port
-from service.doctor import Finding, findings, of_clocks, of_public_url
+from service.doctor import findings, of_clocks, of_public_url
 from service.durability import Given, faults
+from service.finding import Finding
 from service.runtime import Runtime
 from service.settings import load_settings
 from service.signatures import make_secret
@@ -35,7 +36,9 @@ from tests.end_to_end.running import COMMAND, OURS
 from tests.fakes import hec, orchestrator, serve, slack
 from tests.fakes.scalekit_api import CLIENT_ID, CLIENT_SECRET, FakeScalekit
 from tests.make_requests import event_body, signed
+from tests.workers.editing import HOUR, ME, TWO_FAILURES, age, save
 from workers.evaluate import evaluate
+from workers.rules import keep_rules
 from workers.ship import ship
 
 pytestmark = pytest.mark.usefixtures("waits_for_the_disk")
@@ -94,7 +97,7 @@ async def ward(servers: Servers, database_url: str, tmp_path: Path) -> AsyncIter
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     (tmp_path / "rules").mkdir()
-    (tmp_path / "rules" / "all.yml").write_text(RULES)
+    save(tmp_path / "rules", RULES, "all.yml", ago=HOUR)
     fake_slack, fake_hec, fake_jobs = slack.FakeSlack(), hec.FakeHec(HEC_TOKEN), orchestrator.FakeOrchestrator()
     async with (
         serve(fake_slack.app) as slack_url,
@@ -124,6 +127,7 @@ orchestrators:
         async with app.router.lifespan_context(app), serve(app) as url:
             made = Ward(app.state.runtime, url, tmp_path, environment | {"AUTHWATCH_URL": url}, fake_slack, fake_hec)
             await made.everyone_is_alive()
+            await keep_rules(made.runtime)
             yield made
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -148,6 +152,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
         "sources",
         "public URL",
         "rules",
+        "rules in force",
         "notifier oncall",
         "sink siem",
         "orchestrator jobs",
@@ -326,6 +331,38 @@ async def test_a_rule_file_with_a_mistake_is_named_with_its_line(ward: Ward) -> 
     [(what, said)] = (await ward.bad()).items()
     assert what == "rules"
     assert said.startswith("all.yml:5:")
+
+
+async def test_the_rules_in_force_are_told_from_those_of_the_folder(ward: Ward) -> None:
+    folder = ward.folder / "rules"
+    age(folder, HOUR)
+    await keep_rules(ward.runtime)
+    found = await ward.examine()
+    assert found["rules"].said == f"2 in {folder}"
+    assert found["rules in force"].said.startswith("2, published 20")
+    # No worker has seen what follows.
+    save(folder, TWO_FAILURES, "more.yml", ago=60)
+    assert "more.yml here was saved" in (await ward.bad())["rules in force"]
+    save(folder, TWO_FAILURES, "more.yml", ago=0)
+    assert "rules in force" not in await ward.bad(), "it takes a moment"
+    (folder / "more.yml").unlink()
+    save(folder, RULES.replace("It happened", "Something happened"), "all.yml", ago=2 * HOUR)
+    found = await ward.examine()
+    assert found["rules in force"].ok is None
+    assert found["rules in force"].said.startswith(f"all.yml here is older than what is in force, which {ME} saved ")
+    save(folder, None, "all.yml")
+    save(folder, TWO_FAILURES, "more.yml", ago=0)
+    assert "all.yml is in force and not in the folder here" in (await ward.examine())["rules in force"].said
+
+
+async def test_before_anything_was_published_the_doctor_says_so_and_publishes_nothing(ward: Ward) -> None:
+    async with begin(ward.runtime.engine) as conn:
+        await conn.execute(text("DELETE FROM rule_set"))
+        await conn.execute(text("DELETE FROM rule_files"))
+    found = (await ward.examine())["rules in force"]
+    assert (found.ok, "none was ever published" in found.said) == (None, True)
+    async with begin(ward.runtime.engine) as conn:
+        assert (await conn.execute(text("SELECT count(*) FROM rule_set"))).scalar_one() == 0
 
 
 async def test_slack_and_splunk_that_refuse_us_are_named_with_the_mend(ward: Ward) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from io import StringIO
 from random import Random
 from typing import Any
@@ -14,31 +14,17 @@ from ruamel.yaml import YAML
 
 from service.event import Event
 from service.rules import Rule
+from tests.unit.told import BEGAN, make_event
+from tests.unit.told import at as after
 
-BEGAN = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 LATENESS = 600  # seconds
 EVENTS_MAX = 20
 GAPS = (0, 0, 0.5, 1, 1, 2, 3, 5, 10, 30, 100, 300)
 DELAYS = (0, 0, 0, 1, 5, 30, 200, LATENESS)
-SAID = {
-    "failed": ("token.refresh_failed", None),
-    "succeeded": ("token.refresh_succeeded", "ACTIVE"),
-    "ACTIVE": ("account.authorized", "ACTIVE"),
-    "EXPIRED": ("account.reauth_required", "EXPIRED"),
-    "PENDING_AUTH": ("account.reauth_started", "PENDING_AUTH"),
-    "DISCONNECTED": ("account.disconnected", "DISCONNECTED"),
-    "DELETED": ("account.deleted", "DELETED"),
-    "called": ("tool_call.completed", None),
-    "called_badly": ("tool_call.completed", None),
-}
 SIGNALS = ("failed", "failed", "failed", "failed", "succeeded", "ACTIVE")
 STATES = ("ACTIVE", "EXPIRED", "PENDING_AUTH", "DISCONNECTED", "DELETED", "succeeded", "failed")
 PROMISES = (None, -5, 0, 5, 10, 60, 600)
 SIZES = (1, 10, 100, 1000)  # far enough apart that an approximation cannot take one for another
-
-
-def after(seconds: float) -> datetime:
-    return BEGAN + timedelta(seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +67,7 @@ def tell(story: Sequence[tuple[float, str, str, str, int, float | None]]) -> lis
         details: dict[str, Any] = {"duration_ms": size, "ok": word != "called_badly"}
         if promise is not None:
             details["token_expires_at"] = after(at + promise).isoformat()
-        events.append(make_event(number, word, at, account, connection, details))
+        events.append(make_event(number, word, at, account=account, connection=connection, details=details))
     return events
 
 
@@ -107,35 +93,6 @@ def arrivals(events: Sequence[Event], random: Random) -> History:
         # A little after the grid: what is due at an instant of it has been judged by then.
         tuple(Arrival(after(arrives + 0.1), tuple(random.sample(batch, len(batch)))) for arrives, batch in batches),
         after(now),
-    )
-
-
-def make_event(
-    number: int, word: str, at: float, account: str, connection: str, details: dict[str, Any] | None = None
-) -> Event:
-    kind, status = SAID[word]
-    return Event(
-        id=f"id_{number:03}",
-        position=number + 1,
-        source="scalekit",
-        origin="webhook",
-        event_id=f"evt_{number:03}",
-        type=kind,
-        kind=kind,
-        account_id=account,
-        connection_id=connection,
-        provider=None,
-        identifier=None,
-        organization_id=None,
-        environment_id="env_1",
-        status=status,
-        old_status=None,
-        occurred_at=after(at),
-        received_at=after(at),
-        lag_seconds=0.0,
-        clock_suspect=False,
-        account_status=status,
-        details=details or {},
     )
 
 

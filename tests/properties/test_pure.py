@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from service.event import Event
 from tests.properties import histories as by_chance
 from tests.properties import reference
-from tests.properties.histories import BEGAN, SIGNALS, STATES, History, arrivals, build, stories, to_yaml
+from tests.properties.histories import SIGNALS, STATES, History, arrivals, build, stories, to_yaml
 from tests.properties.incremental import Incremental, Restless
 from tests.properties.running import EXAMPLES, Progress, profile
+from tests.unit.told import BEGAN
 
 PLANS = 3  # ways in which the events of one example arrive
 REFERENCE_LINES_MAX = 200

@@ -27,8 +27,9 @@ from service.store.session import begin
 from tests.make import make_receipt
 from tests.properties import histories as by_chance
 from tests.properties import reference
-from tests.properties.histories import BEGAN, SIGNALS, STATES, History, arrivals, build, stories, to_yaml
+from tests.properties.histories import SIGNALS, STATES, History, arrivals, build, stories, to_yaml
 from tests.properties.running import EXAMPLES, Progress, profile
+from tests.unit.told import BEGAN
 from tests.workers.house import House, open_house
 from workers.evaluate import evaluate
 from workers.rules import keep_rules

@@ -81,10 +81,10 @@ sources:
     [
         ("[{name: a, value: '${NEW}'}, {name: a, value: '${OLD}'}]", "sources.one: two secrets are named a; give each"),
         ("[{name: a, value: '${NEW}'}, '${NEW}']", "sources.one: the secret a is there twice"),
-        ("[{name: a, value: '${NEW}', file: x}]", "config.yml: sources.one.secrets.0: Value error, give either value"),
-        ("[{name: a}]", "config.yml: sources.one.secrets.0: Value error, give either value or file"),
+        ("[{name: a, value: '${NEW}', file: x}]", "config.yml: sources.one.secrets.0: give either value"),
+        ("[{name: a}]", "config.yml: sources.one.secrets.0: give either value or file"),
         ("[{nam: a, value: '${NEW}'}]", 'config.yml: unknown key "sources.one.secrets.0.nam"; did you mean "name"?'),
-        ("[{name: 'a b', value: '${NEW}'}]", "config.yml: sources.one.secrets.0.name: Value error, a secret's name is"),
+        ("[{name: 'a b', value: '${NEW}'}]", "config.yml: sources.one.secrets.0.name: a secret's name is"),
         ("[{name: '${START}', value: '${KNOWN}'}]", "sources.one: the name of secret 1 is a part of the secret"),
         ("[{name: a, file: /nowhere/x}]", "sources.one.secrets: the file of a cannot be read: FileNotFoundError"),
         ("[{name: a, value: whsec_c2hvcnQ=}]", "the webhook secret a has 5 bytes; it needs 24 to 64"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ SAID = {
     "DISCONNECTED": ("account.disconnected", "DISCONNECTED"),
     "DELETED": ("account.deleted", "DELETED"),
 }
+CALLED = ("tool_call.completed", None)
 words = st.sampled_from(("failed", "failed", "failed", *SAID))
 
 
@@ -29,35 +31,44 @@ def at(seconds: float) -> datetime:
     return BEGAN + timedelta(seconds=seconds)
 
 
+def make_event(
+    number: int,
+    word: str,
+    seconds: float,
+    *,
+    account: str = "ca_1",
+    connection: str = "conn_1",
+    details: dict[str, Any] | None = None,
+) -> Event:
+    """`word`: one of SAID, a call of a tool, or a status of which nothing else is known."""
+    kind, status = CALLED if word.startswith("called") else SAID.get(word, ("account.updated", word))
+    return Event(
+        id=f"id_{number:03}",
+        position=number + 1,
+        source="scalekit",
+        origin="webhook",
+        event_id=f"evt_{number:03}",
+        type=kind,
+        kind=kind,
+        account_id=account,
+        connection_id=connection,
+        provider=None,
+        identifier=None,
+        organization_id=None,
+        environment_id="env_1",
+        status=status,
+        old_status=None,
+        occurred_at=at(seconds),
+        received_at=at(seconds),
+        lag_seconds=0.0,
+        clock_suspect=False,
+        account_status=status,
+        details=details or {},
+    )
+
+
 def make_events(story: Iterable[tuple[str, float]]) -> list[Event]:
-    events: list[Event] = []
-    for number, (word, seconds) in enumerate(story):
-        kind, status = SAID.get(word, ("account.updated", word))
-        events.append(
-            Event(
-                id=f"id_{number:03}",
-                position=number + 1,
-                source="scalekit",
-                origin="webhook",
-                event_id=f"evt_{number:03}",
-                type=kind,
-                kind=kind,
-                account_id="ca_1",
-                connection_id="conn_1",
-                provider=None,
-                identifier=None,
-                organization_id=None,
-                environment_id="env_1",
-                status=status,
-                old_status=None,
-                occurred_at=at(seconds),
-                received_at=at(seconds),
-                lag_seconds=0.0,
-                clock_suspect=False,
-                account_status=status,
-            )
-        )
-    return events
+    return [make_event(number, word, seconds) for number, (word, seconds) in enumerate(story)]
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""One house a test."""
+"""One house a test, and one whose rules are to be edited."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workers.editing import HOUR, TWO_FAILURES, age, save
 from tests.workers.house import House, open_house
 
 
@@ -14,3 +15,18 @@ from tests.workers.house import House, open_house
 async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
     async with open_house(database_url, tmp_path / "house") as opened:
         yield opened
+
+
+@pytest.fixture
+async def settled(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
+    """Its one rule was saved long ago, and its folder is as old: what is saved now is an edit."""
+    async with open_house(database_url, tmp_path / "house", rules=TWO_FAILURES) as opened:
+        save(opened.runtime.settings.rules_folder, TWO_FAILURES, ago=HOUR)
+        age(opened.runtime.settings.rules_folder, HOUR)
+        yield opened
+
+
+@pytest.fixture
+def folder(house: House) -> Path:
+    """The rule files of the test's own house."""
+    return house.runtime.settings.rules_folder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service import rule_sets
+from service.rule_folder import SETTLE_SECONDS
 from service.runtime import Runtime, open_runtime
 from service.store.session import begin
 from tests.workers.house import House
@@ -31,11 +32,12 @@ HOUR = 3600.0
 
 
 def save(folder: Path, text: str | None, name: str = "rules.yml", *, ago: float = 1.0) -> None:
-    """Saved `ago` seconds before now; None: deleted."""
+    """Saved `ago` seconds before now; None: deleted, long enough ago to be no renaming."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     if text is None:
         path.unlink()
+        age(folder, SETTLE_SECONDS)
         return
     new = path.with_suffix(".new")
     new.write_text(text)

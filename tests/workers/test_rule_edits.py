@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,16 +23,8 @@ from workers.rules import keep_rules
 
 
 @pytest.fixture
-async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(database_url, tmp_path / "house", rules=TWO_FAILURES) as opened:
-        save(opened.runtime.settings.rules_folder, TWO_FAILURES, ago=HOUR)
-        age(opened.runtime.settings.rules_folder, HOUR)
-        yield opened
-
-
-@pytest.fixture
-def folder(house: House) -> Path:
-    return house.runtime.settings.rules_folder
+def house(settled: House) -> House:
+    return settled
 
 
 async def test_an_edit_that_keeps_the_condition_keeps_the_episode(house: House, folder: Path) -> None:
@@ -104,6 +95,7 @@ async def test_the_holds_of_a_rule_that_changed_stay_until_the_account_is_well(
 ) -> None:
     async with open_house(database_url, tmp_path / "house", stable_for="0s", expired_for="0s") as house:
         folder = house.runtime.settings.rules_folder
+        age(folder, HOUR)
         await keep_rules(house.runtime)
         await house.put(account_ids=["ca_1"])
         await house.told("DISCONNECTED", ago=5)

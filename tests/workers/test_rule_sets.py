@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,23 +33,15 @@ from tests.workers.editing import (
     save,
     version,
 )
-from tests.workers.house import RULES, House, open_house
+from tests.workers.house import RULES, House
 from workers.act import act
 from workers.evaluate import evaluate
 from workers.rules import FAILING, INVALID, keep_rules
 
 
 @pytest.fixture
-async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(database_url, tmp_path / "house", rules=TWO_FAILURES) as opened:
-        save(opened.runtime.settings.rules_folder, TWO_FAILURES, ago=HOUR)
-        age(opened.runtime.settings.rules_folder, HOUR)
-        yield opened
-
-
-@pytest.fixture
-def folder(house: House) -> Path:
-    return house.runtime.settings.rules_folder
+def house(settled: House) -> House:
+    return settled
 
 
 async def test_with_an_empty_database_the_files_are_published_before_anything_is_judged(house: House) -> None:
@@ -121,6 +112,7 @@ async def test_what_was_edited_or_deleted_while_no_worker_ran_is_published_at_th
     save(folder, ANOTHER, "another.yml", ago=60)
     age(folder, 60)
     await keep_rules(house.runtime)
+    await house.run("UPDATE rule_files SET changed_at = changed_at - interval '1 minute'")
     save(folder, THREE_FAILURES, ago=1)
     save(folder, None, "another.yml")
     async with another(house, folder) as next_one:
@@ -393,32 +385,3 @@ async def test_a_failing_rule_is_said_and_its_alert_resolves_when_it_is_well_or_
     await keep_rules(house.runtime)
     assert [alert["state"] for alert in await own(house, FAILING)] == ["resolved", "resolved"]
     assert await house.rows("SELECT * FROM rule_failures") == []
-
-
-def emptied(folder: Path) -> Path:
-    aside = folder.with_name("aside")
-    folder.rename(aside)
-    folder.mkdir()
-    return aside
-
-
-def put_back(folder: Path, aside: Path) -> None:
-    folder.rmdir()
-    aside.rename(folder)
-
-
-async def test_a_folder_that_was_emptied_takes_no_rule_away_and_is_said(house: House, folder: Path) -> None:
-    """A mount that failed looks like this."""
-    house.runtime.rules.reload()
-    await keep_rules(house.runtime)
-    before = await ids(house.runtime)
-    aside = emptied(folder)
-    house.runtime.rules.reload()
-    await keep_rules(house.runtime)
-    assert await ids(house.runtime) == before
-    (alert,) = await own(house, INVALID)
-    assert (alert["state"], alert["group_key"]) == ("firing", "the folder")
-    put_back(folder, aside)
-    house.runtime.rules.reload()
-    await keep_rules(house.runtime)
-    assert [row["state"] for row in await own(house, INVALID)] == ["resolved"]
