@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.playbook.alerts import what_to_do
+from service.playbook.alerts import what_to_do, with_playbook
 from service.playbook.classify import Answer, Retry, classify
 from service.playbook.words import ACTIONS, ERROR_CLASSES
 
-__all__ = ["ACTIONS", "Answer", "ERROR_CLASSES", "Retry", "classify", "what_to_do"]
+__all__ = ["ACTIONS", "Answer", "ERROR_CLASSES", "Retry", "classify", "what_to_do", "with_playbook"]

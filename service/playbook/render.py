@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from urllib.parse import urlsplit
 
 import click
 
@@ -107,27 +106,51 @@ def lines() -> Iterator[str]:
         "The answer names `class`, `action`, `what_to_do`, `token_state`, `retry` and, for a write, `safe_write`. Say `attempt` (calls"
         " that failed so far), `verification` (what a look at the state showed) and `idempotency_key` (whether the provider's own"
         " mechanism was used) to be told whether to go on.",
-        "",
-        "## By provider",
-        "",
-        "The first row that fits counts: first the provider's own, then those of [every provider](#every-provider).",
     )
-    for family, rows in BY_PROVIDER.items():
-        yield from ("", f"### {TITLES[family]}", "")
-        yield from table(rows)
-    yield from ("", "### Every provider", "")
-    yield from table(EVERYONES)
+    notes = Notes()
     yield from (
         "",
         "## Writes",
         "",
-        "| provider | safe way to repeat a write | for | see whether it was done |",
-        "|---|---|---|---|",
+        "| provider | safe way to repeat a write | for | see whether it was done | source |",
+        "|---|---|---|---|---|",
     )
     for name, write in SAFE_WRITES.items():
-        not_this = f" **Not this:** {write.not_this}" if write.not_this else ""
-        sources = " ".join(link(source) for source in write.sources)
-        yield f"| {TITLES[name]} | {write.how}{not_this} {sources} | {write.covers} | {write.state_check} |"
+        how = f"{write.how} **Not this:** {write.not_this}" if write.not_this else write.how
+        yield f"| {TITLES[name]} | {how} | {write.covers} | {write.state_check} | {notes.of(write.sources)} |"
+    yield from (
+        "",
+        "## By provider",
+        "",
+        "The first row that fits counts: what the provider said before a bare status, and its own rows before those of"
+        " [every provider](#every-provider).",
+    )
+    for family, rows in BY_PROVIDER.items():
+        yield from ("", f"### {TITLES[family]}", "")
+        yield from table(rows, notes)
+    yield from ("", "### Every provider", "")
+    yield from table(EVERYONES, notes)
+    yield from ("", "## Sources", "")
+    yield from notes.lines()
+
+
+class Notes:
+    """The pages that rows name, numbered in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, sources: Sequence[str]) -> str:
+        return ", ".join(self._one(source) for source in sources)
+
+    def _one(self, source: str) -> str:
+        if not source.startswith("https://"):
+            return source
+        return f"[{self._numbers.setdefault(source, len(self._numbers) + 1)}](#sources)"
+
+    def lines(self) -> Iterator[str]:
+        for source, number in self._numbers.items():
+            yield f"{number}. <{source}>"
 
 
 def retries_of(error_class: str, action: Action) -> str:
@@ -143,12 +166,12 @@ def retries_of(error_class: str, action: Action) -> str:
     return RETRIES[policies.get(action, "never")]
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
+def table(rows: Sequence[Row], notes: Notes) -> Iterator[str]:
     yield "| it says | class | what it means | do now | source |"
     yield "|---|---|---|---|---|"
     for row in rows:
-        sources = " ".join(link(source) for source in row.sources)
-        yield f"| {looks(row)} | `{row.error_class}` | {row.meaning} | {row.do or short(row.action)} | {sources} |"
+        do = row.do or short(row.action)
+        yield f"| {looks(row)} | `{row.error_class}` | {row.meaning} | {do} | {notes.of(row.sources)} |"
 
 
 def looks(row: Row) -> str:
@@ -181,13 +204,6 @@ def statuses(numbers: Sequence[int]) -> str:
 def short(action: Action) -> str:
     """The action's first sentence: the whole of it is in the table of classes."""
     return ACTIONS[action].partition(". ")[0].rstrip(".") + "."
-
-
-def link(source: str) -> str:
-    if not source.startswith("https://"):
-        return source
-    host = (urlsplit(source).hostname or "").removeprefix("www.")
-    return f"[{host}]({source})"
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """The playbook's rows in the order in which they are asked: the first that fits is the answer.
 
-A provider's own rows come before those of everyone, codes before bare statuses.
+What was said comes before bare statuses, and a provider's own rows before those of everyone: a 403 with `invalid_grant` is
+no rate limit, whatever its headers say.
 """
 
 from __future__ import annotations
@@ -29,9 +30,18 @@ ROWS: tuple[Row, ...] = (*(row for rows in BY_PROVIDER.values() for row in rows)
 KNOWN_CODES: frozenset[str] = frozenset(code for row in ROWS for code in row.folded)
 
 
+def in_order(own: tuple[Row, ...]) -> tuple[Row, ...]:
+    said = tuple(row for row in own if row.codes or row.phrases)
+    return (*said, *OAUTH, *(row for row in own if row not in said), *STATUSES, *OUTCOMES)
+
+
+IN_ORDER: dict[str, tuple[Row, ...]] = {family: in_order(rows) for family, rows in BY_PROVIDER.items()}
+OF_ANY = in_order(())
+
+
 def rows_for(family: str) -> tuple[Row, ...]:
     """Those to be asked for a provider of this family (`names.family_of`), in order."""
-    return (*BY_PROVIDER.get(family, ()), *EVERYONES)
+    return IN_ORDER.get(family, OF_ANY)
 
 
 __all__ = ["ANY", "BY_PROVIDER", "EVERYONES", "KNOWN_CODES", "ROWS", "rows_for"]
