@@ -284,3 +284,15 @@ def test_a_refresh_goes_ahead_for_a_write_and_the_write_itself_waits() -> None:
         "stripe", 401, {}, {"error": "invalid_token"}, operation="write", idempotency_key=True, verification="missing"
     )
     assert (answer.retry.allowed, answer.retry.requires) == (True, ("refresh",))
+
+
+def test_a_write_that_was_seen_is_not_repeated_even_where_nobody_called_it_a_write() -> None:
+    answer = classify("stripe", 503, verification="verified", idempotency_key=True)
+    assert (answer.action, answer.retry.allowed) == ("continue", False)
+    assert classify("stripe", 503, verification="none").retry.allowed
+
+
+def test_a_status_inside_a_200_counts_where_the_body_says_that_it_failed() -> None:
+    assert classify("any", 200, {}, {"error": {"code": 401, "message": "no"}}).row == "status-401"
+    assert classify("any", 200, {}, {"success": False, "statusCode": 429}).row == "status-429"
+    assert classify("any", 200, {}, {"statusCode": 429, "items": []}).row == "fine"
