@@ -68,6 +68,8 @@ def with_playbook(
 def told(details: Mapping[str, Any], provider: str | None) -> Answer | None:
     """The playbook's answer where the event says enough for one: a code of the table or a status of a failure."""
     body = {name: details[name] for name in (*CODE_DETAILS, *TEXT_DETAILS) if name in details}
+    if "provider_error" in details:  # WorkOS passes on what the provider itself said (facts/providers.md 3.3)
+        body |= {"error": details["provider_error"], "detail": details.get("provider_error_description")}
     retries = details.get("retries")
     answer = classify(
         provider,

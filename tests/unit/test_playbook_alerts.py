@@ -42,6 +42,11 @@ def test_scalekits_webhooks_carry_no_reason_and_none_is_made_up() -> None:
             "The provider said temporarily_unavailable. It says nothing against the token",
         ),
         ({"error": "invalid_token"}, "The provider said invalid_token. Look at the account's status first"),
+        ({"error_code": "x", "provider_error": "invalid_grant"}, "The provider said invalid_grant."),
+        (
+            {"error": "refresh_token_external_error"},
+            "The provider gave no reason.",
+        ),  # Nango's word for outages and all else
         ({"http_status": 401}, "The provider gave no reason."),
         ({"http_status": 503}, "It says nothing against the token."),
         ({"error": "my_secret_9"}, "The provider gave no reason."),
