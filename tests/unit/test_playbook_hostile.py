@@ -202,21 +202,20 @@ def test_header_names_in_any_case_and_as_bytes() -> None:
 
 
 def test_a_huge_body_is_read_up_to_a_bound() -> None:
-    wide = {"errors": [{"reason": "nobody knows"} for _ in range(300_000)], "error": "invalid_grant"}
-    text = json.dumps({"a": [0] * 3_000_000})
-    pairs = "&".join(f"a{number}=b" for number in range(200_000))
-    began = time.perf_counter()
-    for body in (
-        wide,
-        text,
-        text.encode(),
-        pairs,
+    zeros = json.dumps({"a": [0] * 3_000_000})
+    huge: list[Any] = [
+        {"errors": [{"reason": "nobody knows"} for _ in range(300_000)], "error": "invalid_grant"},
+        {str(number): number for number in range(1_000_000)},
+        zeros,
+        zeros.encode(),
+        "&".join(f"a{number}=b" for number in range(200_000)),
         "x=" + "<" * 5_000_000,
         '"error":"' * 500_000,
-        {str(n): n for n in range(10**6)},
-    ):
-        assert answer_of(body) in ("invalid-grant", "status-400")
-    assert time.perf_counter() - began < 2
+    ]
+    began = time.process_time()
+    found = [answer_of(body) for body in huge]
+    assert time.process_time() - began < 1, "about 0.05 s where each is read up to its bound"
+    assert found == ["invalid-grant"] + ["status-400"] * 6
 
 
 @pytest.mark.parametrize("status", [None, 0, 99, 600, -401, True, "abc", 4.5, "4０1"])
