@@ -27,6 +27,7 @@ ELSEWHERE = {
     "retention": "service.retention_cli:retention",
     "recover": "service.recover_command:recover",
     "replay": "service.replay_command:replay",
+    "playbook": "service.playbook.render:playbook",
 }
 # Commands of a group that reads the database, where the group itself is of code that does no I/O.
 BELOW = {

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from service.event import AccountKey, new_id
+from service.event import AccountKey, Event, new_id
+from service.playbook import with_playbook
 from service.rules import Rule
 from service.rules.given import Episode, Sample
 from service.store.alerts import EVIDENCE_MAX, Alert, dedup_key
@@ -157,10 +158,15 @@ def make_alert(
     account: AccountKey | None,
     connection_id: str | None,
     late_seconds: float | None,
+    trigger: Event | None = None,
 ) -> Alert:
-    """`values` are what the rule's texts may name; `late_seconds` how late the event that opened it came."""
+    """`values` are what the rule's texts may name; `late_seconds` how late the event that opened it came; `trigger` that
+    event: where its provider gave a reason, the alert says what the playbook has for it."""
     over = episode.ended_at is not None
     words = {**values, "value": f"{episode.value:g}", "group": ", ".join(f"{k} {v}" for k, v in group.items())}
+    to_do = rule.render(rule.what_to_do, words) if rule.what_to_do else None
+    if trigger is not None:
+        to_do = with_playbook(to_do, trigger.kind, trigger.details, trigger.provider)
     known = {name: values[name] for name in ("organization_id", "provider") if values.get(name)}
     return Alert(
         id=new_id(),
@@ -175,7 +181,7 @@ def make_alert(
         dedup_key=dedup_key(rule.id, group_key, number),
         state="resolved" if over else "firing",
         summary=rule.render(rule.summary, words),
-        what_to_do=rule.render(rule.what_to_do, words) if rule.what_to_do else None,
+        what_to_do=to_do,
         opened_at=episode.opened_at,
         fired_at=now,
         condition_ended_at=episode.ended_at,

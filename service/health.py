@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.store import accounts, actions, log, readers, retention
+from service.store import actions, deadlines, log, readers, retention
 
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
@@ -33,7 +33,7 @@ async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
     evaluator_items, oldest_event = await log.lag_after(conn, await readers.position(conn, readers.EVALUATOR))
     evaluator_seconds = (now - oldest_event).total_seconds() if oldest_event else 0.0
     open_actions, oldest_action, failed_actions = await actions.waiting(conn)
-    next_due, _ = await accounts.next_due(conn)
+    next_due, _ = await deadlines.next_due(conn)
     deadline_late = bool(next_due and now - next_due > DEADLINE_SLACK)
     parts: dict[str, Any] = {
         "evaluator": part(now, beats.get("evaluator"), evaluator_items, evaluator_seconds)

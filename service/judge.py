@@ -29,6 +29,7 @@ from service.rules.story import Step
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import armed as armed_store
+from service.store import deadlines as deadline_store
 from service.store import dependents as dependent_store
 from service.store import rule_sets as rule_set_store
 from service.store import workflows as workflow_store
@@ -114,8 +115,8 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     for key in due:
         at = out.release_due.pop(key, None)
         due[key] = min((instant for instant in (due[key], at) if instant is not None), default=None)
-    await account_store.set_deadlines(conn, due)
-    await account_store.bring_forward(conn, out.release_due)  # of accounts that were not judged themselves
+    await deadline_store.put(conn, due)
+    await deadline_store.bring_forward(conn, out.release_due)  # of accounts that were not judged themselves
     await rule_set_store.record_failures(conn, case.failures.found, now)
     await grouped.close(conn, out, of_groups, as_of=work.as_of, now=now, notifiers=notifiers)
     out.too_late = verdict.too_late
@@ -347,5 +348,6 @@ async def name_and_open(
                 account=account.key,
                 connection_id=account.connection_id,
                 late_seconds=trigger.lag_seconds if trigger is not None else None,
+                trigger=trigger,
             )
         )

@@ -19,6 +19,7 @@ from service.event import WELL, AccountKey
 from service.rules import Ruleset
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
+from service.store import deadlines as deadline_store
 from service.store import groups as group_store
 from service.store.alerts import Alert
 
@@ -82,7 +83,7 @@ async def close_changed(
         changed.append(over)
     await alert_store.save(conn, changed)
     await consequences.notify(conn, out, loud, notifiers, now)
-    await account_store.set_deadlines(conn, dict.fromkeys(sorted(rows), now))
+    await deadline_store.put(conn, dict.fromkeys(sorted(rows), now))
     await group_store.set_due(conn, [alert.id for alert in changed if alert.account is None], now)
     return out
 
@@ -142,7 +143,7 @@ async def rejudge_soon(
     if due:
         await account_store.lock(conn, {row.account_id for row in due}, {row.connection_id for row in due})
         keys = [AccountKey(row.source, row.environment_id, row.account_id) for row in due]
-        await account_store.set_deadlines(conn, dict.fromkeys(keys, now))
+        await deadline_store.put(conn, dict.fromkeys(keys, now))
     if len(rows) < REJUDGED_AT_ONCE_MAX:
         return None
     last = rows[-1]

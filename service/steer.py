@@ -19,6 +19,7 @@ from service.judge import Work, judge
 from service.rules import Ruleset
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
+from service.store import deadlines as deadline_store
 from service.store import groups as group_store
 from service.store import log, readers, shards
 from service.store import workflows as workflow_store
@@ -200,7 +201,7 @@ async def resolve_alert(conn: AsyncConnection, alert_id: str, context: Context) 
     ended = now if ours or by_hand else alert.condition_ended_at
     if ended is not None and alert.condition_ended_at is None:
         # Its holds may go from now on, and no event need come to say so.
-        await account_store.bring_forward(conn, {alert.account: now} if alert.account is not None else {})
+        await deadline_store.bring_forward(conn, {alert.account: now} if alert.account is not None else {})
         await group_store.set_due(conn, [alert.id], now)
     alert = replace(alert, state="resolved", resolved_at=now, resolved_reason="manual", condition_ended_at=ended)
     return await change_alert(conn, alert, "alert.resolved", now, context)
@@ -308,7 +309,7 @@ async def drop_holds(
 async def look_at_holds(conn: AsyncConnection, workflow_id: str, now: datetime) -> None:
     """Its holds may go by themselves from now on: the evaluator decides at once which; a PUT itself never resumes."""
     held = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
-    await account_store.set_deadlines(conn, {hold.account: now for hold in held if hold.account is not None})
+    await deadline_store.put(conn, {hold.account: now for hold in held if hold.account is not None})
     await group_store.set_due(conn, [hold.alert_id for hold in held if hold.connection and hold.alert_id], now)
 
 

@@ -19,7 +19,7 @@ from service.judge import Work, judge
 from service.observe import log as logger
 from service.rules import Ruleset
 from service.runtime import Runtime
-from service.store import accounts, log, pages, readers, shards
+from service.store import accounts, deadlines, log, pages, readers, shards
 from service.store import groups as group_store
 from service.store.session import begin
 from service.store.shards import Held
@@ -60,7 +60,7 @@ async def evaluate(runtime: Runtime) -> Evaluated:
         # A batch that was not full was all there is: what comes now is better judged together, a breath later.
         if done.is_due:
             async with begin(runtime.engine) as conn:
-                done.next_due_at, done.is_due = await accounts.next_due(conn)
+                done.next_due_at, done.is_due = await deadlines.next_due(conn)
         if not done.is_due:
             break
         if not await one_transaction(runtime, judge_due, done) and not done.unread:
@@ -148,7 +148,7 @@ async def read_on(
         out = await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))
     await shards.move(conn, held, page.upto)
     if held.whole:
-        done.next_due_at, done.is_due = await accounts.next_due(conn)
+        done.next_due_at, done.is_due = await deadlines.next_due(conn)
     done.read += len(page.of_accounts)
     done.behind = page.full
     return out
@@ -161,7 +161,7 @@ async def judge_due(
     done.unread = bool(await log.read_after(conn, held.start, 1))
     if done.unread:
         return None  # what a deadline waits for may be in it
-    due = await accounts.due(conn, clock, ACCOUNTS_DUE_MAX, shards=held.numbers)
+    due = await deadlines.due(conn, clock, ACCOUNTS_DUE_MAX, shards=held.numbers)
     groups = await group_store.due(conn, clock, GROUPS_DUE_MAX) if held.groups is not None else []
     if not due and not groups:
         return None
@@ -175,6 +175,6 @@ async def judge_due(
         beside=True,
     )
     # A deadline is only ever replaced by its own verdict; accounts that are gone lose theirs.
-    await accounts.set_deadlines(conn, {key: None for key in due if key not in rows})
+    await deadlines.put(conn, {key: None for key in due if key not in rows})
     work = Work(new={key: [] for key in rows}, due=due, groups=groups, upto=held.start, now=now, as_of=now, rows=rows)
     return await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))

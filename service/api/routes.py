@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from service.api import accounts, alerts, events, explain, gate, quarantine, receipts, rules, siem, status, workflows
+from service.api import (
+    accounts,
+    alerts,
+    classify,
+    events,
+    explain,
+    gate,
+    quarantine,
+    receipts,
+    rules,
+    siem,
+    status,
+    workflows,
+)
 from service.api.http import Call
 
 CALLS: tuple[Call, ...] = (
@@ -15,6 +28,7 @@ CALLS: tuple[Call, ...] = (
     *alerts.CALLS,
     *rules.CALLS,
     *explain.CALLS,
+    *classify.CALLS,
     *siem.CALLS,
     *status.CALLS,
 )

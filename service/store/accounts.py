@@ -9,15 +9,13 @@ from typing import Any
 
 import orjson
 from sqlalchemy import ARRAY, DateTime, Row, Text, bindparam, func, select, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
 from service.event import AccountKey, Event
 from service.store.keys import KEYS_IN_TEXT, any_of, key_values, same_account, text_array
 from service.store.log import EVENT_COLUMNS, to_event
-from service.store.shards import SHARD_OF
-from service.store.tables import accounts, deadlines
+from service.store.tables import accounts
 
 # First halves of two-part advisory keys; the second is a stripe of the account's or connection's short id.
 LOCK_CLASS, CONNECTION_LOCK_CLASS = 730_520, 730_523
@@ -320,83 +318,6 @@ async def history(
         if event.account is not None:
             found[event.account].append(event)
     return found
-
-
-async def set_deadlines(conn: AsyncConnection, due: Mapping[AccountKey, datetime | None]) -> None:
-    """One deadline an account: the earliest instant at which its verdict may change with no event."""
-    gone = [key for key, at in due.items() if at is None]
-    if gone:
-        await conn.execute(deadlines.delete().where(same_account(deadlines)), key_values(gone))
-    rows = [
-        {"source": key.source, "environment_id": key.environment_id, "account_id": key.account_id, "due_at": at}
-        for key, at in due.items()
-        if at is not None
-    ]
-    if rows:
-        statement = insert(deadlines)
-        await conn.execute(
-            statement.on_conflict_do_update(
-                index_elements=("source", "environment_id", "account_id"), set_={"due_at": statement.excluded.due_at}
-            ),
-            rows,
-        )
-
-
-async def due(
-    conn: AsyncConnection, now: datetime, limit: int, *, shards: Sequence[int] | None = None
-) -> dict[AccountKey, datetime]:
-    """The accounts whose verdict may have changed by time alone, with the earliest instant of each; of these shards."""
-    rows = await conn.execute(DUE, {"now": now, "limit": limit, "shards": None if shards is None else list(shards)})
-    found: dict[AccountKey, datetime] = {}
-    for row in rows:
-        key = AccountKey(row[0], row[1], row[2])
-        found[key] = min(found.get(key, row[3]), row[3])
-    return found
-
-
-async def bring_forward(conn: AsyncConnection, due: Mapping[AccountKey, datetime]) -> None:
-    """Judged again by then at the latest; an earlier deadline stays."""
-    rows = [
-        {"source": key.source, "environment_id": key.environment_id, "account_id": key.account_id, "due_at": at}
-        for key, at in due.items()
-    ]
-    if rows:
-        statement = insert(deadlines)
-        await conn.execute(
-            statement.on_conflict_do_update(
-                index_elements=("source", "environment_id", "account_id"),
-                set_={"due_at": func.least(deadlines.c.due_at, statement.excluded.due_at)},
-            ),
-            rows,
-        )
-
-
-MINE = f"(CAST(:shards AS int[]) IS NULL OR {SHARD_OF} = ANY(CAST(:shards AS int[])))"
-DUE = text(
-    f"""
-    (SELECT source, environment_id, account_id, due_at FROM deadlines WHERE due_at <= :now AND {MINE}
-     ORDER BY due_at LIMIT :limit)
-    UNION ALL
-    (SELECT source, environment_id, account_id, due_at FROM armed WHERE due_at <= :now AND {MINE}
-     ORDER BY due_at LIMIT :limit)
-    """
-).bindparams(bindparam("now", type_=DateTime(timezone=True)))
-# Each from the one end of an index, however many wait.
-NEXT_DUE = text(
-    """
-    SELECT min(due_at), min(due_at) <= clock_timestamp() FROM (
-        (SELECT due_at FROM deadlines ORDER BY due_at LIMIT 1)
-        UNION ALL (SELECT due_at FROM armed ORDER BY due_at LIMIT 1)
-        UNION ALL (SELECT due_at FROM groups WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1)
-    ) AS next
-    """
-)
-
-
-async def next_due(conn: AsyncConnection) -> tuple[datetime | None, bool]:
-    """The earliest deadline, and whether it has come."""
-    at, is_due = (await conn.execute(NEXT_DUE)).one()
-    return at, bool(is_due)
 
 
 def to_account(row: Row[Any]) -> Account:
