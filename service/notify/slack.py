@@ -90,10 +90,25 @@ class SlackNotifier:
         )
         # The constructor takes HTTPS_PROXY and HTTP_PROXY from the environment, for loopback too, and has no switch.
         self._client.proxy = None
+        self._timeout_seconds, self._calls = timeout_seconds, 0
+
+    async def _call(self, request: Callable[[], Awaitable[AsyncSlackResponse]]) -> Mapping[str, Any]:
+        """Calls that overlap share their connections: in a storm one for each message would be most of its cost. With
+        the last of them the session goes, so that no connection is kept that Slack may close unseen."""
+        if self._calls == 0:
+            self._client.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_seconds))
+        self._calls += 1
+        try:
+            return await call(request)
+        finally:
+            self._calls -= 1
+            if self._calls == 0 and (session := self._client.session) is not None:
+                self._client.session = None
+                await session.close()
 
     async def post(self, view: AlertView, *, delivery_id: str, possible_repeat: bool) -> MessageRef:
         wording = word(view, datetime.now(UTC))
-        answer = await call(
+        answer = await self._call(
             lambda: self._client.chat_postMessage(
                 channel=self._channel,
                 text=fallback(wording, possible_repeat=possible_repeat),
@@ -110,7 +125,7 @@ class SlackNotifier:
     async def update(self, view: AlertView, ref: MessageRef) -> MessageRef:
         wording = word(view, datetime.now(UTC))
         # Text without blocks would make Slack take the blocks away.
-        answer = await call(
+        answer = await self._call(
             lambda: self._client.chat_update(
                 channel=ref.channel, ts=ref.ts, text=fallback(wording), blocks=blocks(wording)
             )
@@ -137,7 +152,7 @@ class SlackNotifier:
 
     async def _history(self, channel: str, oldest: datetime, cursor: str | None) -> Mapping[str, Any]:
         try:
-            return await call(
+            return await self._call(
                 lambda: self._client.conversations_history(
                     channel=channel,
                     oldest=f"{oldest.timestamp():.6f}",
@@ -158,7 +173,7 @@ class SlackNotifier:
             granted.update(str(answer.headers.get("x-oauth-scopes") or "").replace(" ", "").split(","))
             return answer
 
-        answer = await call(ask)
+        answer = await self._call(ask)
         granted.discard("")
         if granted and "chat:write" not in granted:
             raise DeliveryFailed(f"Slack: missing_scope: {MEND['missing_scope']}", code="missing_scope", permanent=True)

@@ -21,6 +21,7 @@ BLOCKS_CHARS_MAX = 10_000
 URL_CHARS_MAX = 300
 
 ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+TRANSLATED = str.maketrans(ESCAPES)
 JSON_DOUBLED = frozenset('"\\\n')
 REPEAT_MARK = "(possible repeat)"
 
@@ -74,6 +75,9 @@ def link(url: str | None) -> str:
 def escape(lines: Iterable[str], chars_max: int) -> str:
     """The lines joined and escaped as Slack asks, cut so that an escape is never cut in two."""
     text = "\n".join(lines)
+    escaped = text.translate(TRANSLATED)
+    if len(escaped) + sum(map(text.count, JSON_DOUBLED)) + (0 if text.isascii() else len(text)) < chars_max:
+        return escaped  # nearly always: it fits however it is counted
     out: list[str] = []
     spent = 0
     for char in text:
