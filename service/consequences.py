@@ -33,7 +33,7 @@ class Consequences:
     too_late: int = 0
 
 
-LOCK = 7_305_201_005
+LOCK = 7_305_201_013
 
 
 async def lock(conn: AsyncConnection) -> None:

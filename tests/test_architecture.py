@@ -70,3 +70,13 @@ def test_no_python_file_of_ours_is_larger_than_a_person_reads() -> None:
 def test_the_stack_that_keeps_secrets_out_of_errors_is_in_place() -> None:
     session = (ROOT / "service/store/session.py").read_text(encoding="utf-8")
     assert "hide_parameters=True" in session
+
+
+def test_no_two_advisory_locks_have_one_number() -> None:
+    """Two that share one would wait for each other without any reason, or for ever."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "service").rglob("*.py")):
+        for number in re.findall(r"^\w*LOCK\w* = (7_305_201_\d+|730_\d+)\b", path.read_text(), re.MULTILINE):
+            found.setdefault(number, []).append(path.name)
+    assert len(found) > 5
+    assert {number: names for number, names in found.items() if len(names) > 1} == {}
