@@ -90,7 +90,8 @@ def together_of(post: Post, row: Row[Any], others: Sequence[AlertParts]) -> Toge
 def name_of(one: AlertParts) -> str:
     account = one.account
     if account is not None:
-        return account.identifier or account.key.account_id
+        known = account.key.account_id
+        return f"{account.identifier} ({known})" if account.identifier and account.identifier != known else known
     if one.alert.account is not None:
         return one.alert.account.account_id
     return ", ".join(str(value) for _, value in sorted(one.alert.group.items()) if value) or one.alert.summary
