@@ -63,8 +63,15 @@ class Acting:
         return bool(self._tasks)
 
     async def step(self) -> bool:
-        """Claims what there is room for and starts it; whether there was any. It waits for none of it."""
-        await decide(self._runtime)
+        """Claims what there is room for and starts it; whether there was any. It waits for none of it.
+
+        What there is to do comes first, so that no pause waits for whom to tell, and none is lost where that fails."""
+        started = await self._claim()
+        if await decide(self._runtime):
+            started = await self._claim() or started
+        return started
+
+    async def _claim(self) -> bool:
         now = asyncio.get_running_loop().time()
         rooms = {key: places.free(now) for key, places in self._places.items()}
         async with begin(self._runtime.engine) as conn:

@@ -1,4 +1,4 @@
-"""Who is told what is decided before what is to be done is claimed: as long as there is news, or a deadline has come."""
+"""Who is told what is decided beside what is done: as long as there is news, or a deadline has come."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from service.tell import tell
 ROUNDS_MAX = 50
 
 
-async def decide(runtime: Runtime) -> None:
-    for _ in range(ROUNDS_MAX):
+async def decide(runtime: Runtime) -> bool:
+    """Whether there was anything to decide."""
+    for number in range(ROUNDS_MAX):
         async with begin(runtime.engine) as conn:
             if not await tell(conn, runtime.settings.routing, await readers.clock(conn)):
-                return
+                return number > 0
+    return True

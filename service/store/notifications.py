@@ -212,9 +212,18 @@ async def save_new(conn: AsyncConnection, new: Sequence[Notification]) -> None:
 
 
 async def save_changed(conn: AsyncConnection, changed: Sequence[Notification]) -> None:
-    for one in changed:
-        values = values_of(one)
-        await conn.execute(update(notifications).where(notifications.c.id == values.pop("id")).values(**values))
+    """Those columns that a decision may change, in one round trip however many they are."""
+    if changed:
+        rows = [{f"{CHANGED}{name}": value for name, value in values_of(one).items()} for one in changed]
+        await conn.execute(SAVE_CHANGED, rows)
+
+
+CHANGED = "new_"
+SAVE_CHANGED = (
+    update(notifications)
+    .where(notifications.c.id == bindparam(f"{CHANGED}id"))
+    .values({name: bindparam(f"{CHANGED}{name}") for name in (*COLUMNS, "due_at") if name != "id"})
+)
 
 
 async def members(conn: AsyncConnection, ids: Collection[str], now: datetime) -> dict[str, Members]:
