@@ -24,6 +24,7 @@ from service.routing.mute import Silence, silenced_by
 from service.routing.tree import Routing
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
+from service.store import deadlines as deadline_store
 from service.store import groups as group_store
 from service.store import silences as silence_store
 from service.store.accounts import Account
@@ -105,7 +106,7 @@ async def look_at_pauses(conn: AsyncConnection, silence: Silence, now: datetime)
     standing = [alert for alert in await alert_store.standing(conn) if alert.pauses]
     labels = await labels_of(conn, standing)
     concerned = [alert for alert in standing if silence.concerns(labels[alert.id])]
-    await account_store.bring_forward(conn, {alert.account: now for alert in concerned if alert.account is not None})
+    await deadline_store.bring_forward(conn, {alert.account: now for alert in concerned if alert.account is not None})
     await group_store.set_due(conn, [alert.id for alert in concerned if alert.account is None], now)
 
 
