@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 PATTERN_CHARS_MAX = 1_000
 STATES_MAX = 4_000  # of the automaton, with every {n,m} written out
 REPEAT_MAX = 1_000  # RE2's own bound
+REPEATED_STATES_MAX = 1_000  # made by {n,m}: nearly all of them may have to be walked at each character
 DEPTH_MAX = 50
 STEPS_KEPT_MAX = 10_000
 
@@ -124,6 +125,7 @@ class Reader:
     def __init__(self, text: str) -> None:
         self._text, self._at, self._depth = text, 0, 0
         self._fold = self._dot_all = False
+        self._repeated = 0
         self.states: list[State] = []
 
     def whole(self) -> Piece:
@@ -325,8 +327,11 @@ class Reader:
 
     def _again(self, began: int, ended: int) -> Piece:
         """The same atom once more."""
-        self._at = began
+        self._at, before = began, len(self.states)
         atom = self.atom()
+        self._repeated += len(self.states) - before
+        if self._repeated > REPEATED_STATES_MAX:
+            raise BadPattern(f"it repeats more than {REPEATED_STATES_MAX} parts in all; repeat less")
         assert atom is not None
         assert self._at == ended
         return atom
