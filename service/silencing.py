@@ -137,10 +137,19 @@ def declared(silence: DeclaredSilence, routing: Routing, now: datetime) -> Silen
     )
 
 
+def all_declared(routing: Routing, now: datetime) -> dict[str, Silence]:
+    """Those of the config file that are not over, by id."""
+    found = [declared(silence, routing, now) for silence in routing.silences]
+    return {one.id: one for one in found if one.end > now}
+
+
+def declared_ids(routing: Routing, now: datetime) -> set[str]:
+    return set(all_declared(routing, now)) if routing.silences else set()
+
+
 async def keep_declared(conn: AsyncConnection, routing: Routing, now: datetime) -> None:
-    """The rows are what the config file of this worker says: cheap where nothing changed."""
-    wanted = {one.id: one for one in (declared(silence, routing, now) for silence in routing.silences)}
-    wanted = {silence_id: one for silence_id, one in wanted.items() if one.end > now}
+    """The rows are what the config file of this worker says."""
+    wanted = all_declared(routing, now)
     there = await silence_store.declared_live(conn, now)
     for silence_id in sorted(set(wanted) - there):
         one = wanted[silence_id]

@@ -83,11 +83,11 @@ class Desk:
 
 async def tell(conn: AsyncConnection, routing: Routing, now: datetime) -> bool:
     """Decides for all that is new or due, as far as one transaction should go; whether there was anything."""
+    if not await store.any_work(conn, now, silencing.declared_ids(routing, now)):
+        return False  # as nearly every time: one look
     if not await store.try_lock(conn):
         return False  # another worker is at it
     await silencing.keep_declared(conn, routing, now)
-    if not await store.any_work(conn, now):
-        return False
     news = await store.take_news(conn, NEWS_MAX)
     looked = await store.muted_due(conn, now, LOOK_MAX)
     standing: dict[str, dict[str, str]] = {}

@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.routing.grouping import Members, Notification
 from service.store.actions import NOTIFY, Action, to_action
 from service.store.keys import any_id
-from service.store.routing_tables import alert_news, notification_alerts, notification_posts, notifications
+from service.store.routing_tables import alert_news, notification_alerts, notification_posts, notifications, silences
 from service.store.tables import actions, alerts, messages
 
 LOCK = 7_305_201_016  # of who decides what is told: one at a time
@@ -102,21 +102,22 @@ async def is_news(conn: AsyncConnection, alert_id: str) -> bool:
     return bool(found.scalar_one())
 
 
-async def any_work(conn: AsyncConnection, now: datetime) -> bool:
-    """One cheap look each second: is there anything to decide?"""
-    return bool(
-        (
-            await conn.execute(
-                select(
-                    or_(
-                        exists(select(literal(1)).select_from(alert_news)),
-                        exists(select(literal(1)).where(notifications.c.due_at <= now)),
-                        exists(select(literal(1)).where(notification_alerts.c.look_at <= now)),
-                    )
-                )
-            )
-        ).scalar_one()
-    )
+ANY_WORK = select(
+    or_(
+        exists(select(literal(1)).select_from(alert_news)),
+        exists(select(literal(1)).where(notifications.c.due_at <= bindparam("now", type_=DateTime(timezone=True)))),
+        exists(select(literal(1)).where(notification_alerts.c.look_at <= bindparam("now"))),
+    ),
+    select(func.array_agg(silences.c.id))
+    .where(silences.c.declared, silences.c.end_at > bindparam("now"))
+    .scalar_subquery(),
+)
+
+
+async def any_work(conn: AsyncConnection, now: datetime, declared: Collection[str]) -> bool:
+    """One cheap look each second: is there anything to decide, or other silences in the config file than in the rows?"""
+    row = (await conn.execute(ANY_WORK, {"now": now})).one()
+    return bool(row[0]) or {str(one) for one in row[1] or ()} != set(declared)
 
 
 async def muted_due(conn: AsyncConnection, now: datetime, limit: int) -> list[Telling]:
