@@ -28,6 +28,7 @@ ELSEWHERE = {
     "recover": "service.recover_command:recover",
     "replay": "service.replay_command:replay",
     "playbook": "service.playbook.render:playbook",
+    "routes": "service.routes_cli:routes",
 }
 # Commands of a group that reads the database, where the group itself is of code that does no I/O.
 BELOW = {

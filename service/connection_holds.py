@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import consequences
+from service import consequences, silencing
 from service.consequences import Consequences
 from service.event import AccountKey
 from service.store import alerts as alert_store
@@ -64,6 +64,9 @@ async def follow(
             release.append(hold)
         elif at is not None and hold.connection is not None:
             due[hold.connection] = min(at, due.get(hold.connection, at))
+    missing, quiet = await silencing.may_pause(conn, missing, known, now)
+    for connection, until in quiet.items():
+        due[connection] = min(until, due.get(connection, until))
     before = await consequences.paused(conn, affected)
     placed = await workflow_store.place_holds(conn, missing)
     await workflow_store.release_holds(conn, [hold.id for hold in release], now, "connection_well")

@@ -13,15 +13,17 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import silencing
 from service.event import WELL, AccountKey, rfc3339
 from service.store import actions as action_store
 from service.store import alerts as alert_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
-from service.store.actions import NOTIFY, PAUSE, RESUME, NewAction
+from service.store.actions import PAUSE, RESUME, NewAction
 from service.store.alerts import Alert
 from service.store.log import Decision
 from service.store.workflows import Hold, Workflow
+from service.tell import announce
 
 
 @dataclass(slots=True)
@@ -88,6 +90,9 @@ async def follow(
             assert hold.account is not None
             out.release_due[hold.account] = min(at, out.release_due.get(hold.account, at))
 
+    missing, quiet = await silencing.may_pause(conn, missing, known, now)
+    for key, at in quiet.items():
+        out.release_due[key] = min(at, out.release_due.get(key, at))
     before = await paused(conn, affected)
     placed = await workflow_store.place_holds(conn, missing)
     await workflow_store.release_holds(conn, [hold.id for hold in release], now, "account_well")
@@ -233,14 +238,11 @@ async def ask_orchestrator(
 async def notify(
     conn: AsyncConnection, out: Consequences, alert_ids: Collection[str | None], notifiers: Sequence[str], now: datetime
 ) -> None:
-    """Each notifier's message about these alerts is posted, or edited to their state of then."""
-    new = [
-        NewAction(kind=NOTIFY, destination=name, lane=f"{NOTIFY}:{name}:{alert_id}", alert_id=alert_id)
-        for alert_id in sorted(alert_id for alert_id in alert_ids if alert_id)
-        for name in notifiers
-    ]
-    if new:
-        await action_store.add(conn, new, now)
+    """People may have to hear of these alerts; who does, and when, is decided by a worker (service/tell.py), which knows
+    the routes: `notifiers` says no more than that there are some."""
+    concerned = {alert_id for alert_id in alert_ids if alert_id}
+    if concerned:
+        await announce(conn, concerned, now)
         out.acted = True
 
 

@@ -21,6 +21,7 @@ from service.store import accounts as account_store
 from service.store import actions as action_store
 from service.store import alerts as alert_store
 from service.store import log, readers
+from service.store import notifications as notification_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.actions import NOTIFY
@@ -110,7 +111,8 @@ async def end(conn: AsyncConnection, alert_id: str, notifiers: Sequence[str], *,
 async def told(conn: AsyncConnection, alert: Alert) -> list[Told]:
     """How the first message to each notifier fared, by name."""
     first: dict[str, Told] = {}
-    for action in await action_store.of_alert(conn, alert.id):
+    mine = await action_store.of_alert(conn, alert.id)
+    for action in (*mine, *await notification_store.actions_about(conn, alert.id)):
         if action.kind == NOTIFY and action.destination not in first:
             seconds = (action.finished_at - alert.fired_at).total_seconds() if action.finished_at else None
             first[action.destination] = Told(action.destination, action.state, seconds, action.last_error)

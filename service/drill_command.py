@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LENGTH = re.compile(r"(\d{1,4})([smh])")
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 LOOK_EVERY_SECONDS = 0.1
+NOBODY = "is a worker running? See GET /v1/health"
 OVER_WAIT_SECONDS = 10.0  # for the messages to be edited once it is over
 
 
@@ -123,14 +124,30 @@ async def wait_told(runtime: Runtime, alert: Alert, seconds: float) -> bool:
             if one.notifier not in said and one.state in ("done", "failed"):
                 said.add(one.notifier)
                 click.echo(line(one))
-        if len(said) == len(told) or time.monotonic() >= until:
+        if (told and len(said) == len(told)) or time.monotonic() >= until:
             break
         await asyncio.sleep(LOOK_EVERY_SECONDS)
+    if not told:
+        tried = await waiting(runtime, alert)
+        for name in runtime.notifiers if tried else ():
+            click.echo(f"{name} was not told within {seconds:g} s: nobody has tried: {NOBODY}", err=True)
+        if not tried:
+            click.echo("nobody was told: a silence mutes it, or its route leads to nobody", err=True)
+        return True
     for one in told:
         if one.notifier not in said:
-            why = one.error or "nobody has tried: is a worker running? See GET /v1/health"
+            why = one.error or f"nobody has tried: {NOBODY}"
             click.echo(f"{one.notifier} was not told within {seconds:g} s: {why}", err=True)
     return not all(one.is_told for one in told)
+
+
+async def waiting(runtime: Runtime, alert: Alert) -> bool:
+    """Whether nobody has decided yet who is to be told of it."""
+    from service.store import notifications
+    from service.store.session import begin
+
+    async with begin(runtime.engine) as conn:
+        return await notifications.is_news(conn, alert.id)
 
 
 def line(one: Told) -> str:
@@ -159,11 +176,11 @@ async def wait_edited(runtime: Runtime, alert: Alert) -> None:
     until = time.monotonic() + OVER_WAIT_SECONDS
     while time.monotonic() < until:
         async with begin(runtime.engine) as conn:
-            waiting = [one for one in await actions.of_alert(conn, alert.id) if one.state in actions.OPEN]
-        if not waiting:
+            open_ = [one for one in await actions.of_alert(conn, alert.id) if one.state in actions.OPEN]
+        if not open_ and not await waiting(runtime, alert):
             if runtime.notifiers:
                 click.echo("every message says that it is over")
             return
         await asyncio.sleep(LOOK_EVERY_SECONDS)
-    names = ", ".join(sorted({one.destination for one in waiting}))
+    names = ", ".join(sorted({one.destination for one in open_}))
     click.echo(f"not yet told that it is over: {names}; the worker goes on trying", err=True)

@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import views
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import Event, rfc3339
+from service.explain_routing import explain_routing
+from service.routing.tree import Routing
 from service.rules import Rule, Ruleset
 from service.rules.explaining import Explanation, rule_words, seconds, when
 from service.rules.given import Given
@@ -22,11 +24,11 @@ from service.rules.lateness import samples_in_time
 from service.rules.story import Initial, tell
 from service.rules.triggers.rolling import Rolling
 from service.store import accounts as account_store
-from service.store import actions as action_store
 from service.store import alerts as alert_store
 from service.store import dependents as dependent_store
 from service.store import events as event_store
 from service.store import groups as group_store
+from service.store import notifications as notification_store
 from service.store import readers
 from service.store import workflows as workflow_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -56,8 +58,9 @@ class About:
     at: datetime
 
 
-async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset) -> dict[str, Any]:
-    """Why this alert: what fired it, by which rule, what it paused and why not more, and how long each step took."""
+async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset, routing: Routing) -> dict[str, Any]:
+    """Why this alert: what fired it, by which rule, what it paused and why not more, who was told of it and who was not,
+    and how long each step took."""
     alert = await alert_store.load(conn, alert_id)
     if alert is None:
         raise NotFound("no alert of that id", code="unknown_alert")
@@ -85,6 +88,7 @@ async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset) ->
         "events": [event_json(event) for event in events],
         "workflows": await workflows_json(conn, account, alert, rule),
         "actions": shown["actions"],
+        "routing": await explain_routing(conn, alert, routing),
         "objective": objective_json(rule, alert),
         "timings": await timings_json(conn, alert, events),
     }
@@ -382,7 +386,7 @@ def objective_json(rule: Rule | None, alert: Alert) -> dict[str, Any] | None:
 async def timings_json(conn: AsyncConnection, alert: Alert, events: Sequence[Event]) -> dict[str, Any]:
     """occurred -> received -> fired -> first message, each with the seconds since the one before it."""
     trigger = trigger_of(alert, events)
-    message_at = await action_store.first_message_at(conn, alert.id)
+    message_at = await notification_store.first_message_at(conn, alert.id)
     instants = {
         "occurred_at": trigger.occurred_at if trigger else None,
         "received_at": trigger.received_at if trigger else None,

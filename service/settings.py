@@ -10,16 +10,15 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
+    InstanceOf,
     SecretStr,
     ValidationError,
     field_validator,
@@ -33,6 +32,11 @@ from ruamel.yaml.reader import ReaderError
 
 from service.errors import ConfigError
 from service.redact import MASK, redact_text
+from service.retention_settings import RetentionSettings as RetentionSettings
+from service.routing import mistakes
+from service.routing.model import RoutingKeys
+from service.routing.tree import BadRouting, Routing, everybody, routing_in_force
+from service.strict import Strict
 
 CONFIG_BYTES_MAX = 256 * 1024
 TOKEN_CHARS_MIN = 8
@@ -52,11 +56,6 @@ YAML_MISTAKES: tuple[tuple[type[Exception], str], ...] = (
     (RecursionError, "it nests too deep"),
     (ValueError, "a value that is not what its tag says"),
 )
-
-
-class Strict(BaseModel):
-    # Input is hidden in errors because it may be a secret.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class SecretSettings(Strict):
@@ -104,41 +103,16 @@ class SourceSettings(Strict):
     rate_limit_per_second: float | None = Field(None, ge=1)
 
 
-RETENTION_DAYS_MIN, RETENTION_DAYS_MAX = 1, 3650
-DURATION = re.compile(r"(\d{1,6})([smhd])")
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def retention(value: Any) -> Any:
-    """As durations are written in rule files, and long enough that a slip of the unit does not empty the log."""
-    if isinstance(value, str) and (match := DURATION.fullmatch(value)):
-        value = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
-    if not isinstance(value, timedelta):
-        raise ValueError("write a duration such as 36h or 90d")
-    if not timedelta(days=RETENTION_DAYS_MIN) <= value <= timedelta(days=RETENTION_DAYS_MAX):
-        raise ValueError(f"must be between {RETENTION_DAYS_MIN}d and {RETENTION_DAYS_MAX}d")
-    return value
-
-
-Retention = Annotated[timedelta, BeforeValidator(retention)]
-
-
-class RetentionSettings(Strict):
-    """How long what is kept. `sink_backlog_max`: how much longer the log waits for a sink that lags."""
-
-    receipts: Retention = timedelta(days=30)
-    events: Retention = timedelta(days=90)
-    alerts: Retention = timedelta(days=400)
-    audit: Retention = timedelta(days=400)
-    sink_backlog_max: Retention = timedelta(days=7)
-
-
-class ConfigFile(Strict):
+class Sections(Strict):
     sources: dict[str, SourceSettings] | None = None
     notifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     orchestrators: dict[str, dict[str, Any]] = Field(default_factory=dict)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+
+
+class ConfigFile(RoutingKeys, Sections):
+    """Everything that the config file may say."""
 
 
 class ProviderApi(Strict):
@@ -161,6 +135,7 @@ class Settings(Strict):
     orchestrators: dict[str, dict[str, Any]]
     provider_api: ProviderApi | None
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    routing: InstanceOf[Routing] = Field(default_factory=lambda: everybody(()))
 
 
 class Environment:
@@ -232,6 +207,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
     rules = env.get("AUTHWATCH_RULES")
     data_dir = env.get("AUTHWATCH_DATA_DIR")
     file = config_file(env)
+    notifiers = file.notifiers or built_in_notifiers(env)
     return Settings(
         database_url=SecretStr(database_url),
         redis_url=SecretStr(redis_url) if redis_url else None,
@@ -241,12 +217,21 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
         rules_folder=Path(rules) if rules else default_rules_folder(),
         data_dir=Path(data_dir) if data_dir else None,
         sources=sources_of(file, env),
-        notifiers=file.notifiers or built_in_notifiers(env),
+        notifiers=notifiers,
         sinks=file.sinks or built_in_sinks(env),
         orchestrators=file.orchestrators,
         provider_api=provider_api(env),
         retention=file.retention,
+        routing=routing_of(file, list(notifiers), env),
     )
+
+
+def routing_of(file: RoutingKeys, notifiers: list[str], env: Environment) -> Routing:
+    try:
+        return routing_in_force(file, notifiers)
+    except BadRouting as exc:
+        path = Path(env.get("AUTHWATCH_CONFIG") or "")
+        raise ConfigError(mistakes.of_routing(exc, path.name, env.read_file(path))) from None
 
 
 def load_sources(env: Environment) -> dict[str, SourceSettings]:
@@ -339,7 +324,8 @@ def read_config(path: Path, env: Environment) -> ConfigFile:
     try:
         file = ConfigFile.model_validate(loaded or {})
     except ValidationError as exc:
-        raise ConfigError(f"{path.name}: {explain(exc, ConfigFile)}") from None
+        routing = mistakes.of_validation(exc, path.name, raw)
+        raise ConfigError(routing or f"{path.name}: {explain(exc, ConfigFile)}") from None
     for name in file.sources or {}:
         # It stands in a path, in labels, and before the colon of a full account id.
         if not SOURCE_NAME.fullmatch(name) or redact_text(name) != name:

@@ -13,6 +13,7 @@ from service.notify.base import AlertView, WorkflowLine
 from service.store import accounts as account_store
 from service.store import actions as action_store
 from service.store import alerts as alert_store
+from service.store import notifications as notification_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.actions import PAUSE, Action
@@ -137,6 +138,7 @@ def alert_json(alert: Alert) -> dict[str, Any]:
 async def alert_with_actions(conn: AsyncConnection, alert: Alert) -> dict[str, Any]:
     """One alert with what was done about it, every attempt included."""
     done = await action_store.of_alert(conn, alert.id)
+    done += await notification_store.actions_about(conn, alert.id)
     attempts = await action_store.attempts_of(conn, [action.id for action in done])
     return alert_json(alert) | {
         "actions": [

@@ -18,6 +18,7 @@ from service.store import actions, readers
 from service.store.actions import NOTIFY, Action
 from service.store.session import begin
 from workers.attempt import EFFECT_SECONDS_MAX, Ended, Known, attempt, read
+from workers.decide import decide
 from workers.outcomes import Outcomes
 
 # An attempt may take EFFECT_SECONDS_MAX from its claim: with what recording it may take that is well inside the lease,
@@ -62,7 +63,15 @@ class Acting:
         return bool(self._tasks)
 
     async def step(self) -> bool:
-        """Claims what there is room for and starts it; whether there was any. It waits for none of it."""
+        """Claims what there is room for and starts it; whether there was any. It waits for none of it.
+
+        What there is to do comes first, so that no pause waits for whom to tell, and none is lost where that fails."""
+        started = await self._claim()
+        if await decide(self._runtime):
+            started = await self._claim() or started
+        return started
+
+    async def _claim(self) -> bool:
         now = asyncio.get_running_loop().time()
         rooms = {key: places.free(now) for key, places in self._places.items()}
         async with begin(self._runtime.engine) as conn:

@@ -14,14 +14,14 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import views
+from service import together
 from service.errors import DeliveryFailed, Unavailable
 from service.notify.base import MessageRef, Notifier
 from service.runtime import Runtime
 from service.store import actions, readers
 from service.store.actions import NOTIFY, PAUSE, Action, Message
 from service.store.session import begin
-from service.views import AlertParts
+from service.together import MessageParts, message_id
 from workers.persist import persist
 
 EFFECT_SECONDS_MAX = 25
@@ -35,7 +35,7 @@ class Known:
     """What is to be told, as it stood after the claim. `ref`: the message that is out already. `unsure` attempts, the
     first of them at `since`, may have left one that we do not know of."""
 
-    parts: AlertParts | None
+    parts: MessageParts | None
     ref: MessageRef | None
     unsure: int
     since: datetime | None
@@ -57,18 +57,17 @@ class Ended:
 async def read(runtime: Runtime, claimed: Sequence[Action]) -> dict[str, Known]:
     """By action id, for any number of NOTIFY actions in the same few statements. After their claim is committed: what
     changes from then on has an action of its own."""
-    alert_ids = {action.alert_id for action in claimed if action.alert_id is not None}
     async with begin(runtime.engine) as conn:
-        parts = await views.alert_parts(conn, alert_ids)
-        messages = await actions.messages_of(conn, alert_ids)
+        parts = await together.message_parts(conn, claimed)
+        messages = await actions.messages_of(conn, {message_id(action) for action in claimed})
         # Of the whole lane: what an earlier action of this alert may have posted is this one's to find.
         unsure = await actions.unsure(conn, claimed)
     known: dict[str, Known] = {}
     for action in claimed:
-        row = messages.get((action.alert_id or "", action.destination))
+        row = messages.get((message_id(action), action.destination))
         times, since = unsure.get(action.lane, (0, None))
         ref = MessageRef(row.channel, row.ts) if row else None
-        known[action.id] = Known(parts=parts.get(action.alert_id or ""), ref=ref, unsure=times, since=since)
+        known[action.id] = Known(parts=parts.get(action.id), ref=ref, unsure=times, since=since)
     return known
 
 
@@ -121,8 +120,8 @@ async def tell_people(runtime: Runtime, action: Action, known: Known) -> Ended:
         raise unknown("notifier", action)
     if known.parts is None:
         return Ended(action=action, result={"skipped": "the alert is gone"})
-    view = views.view_of(known.parts, public_url=runtime.public_url)
-    delivery_id = f"{action.alert_id}:{action.destination}"
+    view = together.view_of(known.parts, public_url=runtime.public_url)
+    delivery_id = f"{message_id(action)}:{action.destination}"
     ref, repeat = known.ref, False
     if ref is None and known.since is not None:
         ref, repeat = await look_for(notifier, delivery_id, known.since - timedelta(minutes=1), known.unsure)
@@ -172,8 +171,7 @@ async def keep(runtime: Runtime, message: Message) -> None:
 
 
 def message_of(action: Action, ref: MessageRef) -> Message:
-    assert action.alert_id is not None
-    return Message(action.alert_id, action.destination, ref.channel, ref.ts)
+    return Message(message_id(action), action.destination, ref.channel, ref.ts)
 
 
 def unknown(what: str, action: Action) -> DeliveryFailed:

@@ -45,7 +45,7 @@ async def explain_alert(request: Request) -> Response:
     runtime = runtime_of(request)
     async with begin(runtime.engine) as conn:
         ruleset = await rule_sets.in_force(conn, runtime)
-        return safe_json(await explain.explain_alert(conn, alert_id_of(request), ruleset))
+        return safe_json(await explain.explain_alert(conn, alert_id_of(request), ruleset, runtime.settings.routing))
 
 
 async def explain_rule(request: Request) -> Response:
@@ -74,7 +74,8 @@ CALLS = (
         "/v1/alerts/{id}/explain",
         explain_alert,
         "read",
-        "Why this alert: the events and the value that fired it, what it paused, every attempt, how long each step took",
+        "Why this alert: the events and the value that fired it, what it paused, its routes, what mutes it, every attempt,"
+        " how long each step took",
     ),
     Call(
         "POST",

@@ -13,6 +13,7 @@ from service.api import (
     receipts,
     rules,
     siem,
+    silences,
     status,
     workflows,
 )
@@ -26,6 +27,7 @@ CALLS: tuple[Call, ...] = (
     *gate.CALLS,
     *quarantine.CALLS,
     *alerts.CALLS,
+    *silences.CALLS,
     *rules.CALLS,
     *explain.CALLS,
     *classify.CALLS,

@@ -27,6 +27,28 @@ class WorkflowLine:
     orchestrator_state: str | None = None
 
 
+PostKind = Literal["first", "repeat", "growth", "escalation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """What a message says beyond its one alert. `kind`: why it is a message of its own, since `since`.
+
+    With a `total` above 1 it tells of several alerts of one group: how they stand, and by `names` whose some of them are.
+    """
+
+    kind: PostKind = "first"
+    since: datetime | None = None
+    total: int = 1
+    firing: int = 0
+    acknowledged: int = 0
+    resolved: int = 0
+    first_at: datetime | None = None
+    last_at: datetime | None = None
+    names: tuple[str, ...] = ()
+    all_accounts: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertView:
     """One alert as the on-call should see it now. Every time is aware UTC."""
@@ -58,6 +80,7 @@ class AlertView:
     drill: bool = False  # fired for practice: said first in every message
     workflows: tuple[WorkflowLine, ...] = ()
     url: str | None = None
+    together: Together | None = None
 
 
 @dataclass(frozen=True, slots=True)

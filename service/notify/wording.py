@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from service.notify.base import AlertView, WorkflowLine
+from service.notify.base import AlertView, Together, WorkflowLine
 
 NAME_CHARS_MAX = 80
 TITLE_CHARS_MAX = 140
@@ -31,6 +31,7 @@ GROUP_WORDS = {
 FLAPS = "Flapping: it opened and closed again and again, so it stays open until it has been quiet."
 DRILL = "DRILL "
 DRILL_STATUS = "This is a drill: nothing is broken, and it ends by itself."
+KINDS = {"repeat": "Still firing: ", "escalation": "Escalated: ", "growth": "Growing: "}
 SIGN_RESOLVED = "\N{LARGE GREEN CIRCLE}"
 
 
@@ -74,6 +75,9 @@ def word(view: AlertView, now: datetime) -> Wording:
 def title(view: AlertView) -> str:
     mark = f"{DRILL if view.drill else ''}{SIGNS.get(view.state, SIGN_RESOLVED)} "
     lead = "Resolved: " if view.state == "resolved" else ""
+    lead += KINDS.get(view.together.kind, "") if view.together is not None and view.state != "resolved" else ""
+    if view.together is not None and view.together.total > 1:
+        return cut(f"{mark}{lead}{of_several(view, view.together)}", TITLE_CHARS_MAX)
     whose = account_words(view)
     summary = clean(view.summary.removeprefix("DRILL: ") if view.drill else view.summary, TITLE_CHARS_MAX)
     # A rule's summary may name the account already; saying it twice would only push the rest out of sight.
@@ -84,6 +88,13 @@ def title(view: AlertView) -> str:
         return cut(mark + lead + summary, TITLE_CHARS_MAX)
     room = TITLE_CHARS_MAX - len(mark) - len(lead) - len(whose) - 3
     return cut(f"{mark}{lead}{cut(summary, max(room, 40))} — {whose}", TITLE_CHARS_MAX)
+
+
+def of_several(view: AlertView, together: Together) -> str:
+    """`20 accounts of conn_x: Account is DISCONNECTED ...`: the count first, it is what an edit changes."""
+    what = counted(together.total, "account" if together.all_accounts else "alert")
+    where = f" of {clean(view.connection_id, NAME_CHARS_MAX)}" if view.connection_id else ""
+    return f"{what}{where}: {clean(view.summary.removeprefix('DRILL: '), TITLE_CHARS_MAX)}"
 
 
 def account_words(view: AlertView) -> str:
@@ -98,6 +109,10 @@ def account_words(view: AlertView) -> str:
 
 
 def who(view: AlertView) -> str:
+    if view.together is not None and view.together.total > 1:
+        shown = [clean(name, NAME_CHARS_MAX) for name in view.together.names]
+        more = view.together.total - len(shown)
+        return "Who: " + ", ".join(shown) + (f" and {more} more" if more > 0 else "")
     parts = (
         ("", view.identifier),
         ("provider ", view.provider),
@@ -116,6 +131,9 @@ def who(view: AlertView) -> str:
 
 
 def since(view: AlertView, now: datetime) -> str:
+    several = view.together
+    if several is not None and several.total > 1 and several.first_at is not None and several.last_at is not None:
+        return f"First {utc(several.first_at)} ({ago(several.first_at, now)}), last {utc(several.last_at)}."
     said = f"Since {utc(view.opened_at)} ({ago(view.opened_at, now)})"
     noticed = (view.fired_at - view.opened_at).total_seconds()
     if noticed >= 1:
@@ -127,6 +145,8 @@ def evidence(view: AlertView) -> str:
     source = f" from {clean(view.source, NAME_CHARS_MAX)}" if view.source else ""
     if view.drill:
         return "Evidence: none, it is a drill."
+    if view.together is not None and view.together.total > 1:
+        return "Evidence: at least an event of each; each alert names its own."
     if view.evidence_count <= 0:
         return f"Evidence: what is missing{source}, not an event that came."
     return f"Evidence: {counted(view.evidence_count, 'event')}{source}."
@@ -144,8 +164,36 @@ def late(view: AlertView) -> str | None:
 
 def status(view: AlertView) -> str | None:
     flaps = FLAPS if view.flapping and view.state != "resolved" else None
-    said = (DRILL_STATUS if view.drill else None, flaps, state_words(view))
+    said = (DRILL_STATUS if view.drill else None, flaps, kind_words(view), counts(view) or state_words(view))
     return " ".join(filter(None, said)) or None
+
+
+def kind_words(view: AlertView) -> str | None:
+    """Why this is a message of its own, where it is not the first."""
+    together = view.together
+    if together is None or view.state == "resolved" or together.kind == "first":
+        return None
+    since = f" since {utc(together.since)}" if together.since is not None else ""
+    if together.kind == "growth":
+        return f"It has grown: more have joined{since} than an edit of the first message should say."
+    return f"Nobody has acknowledged it{since}."
+
+
+def counts(view: AlertView) -> str | None:
+    """How the alerts of a group stand."""
+    together = view.together
+    if together is None or together.total <= 1:
+        return None
+    parts = [
+        f"{number} {word}"
+        for number, word in (
+            (together.firing, "firing"),
+            (together.acknowledged, "acknowledged"),
+            (together.resolved, "resolved"),
+        )
+        if number
+    ]
+    return f"Of {together.total}: {', '.join(parts)}."
 
 
 def state_words(view: AlertView) -> str | None:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import new_id
 from service.store.keys import any_id
+from service.store.routing_tables import alert_news
 from service.store.tables import actions, attempts, messages
 
 NOTIFY = "notify"
@@ -344,12 +345,15 @@ async def outcome_counts(conn: AsyncConnection) -> list[tuple[str, str, int]]:
 
 
 async def waiting(conn: AsyncConnection) -> tuple[int, datetime | None, int]:
-    """(open actions, creation time of the oldest that is due, failed for good)."""
+    """(open actions, creation time of the oldest of them, failed for good). News of an alert of which nobody has decided yet
+    whom to tell is as good as an action."""
+    undecided = select(func.count()).select_from(alert_news).scalar_subquery()
+    since = select(func.min(alert_news.c.at)).scalar_subquery()
     row = (
         await conn.execute(
             select(
-                func.count().filter(actions.c.state.in_(OPEN)),
-                func.min(actions.c.created_at).filter(actions.c.state.in_(OPEN)),
+                func.count().filter(actions.c.state.in_(OPEN)) + undecided,
+                func.least(func.min(actions.c.created_at).filter(actions.c.state.in_(OPEN)), since),
                 func.count().filter(actions.c.state == "failed"),
             )
         )

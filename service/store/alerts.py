@@ -236,6 +236,17 @@ async def open_of_connections(conn: AsyncConnection, connection_ids: Collection[
     return [to_alert(row) for row in rows]
 
 
+async def standing(conn: AsyncConnection) -> list[Alert]:
+    """All that nobody and nothing has resolved, without those in shadow or found late; oldest first, bounded."""
+    rows = await conn.execute(
+        select(alerts)
+        .where(alerts.c.state != "resolved", ~alerts.c.shadow, ~alerts.c.discovered_late)
+        .order_by(alerts.c.fired_at, alerts.c.id)
+        .limit(EPISODES_READ_MAX)
+    )
+    return [to_alert(row) for row in rows]
+
+
 async def drills_over(conn: AsyncConnection, now: datetime, limit: int) -> list[str]:
     """Ids of the drills whose time is up and that last, or still hold a workflow: a person may have resolved one."""
     holding = exists().where(holds.c.alert_id == alerts.c.id, holds.c.released_at.is_(None))

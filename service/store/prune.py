@@ -24,6 +24,14 @@ OF_ALERTS = (
     "DELETE FROM attempts t USING actions c WHERE c.id = t.action_id AND c.alert_id = ANY (CAST(:ids AS uuid[]))",
     "DELETE FROM actions WHERE alert_id = ANY (CAST(:ids AS uuid[]))",
     "DELETE FROM messages WHERE alert_id = ANY (CAST(:ids AS uuid[]))",
+    # Of the messages after the first, each of an id of its own.
+    "DELETE FROM messages m USING notification_posts p"
+    " WHERE p.alert_id = ANY (CAST(:ids AS uuid[])) AND m.alert_id = p.id AND m.destination = p.destination",
+    "DELETE FROM notification_posts WHERE alert_id = ANY (CAST(:ids AS uuid[]))",
+    "WITH gone AS ("
+    " DELETE FROM notification_alerts WHERE alert_id = ANY (CAST(:ids AS uuid[])) RETURNING notification_id)"
+    " DELETE FROM notifications n USING gone WHERE n.id = gone.notification_id AND NOT EXISTS ("
+    " SELECT FROM notification_alerts a WHERE a.notification_id = n.id AND a.alert_id <> ALL (CAST(:ids AS uuid[])))",
     "DELETE FROM holds WHERE alert_id = ANY (CAST(:ids AS uuid[]))",
     "DELETE FROM alerts WHERE id = ANY (CAST(:ids AS uuid[]))",
 )

@@ -77,6 +77,8 @@ class Found:
     dedup: list[DedupRow] = field(default_factory=list)
     conflicts: list[ConflictRow] | None = None
     alerts: list[AlertRow] = field(default_factory=list)
+    messages: dict[str, str] = field(default_factory=dict)  # by alert: the alert that its group's message began with
+    more_messages: set[str] = field(default_factory=set)  # that say how a group grew
     actions: list[ActionRow] = field(default_factory=list)
     accounts: list[AccountRow] = field(default_factory=list)
     paused: set[str] = field(default_factory=set)
@@ -114,6 +116,15 @@ async def look(house: House, feed: Sequence[dict[str, Any]]) -> Found:
             """SELECT id::text, rule_id, group_key AS about, account_id, opened_at, condition_ended_at AS ended_at, state, discovered_late
             FROM alerts""",
         )
+        told = await conn.execute(
+            """SELECT a.alert_id::text, p.id::text, p.kind FROM notification_alerts AS a JOIN notification_posts AS p
+            ON p.notification_id = a.notification_id AND p.destination = a.destination WHERE p.destination = 'slack'"""
+        )
+        for alert, message, kind in await told.fetchall():
+            if kind == "first":
+                found.messages[str(alert)] = str(message)
+            else:
+                found.more_messages.add(str(message))
         found.actions = await read(
             conn, ActionRow, "SELECT id::text, kind, state, workflow_id, attempts FROM actions ORDER BY created_at, id"
         )

@@ -228,7 +228,7 @@ SETTLED = sql.SQL(
     """
     SELECT coalesce((SELECT position FROM readers WHERE name = 'evaluator'), 0) = head.position,
         coalesce((SELECT position FROM readers WHERE name = 'sink:splunk'), 0) = head.position,
-        NOT EXISTS (SELECT FROM actions WHERE state IN ('pending', 'running')),
+        NOT EXISTS (SELECT FROM actions WHERE state IN ('pending', 'running')) AND NOT EXISTS (SELECT FROM alert_news),
         NOT EXISTS (SELECT FROM deadlines)
     FROM (SELECT coalesce(max(position), 0) AS position FROM events) AS head
     """

@@ -192,13 +192,15 @@ def own_alerts_have_a_reason(found: Found) -> list[str]:
 
 
 def one_post_for_each_alert(found: Found) -> list[str]:
-    """(5) One message for each alert; a second only where it says that it may be one; none of what was over when found."""
+    """(5) Each alert in one message, its own or its group's; a second only where it says that it may be one; none of what
+    was over when found."""
     unmarked = Counter(delivery for delivery, marked in found.slack_posts if not marked)
     posted = Counter(delivery for delivery, _ in found.slack_posts)
-    loud = {f"{row.id}:slack" for row in found.alerts if not row.discovered_late}
+    loud = {f"{found.messages.get(row.id, row.id)}:slack" for row in found.alerts if not row.discovered_late}
+    more = {f"{message}:slack" for message in found.more_messages}
     return [
-        *shown("alerts that were never posted", sorted(loud - posted.keys())),
-        *shown("posts of no alert that people should hear of", sorted(posted.keys() - loud)),
+        *shown("alerts that were never posted", sorted((loud | more) - posted.keys())),
+        *shown("posts of no alert that people should hear of", sorted(posted.keys() - loud - more)),
         *shown("alerts posted again without saying so", sorted(id_ for id_, n in unmarked.items() if n > 1)),
         *shown("alerts posted more than twice", sorted(id_ for id_, n in posted.items() if n > 2)),
     ]

@@ -29,6 +29,7 @@ from service.store.session import begin
 from service.store.tokens import SCOPES
 from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.make_requests import event_body, signed
+from workers.decide import decide
 from workers.evaluate import evaluate
 
 BASE = "http://authwatch.test"
@@ -646,7 +647,9 @@ async def test_alerts_are_listed_by_filter_and_page_newest_first(api: Api) -> No
 
 
 async def test_an_alert_carries_its_evidence_and_what_was_asked_for(api: Api) -> None:
-    alert = await api.get(f"/v1/alerts/{await api.failed_three_times()}")
+    alert_id = await api.failed_three_times()
+    await decide(api.runtime)
+    alert = await api.get(f"/v1/alerts/{alert_id}")
     assert (alert["rule"], alert["severity"], alert["account_id"]) == ("token-refresh-failing", "P2", "ca_1")
     assert alert["group"] == {"account_id": "ca_1"}
     failures = {item["id"] for item in await api.items("/v1/events?kind=token.refresh_failed")}

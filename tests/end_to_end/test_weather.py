@@ -78,7 +78,9 @@ class Sender:
             while not self._stop.is_set():
                 account = f"ca_{self.name}_{self.accounts}"
                 for _ in range(3):
-                    await self.one(client, event_body(FAILED, data={"id": account}))
+                    # Each of a connection of its own, and so with a message of its own.
+                    data = {"id": account, "connection_id": f"conn_{account}"}
+                    await self.one(client, event_body(FAILED, data=data))
                 self.accounts += 1
 
     async def more(self, accounts: int = 3) -> None:

@@ -468,7 +468,12 @@ async def test_old_alerts_go_with_all_that_is_theirs_and_open_ones_stay(engine: 
         out = await own_alerts.open_own(conn, wanted, now=NOW - timedelta(days=500), notifiers=["console"])
         await own_alerts.close_own(conn, "r", keep=["open"], now=NOW - timedelta(days=450), notifiers=[])
         ids = {decision.details["dedup_key"]: decision.subject_id for decision in out.decisions}
-        await conn.execute(text("UPDATE actions SET state = 'done', finished_at = now()"))
+        await conn.execute(
+            text(
+                "INSERT INTO actions (id, kind, destination, lane, alert_id, state, created_at, next_attempt_at, finished_at)"
+                " SELECT gen_random_uuid(), 'notify', 'slack', id::text, id, 'done', now(), now(), now() FROM alerts"
+            )
+        )
         await conn.execute(text("INSERT INTO attempts SELECT id, 1, now() FROM actions"))
         await conn.execute(text("INSERT INTO messages SELECT id, 'slack', 'C1', '1.1', now() FROM alerts"))
         of = {row.group_key: str(row.id) for row in await conn.execute(text("SELECT id, group_key FROM alerts"))}

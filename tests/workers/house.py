@@ -239,10 +239,12 @@ def write_rules(folder: Path, rules: str) -> Path:
     return folder / "rules"
 
 
-def write_config(folder: Path, orchestrator_url: str, sources: Mapping[str, Any] | None) -> Path:
+def write_config(
+    folder: Path, orchestrator_url: str, sources: Mapping[str, Any] | None, more: Mapping[str, Any] | None = None
+) -> Path:
     section = {"kind": "webhook", "url": orchestrator_url + PATH, "secret": SECRET}
     named = {"sources": dict(sources)} if sources else {}
-    (folder / "config.yaml").write_text(json.dumps({"orchestrators": {"flows": section}} | named))
+    (folder / "config.yaml").write_text(json.dumps({"orchestrators": {"flows": section}} | named | dict(more or {})))
     return folder / "config.yaml"
 
 
@@ -256,7 +258,9 @@ async def open_house(
     rules: str | None = None,
     variables: Mapping[str, str] | None = None,
     sources: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[House]:
+    """`config`: more keys of the config file."""
     rules_folder = write_rules(folder, rules or RULES.format(stable_for=stable_for, expired_for=expired_for))
     slack, hec, orchestrator = FakeSlack(), FakeHec(HEC_TOKEN), FakeOrchestrator()
     async with AsyncExitStack() as stack:
@@ -267,7 +271,7 @@ async def open_house(
             {
                 "DATABASE_URL": database_url,
                 "AUTHWATCH_RULES": str(rules_folder),
-                "AUTHWATCH_CONFIG": str(write_config(folder, orchestrator_url, sources)),
+                "AUTHWATCH_CONFIG": str(write_config(folder, orchestrator_url, sources, config)),
                 "SLACK_BOT_TOKEN": fake_slack.TOKEN,
                 "SLACK_CHANNEL": fake_slack.CHANNEL,
                 "SLACK_API_URL": slack.url + "/api/",

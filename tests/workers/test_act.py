@@ -14,6 +14,7 @@ from service.store import actions, readers
 from service.store.session import begin
 from tests.workers.house import House
 from workers.act import Acting, act
+from workers.decide import decide
 from workers.evaluate import evaluate
 
 
@@ -26,6 +27,7 @@ async def soon(house: House) -> None:
 async def broken(house: House, *, ref: str | None = None) -> None:
     await house.put(account_ids=["ca_1"], ref=ref)
     await house.told("DISCONNECTED")
+    await decide(house.runtime)
 
 
 async def outcomes(house: House, kind: str = "notify") -> list[str]:

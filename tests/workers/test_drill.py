@@ -72,7 +72,9 @@ async def test_it_is_marked_in_messages_log_and_copies(house: House) -> None:
     async with begin(house.runtime.engine) as conn:
         assert [one.is_told for one in await drill.told(conn, alert)] == [True]
         assert await alerts.counts(conn) == [], "no metric counts it"
-        notes = (await explain.explain_alert(conn, alert.id, house.runtime.rules.ruleset))["notes"]
+        notes = (
+            await explain.explain_alert(conn, alert.id, house.runtime.rules.ruleset, house.runtime.settings.routing)
+        )["notes"]
     assert notes[0].startswith("this is a drill")
 
 

@@ -68,7 +68,7 @@ async def test_what_breaks_at_once_costs_the_statements_of_one(database_url: str
         await evaluate(house.runtime)
         counts = []
         for number in (1, 300):
-            await house.run("TRUNCATE workflows, dependencies, holds, alerts, actions, accounts")
+            await house.run("TRUNCATE workflows, dependencies, holds, alerts, actions, accounts, alert_news")
             await break_many(house, number)
             with statements_of(house) as sent:
                 await evaluate(house.runtime)
@@ -76,7 +76,7 @@ async def test_what_breaks_at_once_costs_the_statements_of_one(database_url: str
             found = (
                 await house.rows(
                     "SELECT (SELECT count(*) FROM holds) AS holds, (SELECT count(*) FROM alerts) AS alerts,"
-                    " (SELECT count(*) FROM actions WHERE kind = 'notify') AS told,"
+                    " (SELECT count(*) FROM alert_news) AS told,"
                     " (SELECT count(*) FROM actions WHERE kind = 'orchestrator.pause') AS pauses,"
                     " (SELECT count(*) FROM workflows WHERE orchestrator_held) AS held"
                 )

@@ -13,6 +13,7 @@ from tests.workers.editing import HOUR, THREE_FAILURES, TWO_FAILURES, age, save
 from tests.workers.house import House, open_house
 from tests.workers.test_gauges import change_rules, gauge, waits
 from workers.act import act
+from workers.decide import decide
 from workers.evaluate import evaluate
 from workers.gauges import look_at_gauges
 from workers.rules import keep_rules
@@ -33,6 +34,7 @@ async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
 
 
 async def told_to(house: House) -> list[str]:
+    await decide(house.runtime)
     return [row["destination"] for row in await house.rows("SELECT destination FROM actions")]
 
 

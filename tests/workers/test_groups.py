@@ -217,7 +217,9 @@ async def test_a_group_is_explained_by_what_was_counted_of_it(house: House) -> N
         await house.told("failed", account=account)
     [alert] = [row for row in await house.alerts() if row["rule_id"] == "connection-failing"]
     async with begin(house.runtime.engine) as conn:
-        said = await explain_alert(conn, str(alert["id"]), await rule_sets.in_force(conn, house.runtime))
+        said = await explain_alert(
+            conn, str(alert["id"]), await rule_sets.in_force(conn, house.runtime), house.runtime.settings.routing
+        )
     assert said["value"] == 3
     assert said["because"][-1] == "3 of 3 different account_id within 10m"
     assert len(said["events"]) == 3

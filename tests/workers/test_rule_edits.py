@@ -50,8 +50,8 @@ async def test_another_condition_closes_as_rule_changed_and_opens_anew_where_it_
     await keep_rules(house.runtime)
     for ago in (3, 2, 1):
         await house.told("failed", ago=ago)
-    await house.told("failed", ago=2, account="ca_2")
-    await house.told("failed", ago=1, account="ca_2")
+    await house.told("failed", ago=2, account="ca_2", connection="conn_2")
+    await house.told("failed", ago=1, account="ca_2", connection="conn_2")
     await act(house.runtime)
     assert house.posts() == 2
     save(folder, THREE_FAILURES)
