@@ -12,7 +12,14 @@ from typing import Any
 from alembic import context
 from sqlalchemy import create_engine, pool, text
 
-from service.store import recovery_tables, rejected, retention_state, rule_sets, rule_tables  # noqa: F401 - they add tables
+from service.store import (  # noqa: F401 - they add tables
+    recovery_tables,
+    rejected,
+    report_tables,
+    retention_state,
+    rule_sets,
+    rule_tables,
+)
 from service.store.session import sqlalchemy_url
 from service.store.tables import metadata
 
