@@ -26,6 +26,23 @@ MILLISECONDS_MAX = 86_400_000
 NEVER_RETRIED = frozenset({"refresh_failed", "insufficient_scope", "malformed_params", "partial_execution"})
 NOT_AS_WRITTEN = frozenset({"missing", "mismatch"})  # the state check after a write that said it was done
 
+# What a reported event holds in its `details`, for rules to ask for.
+DETAILS = {
+    "tool": "text",
+    "operation": "text",
+    "outcome": "text",
+    "http_status": "number",
+    "error_class": "text",
+    "error": "text",
+    "retries": "number",
+    "latency_ms": "number",
+    "verification": "text",
+    "partial": "truth value",
+    "retried_against_rules": "truth value",
+    "workflow_id": "text",
+    "duration_ms": "number",
+}
+
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
 AccountId = Annotated[str, Meta(min_length=1, max_length=256)]  # may be `source:environment_id:account_id`
 Word = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -43,6 +60,8 @@ ErrorClass = Literal[
     "partial_execution",
     "other",
 ]
+# In the order of the rollups' columns.
+ERROR_CLASSES: tuple[str, ...] = ErrorClass.__args__  # type: ignore[attr-defined]
 Verification = Literal["verified", "pending", "missing", "mismatch", "none"]
 
 

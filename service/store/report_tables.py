@@ -26,19 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from service.report import ERROR_CLASSES
 from service.store.tables import Instant, metadata
 
-# The words of `error_class` (the playbook's classes), in the order of their columns.
-ERROR_CLASSES = (
-    "token_expired",
-    "refresh_failed",
-    "insufficient_scope",
-    "rate_limited",
-    "upstream_5xx",
-    "malformed_params",
-    "partial_execution",
-    "other",
-)
 report_position = Sequence("report_position", metadata=metadata)
 
 # `day` is the day of receipt: idempotent by `id` for as long as raw reports are kept. `account_id` is as written.

@@ -15,6 +15,7 @@ from service.store.session import begin
 from tests.end_to_end.test_api import Api, opened, problem
 from tests.make_requests import event_body
 from workers.evaluate import evaluate
+from workers.rollups import RollingUp
 
 REFRESH_FAILED = "connected_account.token_refresh_failed"
 REFRESH_SUCCEEDED = "connected_account.token_refresh_succeeded"
@@ -278,3 +279,97 @@ async def test_a_failed_report_fires_a_shipped_rule(api: Api) -> None:
     await evaluate(api.runtime)
     alerts = await api.items("/v1/alerts?account_id=ca_1&state=firing")
     assert "token-refresh-failing" in {alert["rule"] for alert in alerts}
+
+
+# The metrics.
+
+
+async def count_up(api: Api) -> None:
+    rolling = RollingUp()
+    while await rolling.step(api.runtime):
+        pass
+
+
+async def points(api: Api, query: str) -> list[dict[str, Any]]:
+    """Those that hold anything."""
+    return [item for item in (await api.get(f"/v1/metrics/{query}"))["items"] if item["count"]]
+
+
+async def test_the_five_metrics_by_account_by_provider_and_in_all(api: Api) -> None:
+    await report(
+        api,
+        call(1),
+        call(2, outcome="error", error_class="upstream_5xx", retries=2),
+        call(3, operation="write", verification="missing"),
+        call(4, account_id="ca_2", provider="Slack"),
+    )
+    await report_refreshes(
+        api,
+        *(refresh(number, account_id="ca_9", provider="jira", duration_ms=100 * number) for number in range(1, 101)),
+        refresh(0, account_id="ca_9", provider="jira", outcome="error"),
+    )
+    await count_up(api)
+    [rate] = await points(api, "tool_call_success_rate?account_id=ca_1&step=1d")
+    assert (rate["value"], rate["count"]) == (pytest.approx(2 / 3), 3)
+    [rate] = await points(api, "tool_call_success_rate?provider=SLACK&step=1d")
+    assert (rate["value"], rate["count"]) == (1.0, 1)
+    [rate] = await points(api, "tool_call_success_rate?step=1d")
+    assert (rate["value"], rate["count"]) == (0.75, 4)
+    [rate] = await points(api, "partial_execution_rate?account_id=ca_1&step=1h")
+    assert (rate["value"], rate["count"], rate["partials"]) == (1.0, 1, 1)
+    [rate] = await points(api, "retry_rate?account_id=ca_1&provider=jira&step=1h")
+    assert rate["by_error_class"] == {"upstream_5xx": pytest.approx(2 / 3)}
+    assert rate["value"] == pytest.approx(2 / 3)
+    [rate] = await points(api, "refresh_success_rate?provider=jira&step=1d")
+    assert (rate["value"], rate["count"], rate["timed"]) == (pytest.approx(100 / 101), 101, 100)
+    assert rate["p50_seconds"] == pytest.approx(5.0, rel=0.03)
+    assert rate["p99_seconds"] == pytest.approx(9.9, rel=0.03)
+    assert await points(api, "tool_call_success_rate?account_id=ca_2&provider=jira") == []
+    assert await points(api, "tool_call_success_rate?account_id=ca_unheard_of") == []
+
+
+async def test_without_reports_latency_is_unknown_and_lag_is_the_logs(api: Api) -> None:
+    await api.send(event_body(REFRESH_SUCCEEDED, occurred_at=ago(42)))
+    await evaluate(api.runtime)
+    await count_up(api)
+    [rate] = await points(api, "refresh_success_rate?account_id=ca_1&step=1d")
+    assert (rate["value"], rate["count"], rate["p50_seconds"], rate["p99_seconds"], rate["timed"]) == (
+        1.0,
+        1,
+        None,
+        None,
+        0,
+    )
+    for query in ("account_id=ca_1", "provider=google_ads", ""):
+        said = await api.get(f"/v1/metrics/delivery_lag?step=1h&{query}")
+        assert said["unit"] == "seconds"
+        [lag] = [item for item in said["items"] if item["count"]]
+        assert lag["value"] == pytest.approx(42, rel=0.03)
+        assert lag["max_seconds"] == pytest.approx(42, abs=1)
+
+
+async def test_a_series_has_every_step_and_null_where_nothing_is_known(api: Api) -> None:
+    said = await api.get("/v1/metrics/tool_call_success_rate")
+    assert len(said["items"]) == 61
+    assert {item["value"] for item in said["items"]} == {None}
+    assert said["step_seconds"] == 60
+    for query, least in (("since=2020-01-01T00:00:00Z", 90), ("step=1d&since=2020-01-01T00:00:00Z", 90)):
+        items = (await api.get(f"/v1/metrics/delivery_lag?{query}"))["items"]
+        assert least <= len(items) <= 1500
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code", "mend"),
+    [
+        ("nonsense", 404, "unknown_metric", "known: tool_call_success_rate"),
+        ("retry_rate?step=30s", 400, "invalid_query", "write whole minutes"),
+        ("retry_rate?step=0s", 400, "invalid_query", "write whole minutes"),
+        ("retry_rate?step=31d", 400, "invalid_query", "write whole minutes"),
+        ("retry_rate?step=90m&since=2020-01-01T00:00:00Z", 400, "invalid_query", "write whole hours, such as step=1h"),
+        ("retry_rate?step=1h&since=2020-01-01T00:00:00Z", 400, "too_many_points", "write a step of"),
+        ("retry_rate?since=2199-01-01T00:00:00Z", 400, "invalid_query", "lies in the future"),
+        ("retry_rate?tool=x", 400, "invalid_query", "known: account_id"),
+    ],
+)
+async def test_what_cannot_be_answered_says_what_can(api: Api, query: str, status: int, code: str, mend: str) -> None:
+    assert mend in problem(await api.client.get(f"/v1/metrics/{query}"), status, code)["detail"]

@@ -79,14 +79,7 @@ class Quantile(Rolling):
             bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
     def value(self, window: Bucket) -> float | None:
-        if window.total < self.min_total:
-            return None
-        rank, seen = self.q * (window.total - 1), 0
-        for size in sorted(window.sizes):
-            seen += window.sizes[size]
-            if seen > rank:
-                return value_of(size)
-        return None
+        return quantile_of(window.sizes, self.q) if window.total >= self.min_total else None
 
     def breached(self, value: float) -> bool:
         return value > self.gt
@@ -100,6 +93,16 @@ class Quantile(Rolling):
             f"the {self.q:g} quantile of {self.field} is above {self.gt:g}, over at least {self.min_total} events with "
             f"{matches_words(self.match)} within {length(self.within)}"
         )
+
+
+def quantile_of(sizes: Mapping[int, int], q: float) -> float | None:
+    """Of a sketch, size -> how many; None of an empty one."""
+    rank, seen = q * (sum(sizes.values()) - 1), 0
+    for size in sorted(sizes):
+        seen += sizes[size]
+        if seen > rank:
+            return value_of(size)
+    return None
 
 
 def size_of(value: float) -> int:

@@ -1,0 +1,162 @@
+"""Rollups read back: which series a question is about, and what was counted of them by the step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ARRAY, Integer, Row, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.event import AccountKey
+from service.metrics import Metric, Sums, merged
+from service.report import SOURCE
+from service.store.keys import KEY_PARAMETERS, key_values
+
+SERIES_OF_ACCOUNT_MAX = 100
+WORST_MAX = 1_000
+MINUTES, HOURS = "rollup_minutes", "rollup_hours"
+IDS = bindparam("ids", type_=ARRAY(Integer()))
+
+
+async def of_account(conn: AsyncConnection, key: AccountKey, provider: str | None) -> list[int]:
+    """Its series, however it was written in reports, and what was reported before it was known."""
+    rows = await conn.execute(
+        text(
+            f"""
+            SELECT id FROM metric_series
+            WHERE account_id = :account_id AND (source, environment_id) IN ((:source, :environment_id), (:ours, ''))
+                AND (CAST(:provider AS text) IS NULL OR provider = :provider)
+            ORDER BY id LIMIT {SERIES_OF_ACCOUNT_MAX}
+            """
+        ),
+        {**key._asdict(), "ours": SOURCE, "provider": provider},
+    )
+    return list(rows.scalars())
+
+
+async def of_providers(conn: AsyncConnection, provider: str | None) -> list[int]:
+    """The sum of a provider, or those of all."""
+    rows = await conn.execute(
+        text(
+            "SELECT id FROM metric_series WHERE written = ''"
+            " AND (CAST(:provider AS text) IS NULL OR said_provider = :provider)"
+        ),
+        {"provider": provider},
+    )
+    return list(rows.scalars())
+
+
+async def points(
+    conn: AsyncConnection,
+    metric: Metric,
+    ids: Collection[int],
+    *,
+    table: str,
+    since: datetime,
+    until: datetime,
+    step: timedelta,
+) -> dict[datetime, Sums]:
+    """By the begin of each step that anything was counted in; `since` is such a begin."""
+    if not ids:
+        return {}
+    rows = await conn.execute(
+        text(
+            f"""
+            SELECT date_bin(:step, at, :since) AS begins, {added_up(metric)} FROM {table}
+            WHERE series_id = ANY (:ids) AND at >= :since AND at < :until GROUP BY 1
+            """
+        ).bindparams(IDS),
+        {"ids": list(ids), "since": since, "until": until, "step": step},
+    )
+    return {row.begins: to_sums(row, metric) for row in rows}
+
+
+def added_up(metric: Metric) -> str:
+    columns = [f"sum({name}) AS {name}" for name in metric.columns]
+    if metric.largest:
+        columns.append(f"max({metric.largest}) AS {metric.largest}")
+    if metric.sizes:
+        columns.append(f"jsonb_agg({metric.sizes}) FILTER (WHERE {metric.sizes} IS NOT NULL) AS sizes")
+    return ", ".join(columns)
+
+
+def to_sums(row: Row[Any], metric: Metric) -> Sums:
+    names = (*metric.columns, *([metric.largest] if metric.largest else []))
+    return Sums({name: getattr(row, name) for name in names}, merged(row.sizes or ()) if metric.sizes else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """An account with failed calls, and its calls of that time."""
+
+    key: AccountKey
+    calls: int
+    succeeded: int
+    failed: int
+
+
+# Who has a failed call at all is found by an index that holds nobody else.
+WORST = text(
+    """
+    SELECT s.source, s.environment_id, s.account_id, sum(m.calls) AS calls, sum(m.calls_succeeded) AS succeeded
+    FROM metric_series s JOIN rollup_minutes m ON m.series_id = s.id
+    WHERE s.id IN (SELECT series_id FROM rollup_minutes WHERE at >= :since AND calls_succeeded < calls)
+        AND s.written <> '' AND m.at >= :since AND m.calls IS NOT NULL
+    GROUP BY 1, 2, 3 ORDER BY sum(m.calls) - sum(m.calls_succeeded) DESC, 1, 2, 3 LIMIT :rows
+    """
+)
+
+
+async def worst(conn: AsyncConnection, since: datetime, *, limit: int = WORST_MAX) -> list[Failing]:
+    """Accounts with failed calls since then, most failures first."""
+    rows = await conn.execute(WORST, {"since": since, "rows": limit})
+    return [
+        Failing(
+            AccountKey(row.source, row.environment_id, row.account_id),
+            int(row.calls),
+            int(row.succeeded),
+            int(row.calls - row.succeeded),
+        )
+        for row in rows
+    ]
+
+
+CALLS_OF = text(
+    """
+    SELECT s.source, s.environment_id, s.account_id, sum(m.calls) FILTER (WHERE m.at >= :since) AS calls,
+        sum(m.calls_succeeded) FILTER (WHERE m.at >= :since) AS succeeded
+    FROM unnest(:key_sources, :key_environment_ids, :key_account_ids) AS k (source, environment_id, account_id)
+    JOIN metric_series s ON s.account_id = k.account_id AND s.source = k.source AND s.environment_id = k.environment_id
+    JOIN rollup_minutes m ON m.series_id = s.id AND m.at >= :known_since AND m.calls IS NOT NULL
+    GROUP BY 1, 2, 3
+    """
+).bindparams(*KEY_PARAMETERS)
+
+
+async def calls_of(
+    conn: AsyncConnection, keys: Collection[AccountKey], since: datetime, known_since: datetime
+) -> dict[AccountKey, tuple[int, int]]:
+    """(calls, of them succeeded) since a time, of those of these accounts that called since `known_since`."""
+    if not keys:
+        return {}
+    rows = await conn.execute(CALLS_OF, {**key_values(keys), "since": since, "known_since": known_since})
+    return {AccountKey(row[0], row[1], row[2]): (int(row.calls or 0), int(row.succeeded or 0)) for row in rows}
+
+
+async def by_provider(
+    conn: AsyncConnection, metric: Metric, *, since: datetime, table: str = MINUTES
+) -> dict[str, Sums]:
+    """What was counted since then, by provider."""
+    rows = await conn.execute(
+        text(
+            f"""
+            SELECT s.provider, {added_up(metric)} FROM metric_series s JOIN {table} m ON m.series_id = s.id
+            WHERE s.written = '' AND m.at >= :since GROUP BY 1
+            """
+        ),
+        {"since": since},
+    )
+    return {row.provider: to_sums(row, metric) for row in rows}
