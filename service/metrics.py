@@ -6,26 +6,46 @@ provider's webhook told of has no latency.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.report import ERROR_CLASSES
-from service.rules.triggers.quantile import quantile_of
+from service.rules.triggers.quantile import quantiles_of
 
 QUANTILES = {"p50_seconds": 0.5, "p99_seconds": 0.99}
+WANTED = tuple(QUANTILES.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What was counted of some series in some time: columns of a rollup, null for nothing, and its sketch's buckets."""
+    """What was counted of some series in some time: columns of a rollup, null for nothing, and sketches as they are
+    stored, each its buckets in their order and then how many are in each."""
 
     counts: Mapping[str, int | float | None]
-    sizes: Mapping[int, int] = field(default_factory=dict)
+    sketches: list[Sequence[int]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> int | float:
         return self.counts.get(name) or 0
+
+    @property
+    def sketch(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The buckets in their order, and how many are in each."""
+        if len(self.sketches) == 1:
+            [one] = self.sketches
+            return one[: len(one) // 2], one[len(one) // 2 :]
+        found: dict[int, int] = {}
+        for one in self.sketches:
+            half = len(one) // 2
+            for size, count in zip(one[:half], one[half:], strict=True):
+                found[size] = found.get(size, 0) + count
+        ordered = sorted(found)
+        return ordered, [found[size] for size in ordered]
+
+    @property
+    def timed(self) -> int:
+        """How many values the sketches hold."""
+        return sum(sum(one[len(one) // 2 :]) for one in self.sketches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +66,7 @@ def ratio(part: float, whole: float) -> float | None:
 
 
 def quantiles(sums: Sums) -> dict[str, float | None]:
-    return {name: quantile_of(sums.sizes, q) for name, q in QUANTILES.items()}
-
-
-def merged(sketches: Iterable[Mapping[str, int] | None]) -> dict[int, int]:
-    """Of sketches as JSON has them."""
-    found: Counter[str] = Counter()
-    for sketch in sketches:
-        if sketch:
-            if found:
-                found.update(sketch)
-            else:
-                found = Counter(sketch)
-    return {int(size): count for size, count in found.items()}
+    return dict(zip(QUANTILES, quantiles_of(*sums.sketch, WANTED), strict=True))
 
 
 def success_rate(sums: Sums) -> dict[str, Any]:
@@ -66,9 +74,8 @@ def success_rate(sums: Sums) -> dict[str, Any]:
 
 
 def refresh_rate(sums: Sums) -> dict[str, Any]:
-    timed = sum(sums.sizes.values())
     rate = ratio(sums["refreshes_succeeded"], sums["refreshes"])
-    return {"value": rate, "count": sums["refreshes"], **quantiles(sums), "timed": timed}
+    return {"value": rate, "count": sums["refreshes"], **quantiles(sums), "timed": sums.timed}
 
 
 def partial_rate(sums: Sums) -> dict[str, Any]:

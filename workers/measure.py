@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import habits, health
 from service.habits import Habit
-from service.metrics import METRICS, Sums
+from service.metrics import METRICS
 from service.rules.gauging import Readings
-from service.rules.triggers.quantile import quantile_of
+from service.rules.triggers.quantile import quantiles_of
 from service.runtime import Runtime
 from service.store import gauges as gauge_store
 from service.store import habits as habit_store
@@ -128,12 +128,8 @@ async def success_rate_of_refreshes(look: Look) -> Readings | None:
 
 async def latency_of_refreshes(look: Look) -> Readings | None:
     sums = await series.by_provider(look.conn, METRICS["refresh_success_rate"], since=look.now - REFRESHES_WITHIN)
-    slow = {provider: quantile_of(one.sizes, 0.99) for provider, one in sums.items() if timed(one) >= TIMED_MIN}
+    slow = {provider: quantiles_of(*one.sketch, (0.99,))[0] for provider, one in sums.items() if one.timed >= TIMED_MIN}
     return {(provider,): value for provider, value in slow.items() if provider and value is not None}
-
-
-def timed(sums: Sums) -> int:
-    return sum(sums.sizes.values())
 
 
 MEASURES: dict[str, Callable[[Look], Awaitable[Readings | None]]] = {

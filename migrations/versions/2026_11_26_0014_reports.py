@@ -117,10 +117,10 @@ COLUMNS = """
     retries_other INTEGER,
     refreshes INTEGER,
     refreshes_succeeded INTEGER,
-    refresh_sizes JSONB,
+    refresh_sizes INTEGER[],
     deliveries INTEGER,
     lag_seconds_max FLOAT,
-    lag_sizes JSONB
+    lag_sizes INTEGER[]
 """
 ROLLUPS = (
     f"CREATE TABLE rollup_minutes ({COLUMNS}, CONSTRAINT pk_rollup_minutes PRIMARY KEY (series_id, at))"
@@ -130,15 +130,16 @@ ROLLUPS = (
     f"CREATE TABLE rollup_hours ({COLUMNS}, CONSTRAINT pk_rollup_hours PRIMARY KEY (series_id, at))"
     " WITH (fillfactor = 85)",
     "CREATE INDEX ix_rollup_hours_at ON rollup_hours USING brin (at) WITH (autosummarize = on)",
-    # Sketches add up bucket by bucket (service/rules/triggers/quantile.py).
+    # A sketch is its buckets in their order, then how many are in each; sketches add up bucket by bucket.
     """
-    CREATE FUNCTION add_sizes(one jsonb, other jsonb) RETURNS jsonb
+    CREATE FUNCTION add_sizes(one integer[], other integer[]) RETURNS integer[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         SELECT CASE WHEN one IS NULL THEN other WHEN other IS NULL THEN one ELSE (
-            SELECT jsonb_object_agg(size, total) FROM (
-                SELECT size, sum(count::bigint) AS total FROM (
-                    SELECT key AS size, value AS count FROM jsonb_each_text(one)
-                    UNION ALL SELECT key, value FROM jsonb_each_text(other)) AS both_of
+            SELECT array_agg(size ORDER BY size) || array_agg(total ORDER BY size) FROM (
+                SELECT size, sum(count)::integer AS total FROM (
+                    SELECT unnest(one[1 : cardinality(one) / 2]) AS size, unnest(one[cardinality(one) / 2 + 1 : cardinality(one)]) AS count
+                    UNION ALL
+                    SELECT unnest(other[1 : cardinality(other) / 2]), unnest(other[cardinality(other) / 2 + 1 : cardinality(other)])) AS of_both
                 GROUP BY size) AS summed) END
     $$
     """,
@@ -187,7 +188,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute(ENSURE_PARTITIONS.format(parents=PARENTS_BEFORE))
-    op.execute("DROP FUNCTION add_sizes(jsonb, jsonb)")
+    op.execute("DROP FUNCTION add_sizes(integer[], integer[])")
     for table in (
         "rollup_hours",
         "rollup_minutes",

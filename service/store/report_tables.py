@@ -24,7 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from service.report import ERROR_CLASSES
 from service.store.tables import Instant, metadata
@@ -138,7 +138,8 @@ COUNTS = (
     "refreshes_succeeded",
     "deliveries",
 )
-SKETCHES = ("refresh_sizes", "lag_sizes")  # seconds, by the buckets of service/rules/triggers/quantile.py
+# Seconds, by the buckets of service/rules/triggers/quantile.py: those in their order, then how many are in each.
+SKETCHES = ("refresh_sizes", "lag_sizes")
 
 
 def columns() -> list[Any]:
@@ -148,10 +149,10 @@ def columns() -> list[Any]:
         Column("at", Instant, nullable=False),
         *(Column(name, Integer) for name in ("calls", "calls_succeeded", "writes", "partials", *RETRIES)),
         *(Column(name, Integer) for name in ("refreshes", "refreshes_succeeded")),
-        Column("refresh_sizes", JSONB),
+        Column("refresh_sizes", ARRAY(Integer)),
         Column("deliveries", Integer),
         Column("lag_seconds_max", Float),
-        Column("lag_sizes", JSONB),
+        Column("lag_sizes", ARRAY(Integer)),
         PrimaryKeyConstraint("series_id", "at"),
     ]
 

@@ -122,7 +122,8 @@ def count_up(kind: Kind) -> Any:
             return f"SELECT series_id, {at} AS at, {sums} FROM both_levels GROUP BY 1, 2"
         largest = f", max(largest) AS {kind.largest}" if kind.largest else ""
         return f"""SELECT series_id, at, {sums},
-                jsonb_object_agg(size, n) FILTER (WHERE size IS NOT NULL) AS {kind.sizes}{largest}
+                array_agg(size ORDER BY size) FILTER (WHERE size IS NOT NULL)
+                    || array_agg(n::int ORDER BY size) FILTER (WHERE size IS NOT NULL) AS {kind.sizes}{largest}
             FROM (SELECT series_id, {at} AS at, size, sum(n) AS n, max(largest) AS largest, {sums}
                 FROM both_levels GROUP BY 1, 2, 3) AS sized GROUP BY 1, 2"""
 

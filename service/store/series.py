@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, Integer, Row, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
-from service.metrics import Metric, Sums, merged
+from service.metrics import Metric, Sums
 from service.report import SOURCE
 from service.store.keys import KEY_PARAMETERS, key_values
 
@@ -62,30 +62,33 @@ async def points(
     """By the begin of each step that anything was counted in; `since` is such a begin."""
     if not ids:
         return {}
+    within = {"ids": list(ids), "since": since, "until": until, "step": step}
+    where = "WHERE series_id = ANY (:ids) AND at >= :since AND at < :until"
     rows = await conn.execute(
-        text(
-            f"""
-            SELECT date_bin(:step, at, :since) AS begins, {added_up(metric)} FROM {table}
-            WHERE series_id = ANY (:ids) AND at >= :since AND at < :until GROUP BY 1
-            """
-        ).bindparams(IDS),
-        {"ids": list(ids), "since": since, "until": until, "step": step},
+        text(f"SELECT date_bin(:step, at, :since), {added_up(metric)} FROM {table} {where} GROUP BY 1").bindparams(IDS),
+        within,
     )
-    return {row.begins: to_sums(row, metric) for row in rows}
+    found = to_sums(rows, metric)
+    if metric.sizes:
+        sketches = await conn.execute(
+            text(
+                f"SELECT date_bin(:step, at, :since), {metric.sizes} FROM {table} {where} AND {metric.sizes} IS NOT NULL"
+            ).bindparams(IDS),
+            within,
+        )
+        for at, sketch in sketches:
+            found[at].sketches.append(sketch)
+    return found
 
 
 def added_up(metric: Metric) -> str:
-    columns = [f"sum({name}) AS {name}" for name in metric.columns]
-    if metric.largest:
-        columns.append(f"max({metric.largest}) AS {metric.largest}")
-    if metric.sizes:
-        columns.append(f"jsonb_agg({metric.sizes}) FILTER (WHERE {metric.sizes} IS NOT NULL) AS sizes")
-    return ", ".join(columns)
+    columns = [f"sum({name})" for name in metric.columns]
+    return ", ".join([*columns, *([f"max({metric.largest})"] if metric.largest else [])])
 
 
-def to_sums(row: Row[Any], metric: Metric) -> Sums:
+def to_sums(rows: Iterable[Row[Any]], metric: Metric) -> dict[Any, Sums]:
     names = (*metric.columns, *([metric.largest] if metric.largest else []))
-    return Sums({name: getattr(row, name) for name in names}, merged(row.sizes or ()) if metric.sizes else {})
+    return {row[0]: Sums(dict(zip(names, row[1:], strict=True))) for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +153,13 @@ async def by_provider(
     conn: AsyncConnection, metric: Metric, *, since: datetime, table: str = MINUTES
 ) -> dict[str, Sums]:
     """What was counted since then, by provider."""
-    rows = await conn.execute(
-        text(
-            f"""
-            SELECT s.provider, {added_up(metric)} FROM metric_series s JOIN {table} m ON m.series_id = s.id
-            WHERE s.written = '' AND m.at >= :since GROUP BY 1
-            """
-        ),
-        {"since": since},
-    )
-    return {row.provider: to_sums(row, metric) for row in rows}
+    of = f"FROM metric_series s JOIN {table} m ON m.series_id = s.id WHERE s.written = '' AND m.at >= :since"
+    rows = await conn.execute(text(f"SELECT s.provider, {added_up(metric)} {of} GROUP BY 1"), {"since": since})
+    found = to_sums(rows, metric)
+    if metric.sizes:
+        sketches = await conn.execute(
+            text(f"SELECT s.provider, {metric.sizes} {of} AND {metric.sizes} IS NOT NULL"), {"since": since}
+        )
+        for provider, sketch in sketches:
+            found[provider].sketches.append(sketch)
+    return found

@@ -6,8 +6,10 @@ any order, and the answer is within `ERROR` of the true one, relatively.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from math import ceil, log
 from typing import Any, ClassVar
 
@@ -79,7 +81,10 @@ class Quantile(Rolling):
             bucket.examples = tuple(sorted((*bucket.examples, sample.id)))[:EXAMPLES_MAX]
 
     def value(self, window: Bucket) -> float | None:
-        return quantile_of(window.sizes, self.q) if window.total >= self.min_total else None
+        if window.total < self.min_total:
+            return None
+        sizes = sorted(window.sizes)
+        return quantiles_of(sizes, [window.sizes[size] for size in sizes], (self.q,))[0]
 
     def breached(self, value: float) -> bool:
         return value > self.gt
@@ -95,14 +100,13 @@ class Quantile(Rolling):
         )
 
 
-def quantile_of(sizes: Mapping[int, int], q: float) -> float | None:
-    """Of a sketch, size -> how many; None of an empty one."""
-    rank, seen = q * (sum(sizes.values()) - 1), 0
-    for size in sorted(sizes):
-        seen += sizes[size]
-        if seen > rank:
-            return value_of(size)
-    return None
+def quantiles_of(sizes: Sequence[int], counts: Sequence[int], wanted: Sequence[float]) -> list[float | None]:
+    """Of a sketch: its buckets in their order, and how many are in each. None of an empty one."""
+    if not sizes:
+        return [None for _ in wanted]
+    seen = list(accumulate(counts))
+    # The first bucket up to which there are more than the rank.
+    return [value_of(sizes[bisect_right(seen, q * (seen[-1] - 1))]) for q in wanted]
 
 
 def size_of(value: float) -> int:
