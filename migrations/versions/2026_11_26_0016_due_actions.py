@@ -4,7 +4,7 @@ whether they are open or not. What the older indexes were for is dropped once no
 from alembic import op
 
 revision = "0016_due_actions"
-down_revision = "0012_gauge_states"
+down_revision = "0014_reports"
 
 
 def upgrade() -> None:

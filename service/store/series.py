@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.event import AccountKey
 from service.metrics import Metric, Sums
 from service.report import SOURCE
-from service.store.keys import KEY_PARAMETERS, key_values
+from service.store.keys import KEYS_IN_TEXT, key_values
 
 SERIES_OF_ACCOUNT_MAX = 100
 WORST_MAX = 1_000
@@ -128,15 +128,15 @@ async def worst(conn: AsyncConnection, since: datetime, *, limit: int = WORST_MA
 
 
 CALLS_OF = text(
-    """
+    f"""
     SELECT s.source, s.environment_id, s.account_id, sum(m.calls) FILTER (WHERE m.at >= :since) AS calls,
         sum(m.calls_succeeded) FILTER (WHERE m.at >= :since) AS succeeded
-    FROM unnest(:key_sources, :key_environment_ids, :key_account_ids) AS k (source, environment_id, account_id)
+    FROM {KEYS_IN_TEXT} AS k (source, environment_id, account_id)
     JOIN metric_series s ON s.account_id = k.account_id AND s.source = k.source AND s.environment_id = k.environment_id
     JOIN rollup_minutes m ON m.series_id = s.id AND m.at >= :known_since AND m.calls IS NOT NULL
     GROUP BY 1, 2, 3
     """
-).bindparams(*KEY_PARAMETERS)
+)
 
 
 async def calls_of(
