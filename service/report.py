@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -24,6 +24,17 @@ ERROR_CHARS_MAX = 500
 MILLISECONDS_MAX = 86_400_000
 # Trying these again cannot help, or may do it twice (docs/playbook.md): any retry is a mistake of the agent's.
 NEVER_RETRIED = frozenset({"refresh_failed", "insufficient_scope", "malformed_params", "partial_execution"})
+# Where the provider itself says so near a reported refresh how the account's credential fares, its word counts alone.
+OUTWEIGHED_WITHIN = timedelta(seconds=60)
+OUTWEIGHED_BY = (
+    "token.refresh_succeeded",
+    "token.refresh_failed",
+    "account.authorized",
+    "account.reauth_required",
+    "account.disconnected",
+    "account.deleted",
+)
+OUTWEIGHING = ("webhook", "recovery")
 NOT_AS_WRITTEN = frozenset({"missing", "mismatch"})  # the state check after a write that said it was done
 
 # What a reported event holds in its `details`, for rules to ask for.

@@ -16,14 +16,13 @@ from sqlalchemy import ARRAY, Row, Text, bindparam, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
-from service.report import SOURCE, TokenRefresh, ToolCall
+from service.report import OUTWEIGHED_BY, OUTWEIGHED_WITHIN, OUTWEIGHING, SOURCE, TokenRefresh, ToolCall
 from service.store.columns import literal
 from service.store.keys import any_of
 from service.store.report_tables import malformed_calls
 from service.store.tables import accounts
 
 REPORTS_LOCK = 7_305_201_004
-OUTWEIGHED_WITHIN = timedelta(seconds=60)
 FAILED_WITHIN = timedelta(hours=1)
 CLOCK_SLACK = timedelta(hours=1)
 MALFORMED_KEPT = timedelta(days=30)
@@ -171,15 +170,6 @@ def to_bound(row: Row[Any]) -> Bound:
     )
 
 
-# Whatever of the provider's own says how the account's credential fares.
-TOLD = (
-    "token.refresh_succeeded",
-    "token.refresh_failed",
-    "account.authorized",
-    "account.reauth_required",
-    "account.disconnected",
-    "account.deleted",
-)
 OUTWEIGHED = text(
     f"""
     SELECT n.id FROM unnest(CAST(:ids AS text[]), CAST(:sources AS text[]), CAST(:environment_ids AS text[]),
@@ -188,7 +178,7 @@ OUTWEIGHED = text(
         SELECT FROM events e
         WHERE e.account_id = n.account_id AND e.source = n.source AND coalesce(e.environment_id, '') = n.environment_id
             AND e.occurred_at BETWEEN n.at - CAST(:within AS interval) AND n.at + CAST(:within AS interval)
-            AND e.origin IN ('webhook', 'recovery') AND e.kind IN ({", ".join(f"'{kind}'" for kind in TOLD)})
+            AND e.origin IN {OUTWEIGHING} AND e.kind IN {OUTWEIGHED_BY}
             AND e.received_at >= :since)
     """
 ).bindparams(bindparam("within", value=OUTWEIGHED_WITHIN))

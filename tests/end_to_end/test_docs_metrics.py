@@ -82,7 +82,7 @@ def test_the_figures_are_those_of_the_code() -> None:
         f"up to {report.ITEMS_MAX:,} calls in a request of at most {report.BODY_BYTES_MAX // 1024**2} MiB",
         f"for a review for {reports.MALFORMED_KEPT.days} days",
         f"larger than {reporting.REVIEWED_BYTES_MAX // 1024} KiB",
-        f"within {reports.OUTWEIGHED_WITHIN.total_seconds():.0f} seconds",
+        f"within {report.OUTWEIGHED_WITHIN.total_seconds():.0f} seconds",
         f"hours for {rollups.HOURS_KEPT.days} days",
         f"{metrics_series.POINTS_MAX:,} points at most",
         f"Up to {rollups.SERIES_MAX:,} accounts",

@@ -373,3 +373,17 @@ async def test_a_series_has_every_step_and_null_where_nothing_is_known(api: Api)
 )
 async def test_what_cannot_be_answered_says_what_can(api: Api, query: str, status: int, code: str, mend: str) -> None:
     assert mend in problem(await api.client.get(f"/v1/metrics/{query}"), status, code)["detail"]
+
+
+async def test_the_providers_word_wins_when_it_comes_after_the_report_as_well(api: Api) -> None:
+    """Two refreshes failed, each of them told twice: that is no third failure."""
+    await api.send(event_body(occurred_at=ago(3000)))
+    await evaluate(api.runtime)
+    for number, at in enumerate((ago(600), ago(300))):
+        await report_refreshes(api, refresh(number, occurred_at=at, outcome="error"))
+        await evaluate(api.runtime)
+        await api.send(event_body(REFRESH_FAILED, occurred_at=at))
+        await evaluate(api.runtime)
+    assert len(await logged(api)) == 2
+    open_ones = await api.items("/v1/alerts?state=firing")
+    assert "token-refresh-failing" not in {alert["rule"] for alert in open_ones}
