@@ -50,6 +50,7 @@ SELECT s.id, at, 120, 118, 40, 0, 1, 1,
 FROM generate_series(date_trunc('hour', now()) - %(days)s * interval '1 day', now(), interval '1 hour') AS at,
     metric_series s,
     (SELECT array_agg(n ORDER BY n) || array_agg(10 + n ORDER BY n) AS sizes FROM generate_series(0, %(buckets)s - 1) AS n) AS sketch
+ORDER BY at
 """
 MINUTES = """
 INSERT INTO rollup_minutes (series_id, at, calls, calls_succeeded, writes, partials)

@@ -68,7 +68,7 @@ async def points(
         text(f"SELECT date_bin(:step, at, :since), {added_up(metric)} FROM {table} {where} GROUP BY 1").bindparams(IDS),
         within,
     )
-    found = to_sums(rows, metric)
+    found = to_sums(rows.all(), metric)
     if metric.sizes:
         sketches = await conn.execute(
             text(
@@ -76,7 +76,7 @@ async def points(
             ).bindparams(IDS),
             within,
         )
-        for at, sketch in sketches:
+        for at, sketch in sketches.all():
             found[at].sketches.append(sketch)
     return found
 
@@ -101,21 +101,24 @@ class Failing:
     failed: int
 
 
-# Who has a failed call at all is found by an index that holds nobody else.
+# Who has a failed call at all is found by an index that holds nobody else; only of them the minutes are added up.
 WORST = text(
     """
     SELECT s.source, s.environment_id, s.account_id, sum(m.calls) AS calls, sum(m.calls_succeeded) AS succeeded
-    FROM metric_series s JOIN rollup_minutes m ON m.series_id = s.id
-    WHERE s.id IN (SELECT series_id FROM rollup_minutes WHERE at >= :since AND calls_succeeded < calls)
-        AND s.written <> '' AND m.at >= :since AND m.calls IS NOT NULL
+    FROM (SELECT DISTINCT series_id FROM rollup_minutes
+        WHERE at >= :since AND at < :until AND calls_succeeded < calls) AS failing
+    JOIN metric_series s ON s.id = failing.series_id AND s.written <> ''
+    CROSS JOIN LATERAL (SELECT sum(calls) AS calls, sum(calls_succeeded) AS calls_succeeded FROM rollup_minutes
+        WHERE series_id = s.id AND at >= :since AND at < :until) AS m
     GROUP BY 1, 2, 3 ORDER BY sum(m.calls) - sum(m.calls_succeeded) DESC, 1, 2, 3 LIMIT :rows
     """
 )
+AHEAD_MAX = timedelta(days=1)  # no minute lies so far ahead: the days that were made in advance are left out
 
 
 async def worst(conn: AsyncConnection, since: datetime, *, limit: int = WORST_MAX) -> list[Failing]:
     """Accounts with failed calls since then, most failures first."""
-    rows = await conn.execute(WORST, {"since": since, "rows": limit})
+    rows = await conn.execute(WORST, {"since": since, "until": since + AHEAD_MAX, "rows": limit})
     return [
         Failing(
             AccountKey(row.source, row.environment_id, row.account_id),
@@ -155,11 +158,11 @@ async def by_provider(
     """What was counted since then, by provider."""
     of = f"FROM metric_series s JOIN {table} m ON m.series_id = s.id WHERE s.written = '' AND m.at >= :since"
     rows = await conn.execute(text(f"SELECT s.provider, {added_up(metric)} {of} GROUP BY 1"), {"since": since})
-    found = to_sums(rows, metric)
+    found = to_sums(rows.all(), metric)
     if metric.sizes:
         sketches = await conn.execute(
             text(f"SELECT s.provider, {metric.sizes} {of} AND {metric.sizes} IS NOT NULL"), {"since": since}
         )
-        for provider, sketch in sketches:
+        for provider, sketch in sketches.all():
             found[provider].sketches.append(sketch)
     return found
