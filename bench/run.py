@@ -22,6 +22,7 @@ from bench import (
     memory,
     pause,
     read_back,
+    reports,
     results,
     throughput,
 )
@@ -34,6 +35,7 @@ PARTS: dict[str, tuple[str, Callable[[House], list[Figure]]]] = {
     "deadlines": ("armed deadlines of which none is due", deadlines.measure),
     "backlog": ("a backlog read by one worker, by two, with 1,000 rules", backlog.measure),
     "backtest": ("a backtest of the stored log", backtest.measure),
+    "reports": ("reported tool calls; the metrics over 30 days", reports.measure),
 }
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, pool, text
 from service.store import (  # noqa: F401 - they add tables
     recovery_tables,
     rejected,
+    report_tables,
     retention_state,
     routing_tables,
     rule_sets,

@@ -24,6 +24,8 @@ from service.observe import log
 from service.orchestrators.base import Orchestrator
 from service.queue import Nudger
 from service.rejections import Rejections
+from service.report import TokenRefresh, ToolCall
+from service.reporting import Reporting, keep_token_refreshes, keep_tool_calls
 from service.rule_sets import RuleSets
 from service.rules import RuleBook
 from service.settings import Settings, explain
@@ -68,6 +70,8 @@ class Runtime:
     settings: Settings
     engine: AsyncEngine
     committer: Committer
+    tool_calls: Reporting[ToolCall]
+    token_refreshes: Reporting[TokenRefresh]
     nudger: Nudger
     rules: RuleBook  # the folder's own, as the commands read it; `rule_sets.in_force` is what is judged by
     rule_sets: RuleSets
@@ -98,6 +102,10 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             make_partitions=partial(make_partitions, engine),
             on_commit=partial(committed, nudger),
         )
+        beside: dict[str, Any] = {
+            "make_partitions": partial(make_partitions, engine),
+            "nudge": partial(nudger.nudge, queue.EVALUATE),
+        }
         rules = RuleBook(settings.rules_folder)
         for mistake in rules.reload():
             log.error("rules.mistake", problem=str(mistake))
@@ -105,6 +113,8 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             settings=settings,
             engine=engine,
             committer=committer,
+            tool_calls=Reporting(engine, keep_tool_calls, **beside),
+            token_refreshes=Reporting(engine, keep_token_refreshes, **beside),
             nudger=nudger,
             rules=rules,
             rule_sets=RuleSets(settings.rules_folder),

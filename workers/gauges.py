@@ -23,6 +23,7 @@ from service.runtime import Runtime
 from service.store import alerts as alert_store
 from service.store import gauges as gauge_store
 from service.store import log, readers
+from service.store.accounts import parse_key
 from service.store.alerts import Alert, dedup_key
 from service.store.gauges import GaugeState, Standing
 from service.store.session import begin
@@ -161,15 +162,18 @@ async def judge_group(
 def make_alert(rule: Rule, state: GaugeState, value: float, opened_at: datetime, now: datetime) -> Alert:
     """Its episode's number is given when it is written."""
     said = f"{value:.0f}" if abs(value) >= 10 else f"{value:.3g}"
-    values = {**state.group, "group": ", ".join(state.group.values()), "value": said}
+    written = state.group.get("account_id")
+    account = parse_key(written) if written is not None and written.count(":") >= 2 else None
+    group = {**state.group, "account_id": account.account_id} if account is not None else state.group
+    values = {**group, "group": ", ".join(group.values()), "value": said}
     return Alert(
         id=new_id(),
         rule_id=rule.id,
         rule_version=rule.version,
         severity=rule.severity,
-        account=None,
+        account=account,
         connection_id=None,
-        group=state.group,
+        group=group,
         group_key=state.group_key,
         episode=0,
         dedup_key="",

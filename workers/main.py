@@ -31,6 +31,7 @@ from workers.act import Acting
 from workers.evaluate import evaluate
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
+from workers.rollups import RollingUp
 from workers.ship import ship
 from workers.sweep import Sweep, sweep
 
@@ -125,7 +126,10 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
     async def recovering() -> None:
         await recover(runtime, memory)
 
-    last, retaining, memory = Sweep(), Retaining(), Recovering()
+    async def counting() -> datetime | None:
+        return datetime.now(UTC) if await rolling.step(runtime) else None
+
+    last, retaining, memory, rolling = Sweep(), Retaining(), Recovering(), RollingUp()
     attempts = Acting(runtime, lambda: stories[queue.ACT].want())
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
@@ -134,6 +138,7 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
         "sweep": Story("sweep", sweeping),
         "retain": Story("retain", keeping),
         "recover": Story("recover", recovering),
+        "rollup": Story("rollup", counting),
     }
     return stories
 

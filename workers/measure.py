@@ -10,15 +10,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import habits, health
 from service.habits import Habit
+from service.metrics import METRICS
 from service.rules.gauging import Readings
+from service.rules.triggers.quantile import quantiles_of
 from service.runtime import Runtime
 from service.store import gauges as gauge_store
 from service.store import habits as habit_store
-from service.store import log, readers
+from service.store import log, readers, series
+from service.store.accounts import parse_key
 from service.store.actions import NOTIFY, PAUSE, RESUME
 from workers.ship import reader_name
 
 HABITS_BEHIND_MAX = timedelta(seconds=15)  # what they have not read by then may be the very event that was missed
+CALLS_WITHIN, REFRESHES_WITHIN = timedelta(minutes=5), timedelta(minutes=15)
+CALLS_FAILED_MIN = 2  # one failed call is an incident of its own (tool_call.completed), and no rate
+REFRESHES_MIN, TIMED_MIN = 5, 20
+HELD_FOR = timedelta(hours=1)
 OF_HABITS = frozenset({"delivery_lag_seconds", "break_delivery_lag_seconds", "source_silence_seconds"})
 
 
@@ -96,6 +103,35 @@ async def sink_lag(look: Look) -> Readings | None:
     }
 
 
+async def success_rate_of_accounts(look: Look) -> Readings | None:
+    """Of accounts with failed calls. What is open keeps its last value while nobody calls: silence is no recovery."""
+    failing = await series.worst(look.conn, look.now - CALLS_WITHIN)
+    found = {one.key: one.succeeded / one.calls for one in failing if one.failed >= CALLS_FAILED_MIN}
+    standing = await gauge_store.readings_of(look.conn, "account_id", look.now - HELD_FOR)
+    lasting = {parse_key(name): (value, at) for name, (value, at) in standing.items() if name.count(":") >= 2}
+    latest = await series.calls_of(
+        look.conn, [key for key in lasting if key not in found], look.now - CALLS_WITHIN, look.now - HELD_FOR
+    )
+    for key, (calls, succeeded) in latest.items():
+        found[key] = succeeded / calls if calls else lasting[key][0]
+    return {(str(key),): value for key, value in found.items()}
+
+
+async def success_rate_of_refreshes(look: Look) -> Readings | None:
+    sums = await series.by_provider(look.conn, METRICS["refresh_success_rate"], since=look.now - REFRESHES_WITHIN)
+    return {
+        (provider,): one["refreshes_succeeded"] / one["refreshes"]
+        for provider, one in sums.items()
+        if provider and one["refreshes"] >= REFRESHES_MIN
+    }
+
+
+async def latency_of_refreshes(look: Look) -> Readings | None:
+    sums = await series.by_provider(look.conn, METRICS["refresh_success_rate"], since=look.now - REFRESHES_WITHIN)
+    slow = {provider: quantiles_of(*one.sketch, (0.99,))[0] for provider, one in sums.items() if one.timed >= TIMED_MIN}
+    return {(provider,): value for provider, value in slow.items() if provider and value is not None}
+
+
 MEASURES: dict[str, Callable[[Look], Awaitable[Readings | None]]] = {
     "delivery_lag_seconds": delivery_lag,
     "break_delivery_lag_seconds": break_delivery_lag,
@@ -104,4 +140,7 @@ MEASURES: dict[str, Callable[[Look], Awaitable[Readings | None]]] = {
     "actions_lag_seconds": actions_lag,
     "notifier_lag_seconds": notifier_lag,
     "sink_lag_seconds": sink_lag,
+    "tool_call_success_rate": success_rate_of_accounts,
+    "refresh_success_rate": success_rate_of_refreshes,
+    "refresh_p99_seconds": latency_of_refreshes,
 }

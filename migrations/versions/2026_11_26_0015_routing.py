@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0015_routing"
-down_revision = "0013_due_actions"
+down_revision = "0014_reports"
 
 SCHEMA = """
 CREATE TABLE silences (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
+from msgspec import Struct
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -61,7 +62,7 @@ class Call:
     scope: str | None
     summary: str
     query: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
+    body: type[BaseModel | Struct] | None = None
     ok: int = 200
 
 
@@ -116,21 +117,26 @@ def read_query(request: Request, model: type[M]) -> M:
     return validate(model, seen, "query")
 
 
-async def read_json(request: Request, model: type[M], *, optional: bool = False) -> M:
+async def read_body(request: Request, *, bytes_max: int = JSON_BYTES_MAX) -> bytes:
+    """The raw bytes; TooLarge as soon as there are more than that, RequestTimeout when they do not come in time."""
     chunks: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(JSON_SECONDS_MAX):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > JSON_BYTES_MAX:
-                    raise TooLarge(f"the body is larger than {JSON_BYTES_MAX} bytes", code="body_too_large")
+                if size > bytes_max:
+                    raise TooLarge(f"the body is larger than {bytes_max} bytes", code="body_too_large")
                 chunks.append(chunk)
     except TimeoutError as exc:
         raise RequestTimeout("the body did not arrive in time") from exc
     except ClientDisconnect as exc:
         raise BadRequest("the sender hung up", code="client_disconnected") from exc
-    raw = b"".join(chunks)
+    return b"".join(chunks)
+
+
+async def read_json(request: Request, model: type[M], *, optional: bool = False) -> M:
+    raw = await read_body(request)
     if not raw and optional:
         return validate(model, {}, "body")
     try:
@@ -257,6 +263,7 @@ __all__ = [
     "Strict",
     "Text",
     "guarded",
+    "read_body",
     "read_json",
     "read_query",
     "runtime_of",

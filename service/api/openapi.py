@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
+from msgspec import Struct
 from openapi_pydantic import OpenAPI
 from pydantic import BaseModel
 
@@ -107,9 +109,9 @@ def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def inlined(model: type[BaseModel]) -> dict[str, Any]:
+def inlined(model: type[BaseModel | Struct]) -> dict[str, Any]:
     """The model's JSON Schema with its own definitions put in place; ours are never recursive."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = msgspec.json.schema(model) if issubclass(model, Struct) else model.model_json_schema(by_alias=True)
     definitions = schema.pop("$defs", {})
 
     def put(value: Any) -> Any:

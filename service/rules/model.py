@@ -152,6 +152,9 @@ class Rule(Conditions):
             raise Mistake(message, "take keep_firing_for out", path=("keep_firing_for",), on_key=True)
         self._check_tests(condition)
         for index, action in enumerate(self.actions):
+            if isinstance(condition, Gauge):
+                mend = "take actions out; a count of tool_call.completed pauses, say"
+                raise Mistake("a gauge pauses nothing", mend, path=("actions",), on_key=True)
             wanted = action.pause_workflows.depends_on
             if wanted not in self.group_by:
                 message = f"pause_workflows depends on {wanted}, which is not in group_by"

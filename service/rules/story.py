@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from service.event import WELL, Event, order_key
+from service.report import OUTWEIGHED_BY, OUTWEIGHED_WITHIN, OUTWEIGHING
+
+REFRESHES = ("token.refresh_succeeded", "token.refresh_failed")
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen, for the speed of building one
@@ -38,7 +41,7 @@ def tell(initial: Initial, events: Iterable[Event]) -> Story:
     """By `occurred_at`, a break after a recovery in a tie, each event once; the order of arrival does not matter."""
     now, steps = initial, []
     seen: set[str] = set()
-    for event in sorted(events, key=order_key):
+    for event in believed(sorted(events, key=order_key)):
         if event.id in seen:
             continue
         seen.add(event.id)
@@ -50,6 +53,18 @@ def tell(initial: Initial, events: Iterable[Event]) -> Story:
             )
         steps.append(Step(event, became, now.status))
     return Story(tuple(steps), now)
+
+
+def believed(events: Sequence[Event]) -> Sequence[Event]:
+    """Without the reports of refreshes that the provider's own word outweighs, whichever of the two came first."""
+    reported = [event for event in events if event.origin == "report" and event.kind in REFRESHES]
+    if not reported:
+        return events
+    told = [event.occurred_at for event in events if event.origin in OUTWEIGHING and event.kind in OUTWEIGHED_BY]
+    outweighed = {
+        event.id for event in reported if any(abs(event.occurred_at - at) <= OUTWEIGHED_WITHIN for at in told)
+    }
+    return [event for event in events if event.id not in outweighed] if outweighed else events
 
 
 def chain(not_well: Mapping[str, datetime], status: str, at: datetime) -> dict[str, datetime]:

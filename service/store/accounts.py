@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
 from service.event import AccountKey, Event
+from service.report import SOURCE as REPORTED
 from service.store.keys import KEYS_IN_TEXT, any_of, key_values, same_account, text_array
 from service.store.log import EVENT_COLUMNS, to_event
 from service.store.tables import accounts
@@ -122,14 +123,16 @@ async def load(conn: AsyncConnection, keys: Collection[AccountKey]) -> dict[Acco
 
 
 async def namesakes(conn: AsyncConnection, account_id: str) -> list[Account]:
-    """Every account of that short id, whatever its source and environment."""
+    """Every account of that short id, whatever its source and environment. One that only reports told of before the
+    provider did is no other account."""
     rows = await conn.execute(
         select(accounts)
         .where(accounts.c.account_id == account_id)
         .order_by(accounts.c.source, accounts.c.environment_id)
         .limit(CANDIDATES_MAX)
     )
-    return [to_account(row) for row in rows]
+    found = [to_account(row) for row in rows]
+    return [account for account in found if account.key.source != REPORTED] or found
 
 
 async def shared_ids(conn: AsyncConnection, account_ids: Collection[str]) -> set[str]:
@@ -138,7 +141,7 @@ async def shared_ids(conn: AsyncConnection, account_ids: Collection[str]) -> set
         return set()
     rows = await conn.execute(
         select(accounts.c.account_id)
-        .where(accounts.c.account_id == any_of(account_ids))
+        .where(accounts.c.account_id == any_of(account_ids), accounts.c.source != REPORTED)
         .group_by(accounts.c.account_id)
         .having(func.count() > 1)
     )

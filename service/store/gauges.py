@@ -52,6 +52,20 @@ async def load(conn: AsyncConnection) -> dict[tuple[str, str], GaugeState]:
     return {(row.rule_id, row.group_key): GaugeState(**row._mapping) for row in rows}
 
 
+async def readings_of(conn: AsyncConnection, label: str, since: datetime) -> dict[str, tuple[float, datetime]]:
+    """What was last read of groups by that one label whose episode lasts, and when; not of before `since`."""
+    rows = await conn.execute(
+        select(gauge_states.c.group_key, gauge_states.c.value, gauge_states.c.read_at)
+        .where(
+            gauge_states.c.alert_id.is_not(None) | gauge_states.c.pending_since.is_not(None),
+            gauge_states.c.group.has_key(label),
+            gauge_states.c.read_at >= since,
+        )
+        .limit(EPISODES_READ_MAX)
+    )
+    return {row.group_key: (row.value, row.read_at) for row in rows}
+
+
 async def save(conn: AsyncConnection, changed: Sequence[GaugeState]) -> None:
     if not changed:
         return

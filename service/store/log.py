@@ -13,14 +13,14 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import ARRAY, BigInteger, Boolean, LargeBinary, Row, Text, bindparam, func, select, text
-from sqlalchemy.dialects.postgresql import UUID as PGUUID
+from sqlalchemy import BigInteger, Row, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey, Event, ProviderEvent, new_id
-from service.store.tables import Instant, events, log_marks, receipts
+from service.store.columns import literal
+from service.store.tables import events, log_marks, receipts
 
 LOG_LOCK = 7_305_201_002  # the same number as in accept_receipts
 PARTITION_DAYS_AHEAD = 7
@@ -76,37 +76,35 @@ class Kept(NamedTuple):
     same_body: bool
 
 
-def _arrays() -> dict[str, Any]:
-    texts = ARRAY(Text())
-    return {
-        "id": ARRAY(PGUUID(as_uuid=False)),
-        "source": texts,
-        "origin": texts,
-        "event_id": texts,
-        "type": texts,
-        "kind": texts,
-        "account_id": texts,
-        "connection_id": texts,
-        "provider": texts,
-        "identifier": texts,
-        "organization_id": texts,
-        "environment_id": texts,
-        "status": texts,
-        "old_status": texts,
-        "account_status": texts,
-        "occurred_at": ARRAY(Instant),
-        "attempted_at": ARRAY(Instant),
-        "clock_suspect": ARRAY(Boolean()),
-        "details": texts,
-        "headers": texts,
-        "body": ARRAY(LargeBinary()),
-        "body_sha256": ARRAY(LargeBinary()),
-        "secret_name": texts,
-    }
-
-
-ARRAYS = _arrays()
-JSON_COLUMNS = ("details", "headers")
+TEXTS = (
+    "source",
+    "origin",
+    "event_id",
+    "type",
+    "kind",
+    "account_id",
+    "connection_id",
+    "provider",
+    "identifier",
+    "organization_id",
+    "environment_id",
+    "status",
+    "old_status",
+    "account_status",
+)
+# Of receipt_row, in its order.
+ARRAYS = {
+    "id": "uuid",
+    **dict.fromkeys(TEXTS, "text"),
+    "occurred_at": "timestamptz",
+    "attempted_at": "timestamptz",
+    "clock_suspect": "boolean",
+    "details": "jsonb",
+    "headers": "jsonb",
+    "body": "bytea",
+    "body_sha256": "bytea",
+    "secret_name": "text",
+}
 # Where the clock stands so far back that the day is carried over already, `events_kept` takes its rows.
 TAKES_TODAY = text(
     """
@@ -118,16 +116,12 @@ TAKES_TODAY = text(
         OR (inhparent = 'receipts'::regclass AND inhrelid = to_regclass('receipts_' || to_char(now(), 'YYYYMMDD'))))
     """
 )
-# The front door sends the same rows in binary (service/store/pipeline.py); here the driver's own arrays will do.
+# The front door sends the same rows in binary (service/store/pipeline.py); here whole columns as text will do.
 ACCEPT = text(
-    "SELECT number, event_row_id, same_body FROM accept_rows(ARRAY(SELECT ROW("
-    + ", ".join(f"n.{name}::jsonb" if name in JSON_COLUMNS else f"n.{name}" for name in ARRAYS)
-    + ")::receipt_row FROM unnest("
-    + ", ".join(f":{name}" for name in ARRAYS)
-    + ") WITH ORDINALITY AS n ("
-    + ", ".join(ARRAYS)
-    + ", ordinality) ORDER BY n.ordinality))"
-).bindparams(*(bindparam(name, type_=kind) for name, kind in ARRAYS.items()))
+    f"SELECT number, event_row_id, same_body FROM accept_rows(ARRAY(SELECT ROW({', '.join(f'n.{name}' for name in ARRAYS)})"
+    f"::receipt_row FROM unnest({', '.join(f'CAST(:{name} AS {kind}[])' for name, kind in ARRAYS.items())})"
+    f" WITH ORDINALITY AS n ({', '.join(ARRAYS)}, ordinality) ORDER BY n.ordinality))"
+)
 
 
 async def accept(conn: AsyncConnection, batch: Sequence[Receipt]) -> list[Kept]:
@@ -156,13 +150,14 @@ async def accept(conn: AsyncConnection, batch: Sequence[Receipt]) -> list[Kept]:
             receipt.clock_suspect,
             json.dumps(dict(event.details)) if event.details else None,
             json.dumps(dict(receipt.headers)),
-            receipt.body,
-            receipt.body_sha256,
+            "\\x" + receipt.body.hex(),
+            "\\x" + receipt.body_sha256.hex(),
             receipt.secret_name,
         )
         for name, value in zip(ARRAYS, values, strict=True):
             columns[name].append(value)
-    others = {row.number - 1: row for row in await conn.execute(ACCEPT, columns)}
+    values_of = {name: literal(values) for name, values in columns.items()}
+    others = {row.number - 1: row for row in await conn.execute(ACCEPT, values_of)}
     kept: list[Kept] = []
     for number, receipt in enumerate(batch):
         other = others.get(number)

@@ -121,7 +121,7 @@ async def test_there_is_no_default_partition(engine: AsyncEngine) -> None:
         defaults = await conn.execute(text("SELECT partrelid::regclass FROM pg_partitioned_table WHERE partdefid <> 0"))
         partitioned = await conn.execute(text("SELECT count(*) FROM pg_partitioned_table WHERE partstrat = 'r'"))
         assert defaults.all() == []
-        assert partitioned.scalar_one() == 2
+        assert partitioned.scalar_one() == 5
 
 
 async def test_lag_is_kept_whole_and_by_share(engine: AsyncEngine) -> None:

@@ -232,7 +232,7 @@ def test_the_shipped_rules_load_and_each_says_what_why_and_what_to_do() -> None:
             assert rule.pauses
 
 
-def test_the_shipped_gauges_are_about_ourselves_and_our_sources() -> None:
+def test_the_shipped_gauges_are_about_ourselves_our_sources_and_the_metrics() -> None:
     book = RuleBook(SHIPPED)
     book.reload()
     said = {rule.id: (rule.severity, tuple(rule.group_by), rule.pauses) for rule in book.ruleset.gauges}
@@ -242,7 +242,10 @@ def test_the_shipped_gauges_are_about_ourselves_and_our_sources() -> None:
         "delivery-lag-of-other-events": ("P3", ("source",), False),
         "evaluator-stalled": ("P1", (), False),
         "notifier-stalled": ("P2", ("notifier",), False),
+        "refresh-latency": ("P3", ("provider",), False),
+        "refresh-success-rate": ("P2", ("provider",), False),
         "sink-stalled": ("P3", ("sink",), False),
+        "tool-call-success-rate": ("P2", ("account_id",), False),
         "source-silent": ("P2", ("source",), False),
     }
 

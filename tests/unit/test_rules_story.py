@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +48,14 @@ def test_a_failed_refresh_moves_nothing() -> None:
 
 def test_an_account_is_written_in_full() -> None:
     assert str(AccountKey("scalekit", "env_1", "ca_1")) == "scalekit:env_1:ca_1"
+
+
+@given(st.randoms())
+def test_the_providers_word_outweighs_a_report_within_a_minute(random_: random.Random) -> None:
+    events = [
+        replace(event, id=str(n)) for n, event in enumerate(make_events([("failed", s) for s in (0, 60, 121, 200)]))
+    ]
+    events = [replace(event, origin="report" if n % 2 == 0 else "webhook") for n, event in enumerate(events)]
+    events.append(replace(events[0], id="call", kind="tool_call.completed"))
+    random_.shuffle(events)
+    assert {step.event.id for step in tell(Initial(), events).steps} == {"1", "2", "3", "call"}

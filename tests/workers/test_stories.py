@@ -9,6 +9,7 @@ import pytest
 from workers import main
 from workers.act import Acting
 from workers.retain import Retaining
+from workers.rollups import RollingUp
 
 CALLED = ("evaluate", "ship", "sweep", "recover")
 
@@ -33,13 +34,14 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(main, name, noting(name))
     monkeypatch.setattr(Acting, "step", noting("act"))
     monkeypatch.setattr(Retaining, "step", noting("retain"))
+    monkeypatch.setattr(RollingUp, "step", noting("rollup"))
     monkeypatch.setattr(main, "beat", noting("beat"))
     return names
 
 
 async def test_every_story_is_there_and_does_what_it_is_named_for(called: list[str]) -> None:
     stories = {story.name: story for story in main.stories_of(None).values()}  # type: ignore[arg-type]
-    assert set(stories) == {*CALLED, "act", "retain"}
+    assert set(stories) == {*CALLED, "act", "retain", "rollup"}
     for name, story in stories.items():
         called.clear()
         await story._step()

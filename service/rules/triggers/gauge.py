@@ -34,6 +34,18 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "actions_lag_seconds": ("age of the oldest pause or resume an orchestrator was not told yet", ("destination",)),
     "notifier_lag_seconds": ("age of the oldest message that a notifier did not take yet", ("notifier",)),
     "sink_lag_seconds": ("age of the oldest event a sink has not taken yet", ("sink",)),
+    "tool_call_success_rate": (
+        "reported tool calls of an account that succeeded, over all of the last five minutes; read once two have failed",
+        ("account_id",),
+    ),
+    "refresh_success_rate": (
+        "token refreshes at a provider that succeeded, over all of the last 15 minutes; read from five of them on",
+        ("provider",),
+    ),
+    "refresh_p99_seconds": (
+        "what the slowest hundredth of a provider's reported refreshes took in the last 15 minutes; read from 20 on",
+        ("provider",),
+    ),
 }
 # What comes sooner than this is in time and reads as 0: a lower threshold would never be met, and look as if all were well.
 FROM_SECONDS = {"delivery_lag_seconds": LATE_SECONDS, "break_delivery_lag_seconds": LATE_SECONDS}

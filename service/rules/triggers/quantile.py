@@ -6,8 +6,10 @@ any order, and the answer is within `ERROR` of the true one, relatively.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from math import ceil, log
 from typing import Any, ClassVar
 
@@ -81,12 +83,8 @@ class Quantile(Rolling):
     def value(self, window: Bucket) -> float | None:
         if window.total < self.min_total:
             return None
-        rank, seen = self.q * (window.total - 1), 0
-        for size in sorted(window.sizes):
-            seen += window.sizes[size]
-            if seen > rank:
-                return value_of(size)
-        return None
+        sizes = sorted(window.sizes)
+        return quantiles_of(sizes, [window.sizes[size] for size in sizes], (self.q,))[0]
 
     def breached(self, value: float) -> bool:
         return value > self.gt
@@ -100,6 +98,15 @@ class Quantile(Rolling):
             f"the {self.q:g} quantile of {self.field} is above {self.gt:g}, over at least {self.min_total} events with "
             f"{matches_words(self.match)} within {length(self.within)}"
         )
+
+
+def quantiles_of(sizes: Sequence[int], counts: Sequence[int], wanted: Sequence[float]) -> list[float | None]:
+    """Of a sketch: its buckets in their order, and how many are in each. None of an empty one."""
+    if not sizes:
+        return [None for _ in wanted]
+    seen = list(accumulate(counts))
+    # The first bucket up to which there are more than the rank.
+    return [value_of(sizes[bisect_right(seen, q * (seen[-1] - 1))]) for q in wanted]
 
 
 def size_of(value: float) -> int:

@@ -1,0 +1,98 @@
+"""Every command of docs/metrics.md, as a reader would paste it, against running parts; its figures are the code's."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service import report, reporting
+from service.api import metrics_series
+from service.metrics import METRICS
+from service.rules import RuleBook
+from service.store import reports, rollups
+from tests.conftest import ADMIN_TOKEN, SECRET
+from tests.end_to_end.running import Running, until
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "metrics.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+
+
+async def test_the_commands_do_what_the_page_says(tmp_path: Path, database_url: str) -> None:
+    running = Running(
+        tmp_path,
+        {
+            "DATABASE_URL": database_url,
+            "SCALEKIT_WEBHOOK_SECRET": SECRET,
+            "AUTHWATCH_ADMIN_TOKEN": ADMIN_TOKEN,
+            "AUTHWATCH_RULES": str(ROOT / "alert_rules"),
+        },
+    )
+    running.start("serve", "worker")
+    try:
+        await running.ready()
+        calls, malformed, refreshes, read = BLOCKS
+        assert json.loads(shell(running, calls)) == {"accepted": 1, "duplicates": 0}
+        assert json.loads(shell(running, calls)) == {"accepted": 0, "duplicates": 1}
+        assert json.loads(shell(running, malformed)) == {"items": [], "next_cursor": None}
+        assert json.loads(shell(running, refreshes)) == {"accepted": 1, "duplicates": 0}
+
+        async def counted() -> bool:
+            said = [
+                json.loads(line)
+                for line in shell(running, read.replace('TOKEN"\n', 'TOKEN"; echo\n')).split("\n")
+                if line
+            ]
+            return [sum(item["count"] for item in one["items"]) for one in said] == [1, 1]
+
+        await until(counted, 20, running.logs)
+
+        async def fired() -> bool:
+            alerts = shell(running, f'curl -sS "$AUTHWATCH_URL/v1/alerts" -H "Authorization: Bearer {ADMIN_TOKEN}"')
+            return "partial-execution" in {alert["rule"] for alert in json.loads(alerts)["items"]}
+
+        await until(fired, 20, running.logs)
+    finally:
+        running.stop()
+
+
+def shell(running: Running, words: str) -> str:
+    environment = {"AUTHWATCH_URL": running.url, "TOKEN": ADMIN_TOKEN, "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-euc", words], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "word", [*METRICS, *report.DETAILS.keys() - {"partial", "retried_against_rules"}, *report.NEVER_RETRIED]
+)
+def test_every_word_is_told(word: str) -> None:
+    assert word in TEXT
+
+
+def test_the_figures_are_those_of_the_code() -> None:
+    told = TEXT.replace("\n", " ")
+    for figure in (
+        f"up to {report.ITEMS_MAX:,} calls in a request of at most {report.BODY_BYTES_MAX // 1024**2} MiB",
+        f"for a review for {reports.MALFORMED_KEPT.days} days",
+        f"larger than {reporting.REVIEWED_BYTES_MAX // 1024} KiB",
+        f"within {report.OUTWEIGHED_WITHIN.total_seconds():.0f} seconds",
+        f"hours for {rollups.HOURS_KEPT.days} days",
+        f"{metrics_series.POINTS_MAX:,} points at most",
+        f"Up to {rollups.SERIES_MAX:,} accounts",
+    ):
+        assert figure in told, figure
+
+
+def test_the_rules_told_are_shipped() -> None:
+    book = RuleBook(ROOT / "alert_rules")
+    book.reload()
+    told = set(re.findall(r"^\| `([a-z0-9-]+)` \| ", TEXT.split("## Their rules")[1], re.MULTILINE))
+    assert told <= {rule.id for rule in book.rules}
+    assert len(told) == 6
