@@ -70,7 +70,8 @@ def shell(running: Running, words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "word", [*METRICS, *report.DETAILS.keys() - {"partial", "retried_against_rules"}, *report.NEVER_RETRIED]
+    "word",
+    [*METRICS, *sorted(report.DETAILS.keys() - {"partial", "retried_against_rules"}), *sorted(report.NEVER_RETRIED)],
 )
 def test_every_word_is_told(word: str) -> None:
     assert word in TEXT
