@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import orjson
 from sqlalchemy import ARRAY, Integer, Row, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -72,13 +73,18 @@ async def points(
     if metric.sizes:
         sketches = await conn.execute(
             text(
-                f"SELECT date_bin(:step, at, :since), {metric.sizes} FROM {table} {where} AND {metric.sizes} IS NOT NULL"
+                f"SELECT date_bin(:step, at, :since), {written(metric.sizes)} FROM {table} {where} AND {metric.sizes} IS NOT NULL"
             ).bindparams(IDS),
             within,
         )
         for at, sketch in sketches.all():
-            found[at].sketches.append(sketch)
+            found[at].sketches.append(orjson.loads(sketch))
     return found
+
+
+def written(sketch: str) -> str:
+    """As JSON, which is read in a tenth of the time that the driver takes for an array."""
+    return f"'[' || array_to_string({sketch}, ',') || ']'"
 
 
 def added_up(metric: Metric) -> str:
@@ -161,8 +167,8 @@ async def by_provider(
     found = to_sums(rows.all(), metric)
     if metric.sizes:
         sketches = await conn.execute(
-            text(f"SELECT s.provider, {metric.sizes} {of} AND {metric.sizes} IS NOT NULL"), {"since": since}
+            text(f"SELECT s.provider, {written(metric.sizes)} {of} AND {metric.sizes} IS NOT NULL"), {"since": since}
         )
         for provider, sketch in sketches.all():
-            found[provider].sketches.append(sketch)
+            found[provider].sketches.append(orjson.loads(sketch))
     return found
