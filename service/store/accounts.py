@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import Conflict
 from service.event import AccountKey, Event
 from service.report import SOURCE as REPORTED
-from service.store.keys import KEYS_IN_TEXT, any_of, key_values, same_account, text_array
+from service.store.columns import literal
+from service.store.keys import KEYS_IN_TEXT, any_of, key_values, same_account
 from service.store.log import EVENT_COLUMNS, to_event
 from service.store.tables import accounts
 
@@ -79,8 +80,8 @@ async def lock(
     database's clock once they are held.
     """
     held = {
-        "accounts": text_array(list(set(accounts))),
-        "connections": text_array([name for name in set(connections) if name]),
+        "accounts": literal(list(set(accounts))),
+        "connections": literal([name for name in set(connections) if name]),
         "beside": beside,
     }
     now: datetime = (await conn.execute(LOCK, held)).one()[1]

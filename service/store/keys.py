@@ -3,12 +3,13 @@ prepared and planned once, not for every number of accounts anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import ARRAY, CollectionAggregate, ColumnElement, Table, Text, Uuid, and_, any_, bindparam, cast, func
 
 from service.event import AccountKey
+from service.store.columns import literal
 
 NAMES = ("source", "environment_id", "account_id")
 KEYS_IN_TEXT = "unnest(" + ", ".join(f"CAST(:key_{name}s AS text[])" for name in NAMES) + ")"  # with `key_values`
@@ -27,21 +28,10 @@ def same_account(table: Table) -> ColumnElement[bool]:
 def key_values(keys: Iterable[AccountKey]) -> dict[str, Any]:
     known = list(keys)
     return {
-        "key_sources": text_array([key.source for key in known]),
-        "key_environment_ids": text_array([key.environment_id for key in known]),
-        "key_account_ids": text_array([key.account_id for key in known]),
+        "key_sources": literal([key.source for key in known]),
+        "key_environment_ids": literal([key.environment_id for key in known]),
+        "key_account_ids": literal([key.account_id for key in known]),
     }
-
-
-def text_array(words: Sequence[str]) -> str:
-    """An array as Postgres writes it, for `CAST(:name AS text[])`: the driver looks at each word by itself, which for
-    thousands of ids is a good part of a batch's time."""
-    if not words:
-        return "{}"
-    joined = '","'.join(words)
-    if "\\" in joined or joined.count('"') != 2 * (len(words) - 1):
-        joined = '","'.join(word.replace("\\", "\\\\").replace('"', '\\"') for word in words)
-    return f'{{"{joined}"}}'
 
 
 def any_of(words: Iterable[str]) -> CollectionAggregate[Any]:
