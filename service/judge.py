@@ -115,7 +115,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     for key in due:
         at = out.release_due.pop(key, None)
         due[key] = min((instant for instant in (due[key], at) if instant is not None), default=None)
-    await deadline_store.put(conn, due)
+    await deadline_store.put(conn, {key: at for key, at in due.items() if at is not None or key in case.waited})
     await deadline_store.bring_forward(conn, out.release_due)  # of accounts that were not judged themselves
     await rule_set_store.record_failures(conn, case.failures.found, now)
     await grouped.close(conn, out, of_groups, as_of=work.as_of, now=now, notifiers=notifiers)
@@ -133,6 +133,7 @@ class Case:
     owed: Mapping[AccountKey, Mapping[str, Owed]]
     concerned: dict[AccountKey, dict[str, Rule] | None] = field(default_factory=dict)  # None: every rule
     pending: dict[AccountKey, datetime | None] = field(default_factory=dict)  # what others may wait for
+    waited: frozenset[AccountKey] = frozenset()  # those that had a deadline of their own
     armed_changes: dict[tuple[AccountKey, str], Owed | None] = field(default_factory=dict)
     failures: Failures = field(default_factory=Failures)
 
@@ -150,7 +151,7 @@ async def open_case(conn: AsyncConnection, rules: Ruleset, work: Work) -> Case:
     watched = await account_store.watched(conn, starts, since)
     # Of a set without absences too there may be deadlines left, and who is due is due by one of them.
     owed = await armed_store.of_accounts(conn, starts) if rules.absences or work.due else {}
-    case = Case({}, [], {}, owed)
+    case = Case({}, [], {}, owed, waited=frozenset(key for key, at in watched.items() if at is not None))
     came: set[AccountKey] = set()
     for key in starts:
         due = watched.get(key)

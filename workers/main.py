@@ -37,7 +37,7 @@ from workers.sweep import Sweep, sweep
 
 TICK_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 5.0
-POLL_SECONDS = 0.05  # arq looks for wake-ups this often; its default of 0.5 s would be most of our second
+POLL_SECONDS = 0.02  # arq looks for wake-ups this often; its default of 0.5 s would be most of our second
 JOB_SECONDS_MAX = 10
 BEAT_SECONDS = 0.8
 BREATH = timedelta(milliseconds=8)  # between two looks at a log that is being written
