@@ -139,6 +139,7 @@ async def lock(conn: AsyncConnection, workflow_id: str) -> None:
     await workflow_store.lock(conn, workflow_id)
     depends = await workflow_store.dependencies_of(conn, workflow_id)
     await account_store.lock(conn, *workflow_store.names_of(depends))
+    await consequences.lock(conn)
 
 
 async def hold(conn: AsyncConnection, out: Consequences, workflow: Workflow, alert: Alert, now: datetime) -> list[Hold]:

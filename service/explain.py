@@ -29,7 +29,7 @@ from service.store import dependents as dependent_store
 from service.store import events as event_store
 from service.store import groups as group_store
 from service.store import notifications as notification_store
-from service.store import readers
+from service.store import shards
 from service.store import workflows as workflow_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
 from service.store.alerts import Alert
@@ -221,7 +221,7 @@ async def tell_again(
 ) -> tuple[Explanation, list[str]]:
     """The account's story up to then, by all that is known of it now, as the evaluator would judge it."""
     notes: list[str] = []
-    upto = await readers.position(conn, readers.EVALUATOR)
+    upto = min(await shards.evaluated(conn, [account.key.account_id]), default=0)
     events = await event_store.story_of(conn, account.key, at, EVENTS_PER_ACCOUNT_MAX)
     waiting = [event for event in events if event.position > upto]
     if waiting:

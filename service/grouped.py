@@ -6,7 +6,7 @@ Their samples are kept by the group, because no index of the log finds them agai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -64,7 +64,7 @@ class OfGroups:
 async def judge_groups(
     conn: AsyncConnection,
     rules: Ruleset,
-    events: Sequence[Event],
+    news: dict[Name, News],
     due: Sequence[Group],
     failures: Failures,
     *,
@@ -74,9 +74,8 @@ async def judge_groups(
 ) -> OfGroups:
     """Keeps the samples, judges every group concerned, and leaves what changed in `verdict`."""
     out = OfGroups()
-    if not rules.grouped and not due:
+    if not news and not due:
         return out
-    news = read_news(rules, events, verdict)
     known = await group_store.find(conn, news.keys())
     await refuse_too_many(conn, news, known, out)
     await keep(conn, rules, news)
@@ -141,12 +140,15 @@ async def close(
     await group_store.save(conn, changed, now)
 
 
-def read_news(rules: Ruleset, events: Sequence[Event], verdict: Verdict) -> dict[Name, News]:
-    """Which events are samples of which groups. One that lacks a field of `group_by` belongs to none."""
+def read_news(rules: Ruleset, events: Iterable[Event], verdict: Verdict, *, of_account: bool) -> dict[Name, News]:
+    """Which events are samples of which groups, of those about one account or of the others. One that lacks a field of
+    `group_by` belongs to none."""
     news: dict[Name, News] = {}
+    if not any(rule.of_account == of_account for rule in rules.grouped):
+        return news
     for event in events:
         step = Step(event, None, None)
-        concerned = rules.grouped_for(step)
+        concerned = [rule for rule in rules.grouped_for(step) if rule.of_account == of_account]
         if not concerned:
             continue
         _, broken, event_id, kind = order_key(event)

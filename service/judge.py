@@ -23,7 +23,7 @@ from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
 from service.rules.latch import FLAPPING_WITHIN
-from service.rules.lateness import samples_in_time
+from service.rules.lateness import is_late, samples_in_time
 from service.rules.model import ZERO
 from service.rules.story import Step
 from service.store import accounts as account_store
@@ -45,7 +45,8 @@ from service.subjects import Subject, by_row, gather, words_of
 class Work:
     """What is to be judged.
 
-    `new`: events by account, maybe none. `events`: those that may concern groups. `as_of`: up to when the log is known;
+    `new`: events by account, maybe none. `of_groups`: those that may concern groups which are not about one account; such
+    that are, are judged with the account's own events. `as_of`: up to when the log is known;
     while there is more to read, it is when the last of the batch was received, since what has not been read yet may be
     just what a deadline waits for. `due`: since when an account's deadline has passed. `groups`: those whose time has
     come. `rows`: the accounts' rows where the caller has read them already, which only the evaluator can: it alone writes.
@@ -55,7 +56,7 @@ class Work:
     upto: int
     now: datetime
     as_of: datetime
-    events: Sequence[Event] = ()
+    of_groups: Sequence[Event] = ()
     due: Mapping[AccountKey, datetime] = field(default_factory=dict)
     groups: Sequence[Group] = ()
     rows: Mapping[AccountKey, Account] | None = None
@@ -79,8 +80,11 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     await name_and_open(conn, opened, now, verdict)
     await account_store.save(conn, [subject.after for subject in subjects.values() if subject.new])
     await armed_store.change(conn, case.armed_changes)
+    news = grouped.read_news(rules, work.of_groups, verdict, of_account=False)
+    of_accounts = (event for events in work.new.values() for event in events)
+    news |= grouped.read_news(rules, of_accounts, verdict, of_account=True)
     of_groups = await grouped.judge_groups(
-        conn, rules, work.events, work.groups, case.failures, as_of=work.as_of, now=now, verdict=verdict
+        conn, rules, news, work.groups, case.failures, as_of=work.as_of, now=now, verdict=verdict
     )
     await consequences.lock(conn)
     own = await own_alerts.about_accounts(conn, subjects, now)
@@ -309,10 +313,10 @@ def samples_of(
     found: dict[str, list[Sample]] = {}
     for step in subject.story.steps:
         for rule in rules.told_for(step):
-            if rule.id not in concerned:
+            if rule.id not in concerned and not (step.event.id in fresh and is_late(rule, step.event)):
                 continue
             samples, too_late = samples_in_time(rule, step)
-            if samples:
+            if samples and rule.id in concerned:
                 found.setdefault(rule.id, []).extend(samples)
             if too_late and step.event.id in fresh:
                 verdict.too_late += too_late

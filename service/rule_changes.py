@@ -51,11 +51,10 @@ async def close_changed(
     Takes the locks of their accounts. Holds stay, as after a resolve by hand: the accounts are judged again, and what is
     well by then is let go by the ordinary rule. The caller appends `decisions` to the log as its last act.
     """
-    # Groups that were judged by another condition are judged by this one soon.
-    await group_store.look_again(conn, {rule.id: rule.condition_version for rule in ruleset.grouped}, now)
     found = await ended(conn, ruleset)
     out = Consequences()
     if not found:
+        await look_at_groups_again(conn, ruleset, now)
         return out
     unlocked = (await alert_store.load_many(conn, found)).values()
     await account_store.lock(
@@ -63,6 +62,8 @@ async def close_changed(
         {alert.account.account_id for alert in unlocked if alert.account},
         {alert.connection_id for alert in unlocked},
     )
+    await consequences.lock(conn)
+    await look_at_groups_again(conn, ruleset, now)
     # Read again under the locks: the evaluator may have ended some of them meanwhile.
     alerts = [
         alert
@@ -86,6 +87,11 @@ async def close_changed(
     await deadline_store.put(conn, dict.fromkeys(sorted(rows), now))
     await group_store.set_due(conn, [alert.id for alert in changed if alert.account is None], now)
     return out
+
+
+async def look_at_groups_again(conn: AsyncConnection, ruleset: Ruleset, now: datetime) -> None:
+    """Groups that were judged by another condition are judged by this one soon."""
+    await group_store.look_again(conn, {rule.id: rule.condition_version for rule in ruleset.grouped}, now)
 
 
 async def ended(conn: AsyncConnection, ruleset: Ruleset) -> list[str]:

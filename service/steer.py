@@ -69,6 +69,7 @@ async def put_workflow(conn: AsyncConnection, wanted: Wanted, context: Context) 
     await workflow_store.lock(conn, wanted.workflow_id)
     old_dependencies = await workflow_store.dependencies_of(conn, wanted.workflow_id)
     await account_store.lock(conn, *lock_ids(wanted.account_ids, wanted.connection_ids, old_dependencies))
+    await consequences.lock(conn)  # before the first row is written: who judges beside us takes it before his
     # Read under the accounts' locks: until then the evaluator may say that it had the orchestrator pause it.
     old = await workflow_store.load(conn, wanted.workflow_id)
     now = await readers.clock(conn)
@@ -223,6 +224,7 @@ async def open_workflow(conn: AsyncConnection, workflow_id: str) -> tuple[Workfl
     await workflow_store.lock(conn, workflow_id)
     dependencies = await workflow_store.dependencies_of(conn, workflow_id)
     await account_store.lock(conn, *lock_ids((), (), dependencies))
+    await consequences.lock(conn)
     workflow = await workflow_store.load(conn, workflow_id)
     if workflow is None:
         raise NotFound("no workflow of that id; put it first", code="unknown_workflow")

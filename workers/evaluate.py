@@ -56,6 +56,7 @@ async def evaluate(runtime: Runtime) -> Evaluated:
             await one_transaction(runtime, read_on, done)
         if done.behind:
             await catch_up(runtime, done)
+            done.is_due = True  # what it was before is no longer known
             continue
         # A batch that was not full was all there is: what comes now is better judged together, a breath later.
         if done.is_due:
@@ -88,7 +89,7 @@ async def lane(runtime: Runtime, done: Evaluated, names: Sequence[str], most: in
         mine.behind = False
         with runtime.pace.kept(BATCH_SECONDS, BATCH_EVENTS_MIN, BATCH_EVENTS_MAX):
             await one_transaction(runtime, read_on, mine, names, most)
-        if time.monotonic() - published_at > PUBLISH_SECONDS or not mine.behind:
+        if time.monotonic() - published_at > PUBLISH_SECONDS:
             published_at = time.monotonic()
             async with begin(runtime.engine) as conn:
                 await shards.publish(conn)
@@ -114,6 +115,9 @@ async def one_transaction(
             return False
         # The log's lock is the last one taken.
         await log.append(conn, out.decisions)
+    if not held.whole and step is read_on and not done.behind:
+        async with begin(runtime.engine) as conn:
+            await shards.publish(conn)
     done.acted = done.acted or out.acted
     done.decided = done.decided or bool(out.decisions)
     if out.too_late:
@@ -126,25 +130,25 @@ async def read_on(
 ) -> Consequences | None:
     page = await pages.read_page(conn, held, ruleset.grouped_kinds, min(runtime.pace.events, BATCH_EVENTS_MAX))
     if page is None:
-        return None
+        if not held.whole or held.published >= held.start:
+            return None
+        await shards.move(conn, held, held.start)  # each of them had come so far, and nobody had said so of all
+        return Consequences()
     new: dict[AccountKey, list[Event]] = {}
     for event in page.of_accounts:
         if event.origin in JUDGED_ORIGINS and event.account is not None:
             new.setdefault(event.account, []).append(event)
-    of_groups = [event for event in page.of_groups if event.origin in JUDGED_ORIGINS] if held.groups is not None else []
+    of_groups = [event for event in page.of_groups if event.origin in JUDGED_ORIGINS]
     out = Consequences()
     if new or of_groups:
         known = await accounts.load(conn, list(new))
-        names = {key.account_id for key in new}
-        if ruleset.grouped_by_account:
-            names |= {event.account_id for event in of_groups if event.account_id is not None}
         connections = {event.connection_id for events in (*new.values(), of_groups) for event in events}
         # The connection an account is known by counts too: an event need not name it.
         connections |= {account.connection_id for account in known.values()}
-        now = await accounts.lock(conn, names, connections, beside=True)
+        now = await accounts.lock(conn, {key.account_id for key in new}, connections, beside=True)
         # What is still unread may be just what a deadline waits for, or a break: until then it is the time of that.
         as_of = min(now, page.as_of) if page.full else now
-        work = Work(new=new, events=of_groups, upto=page.upto, now=now, as_of=as_of, rows=known)
+        work = Work(new=new, of_groups=of_groups, upto=page.upto, now=now, as_of=as_of, rows=known)
         out = await judge(conn, ruleset, work, notifiers=list(runtime.notifiers))
     await shards.move(conn, held, page.upto)
     if held.whole:
@@ -162,7 +166,8 @@ async def judge_due(
     if done.unread:
         return None  # what a deadline waits for may be in it
     due = await deadlines.due(conn, clock, ACCOUNTS_DUE_MAX, shards=held.numbers)
-    groups = await group_store.due(conn, clock, GROUPS_DUE_MAX) if held.groups is not None else []
+    others = held.groups is not None
+    groups = await group_store.due(conn, clock, GROUPS_DUE_MAX, shards=held.numbers, others=others)
     if not due and not groups:
         return None
     rows = await accounts.load(conn, due)

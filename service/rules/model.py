@@ -254,6 +254,11 @@ class Rule(Conditions):
         return self.by_account and not self.condition.STORED and self.kind != "gauge"
 
     @property
+    def of_account(self) -> bool:
+        """Whether its groups are each about one account, though it may not be told from that account's story."""
+        return "account_id" in self.group_by
+
+    @property
     def names_deadlines(self) -> bool:
         """Whether an event names the deadline, however far away, that this rule waits for."""
         return isinstance(self.condition, Absence) and self.condition.deadline is not None

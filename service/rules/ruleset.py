@@ -45,18 +45,15 @@ class Ruleset:
 
     @cached_property
     def grouped_kinds(self) -> tuple[str, ...] | None:
-        """The event kinds that concern any group; None when it may be any."""
+        """The event kinds that concern any group but those of one account; None when it may be any."""
         found: set[str] = set()
         for rule in self.grouped:
+            if rule.of_account:
+                continue
             if rule.kinds is None:
                 return None
             found |= rule.kinds
         return tuple(sorted(found))
-
-    @cached_property
-    def grouped_by_account(self) -> bool:
-        """Whether a group may be about one account, whose lock its verdict then needs."""
-        return any("account_id" in rule.group_by for rule in self.grouped)
 
     def told_of(self, kind: str) -> tuple[Rule, ...]:
         """The rules whose samples an event of this kind may be, and no others: most events concern few rules."""

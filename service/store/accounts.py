@@ -22,6 +22,7 @@ from service.store.tables import accounts
 # First halves of two-part advisory keys; the second is a stripe of the account's or connection's short id.
 LOCK_CLASS, CONNECTION_LOCK_CLASS = 730_520, 730_523
 STRIPES = 4096
+CONNECTION_STRIPES = 256  # evaluators hold them together, and each lock that is held takes room in the server's memory
 EVENTS_PER_ACCOUNT_MAX = 5_000
 PRIOR_EVENTS_MAX = 20
 CANDIDATES_MAX = 20
@@ -58,11 +59,13 @@ LOCK = text(
     SELECT count(CASE WHEN shared THEN pg_advisory_xact_lock_shared(class, stripe)
         ELSE pg_advisory_xact_lock(class, stripe) END), clock_timestamp()
     FROM (
-        SELECT class, (hashtextextended(name, 0) & {STRIPES - 1})::int AS stripe, bool_and(shared) AS shared
+        SELECT class, (hashtextextended(name, 0) & last)::int AS stripe, bool_and(shared) AS shared
         FROM (
-            SELECT {LOCK_CLASS} AS class, name, false AS shared FROM unnest(CAST(:accounts AS text[])) AS a (name)
+            SELECT {LOCK_CLASS} AS class, {STRIPES - 1} AS last, name, false AS shared
+            FROM unnest(CAST(:accounts AS text[])) AS a (name)
             UNION ALL
-            SELECT {CONNECTION_LOCK_CLASS}, name, :beside FROM unnest(CAST(:connections AS text[])) AS c (name)
+            SELECT {CONNECTION_LOCK_CLASS}, {CONNECTION_STRIPES - 1}, name, :beside
+            FROM unnest(CAST(:connections AS text[])) AS c (name)
         ) AS named
         GROUP BY 1, 2 ORDER BY 1, 2
     ) AS stripes

@@ -10,10 +10,11 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, Row, Text, bindparam, exists, func, or_, select, text, tuple_, type_coerce
+from sqlalchemy import ARRAY, Row, Text, bindparam, cast, exists, func, or_, select, text, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
+from service.store.columns import literal
 from service.store.keys import any_id, key_values, same_account
 from service.store.tables import alerts, holds
 
@@ -145,6 +146,16 @@ async def of_accounts(
     return found
 
 
+PAIRS = (
+    func.unnest(
+        cast(bindparam("pair_rules", type_=Text()), ARRAY(Text())),
+        cast(bindparam("pair_keys", type_=Text()), ARRAY(Text())),
+    )
+    .table_valued("rule_id", "group_key", name="pairs", joins_implicitly=True)
+    .render_derived()
+)
+
+
 async def of_groups(
     conn: AsyncConnection, pairs: Collection[tuple[str, str]], since: datetime
 ) -> dict[tuple[str, str], list[Alert]]:
@@ -155,12 +166,17 @@ async def of_groups(
     rows = await conn.execute(
         select(alerts)
         .where(
-            tuple_(alerts.c.rule_id, alerts.c.group_key).in_(list(found)),
+            alerts.c.rule_id == PAIRS.c.rule_id,
+            alerts.c.group_key == PAIRS.c.group_key,
             or_(alerts.c.condition_ended_at.is_(None), alerts.c.condition_ended_at >= since),
         )
         .order_by(alerts.c.condition_ended_at.desc().nulls_first())
         .limit(EPISODES_READ_MAX)
-        .with_for_update()  # no account's lock guards them from a person's word
+        .with_for_update(of=alerts),  # no account's lock guards them from a person's word
+        {
+            "pair_rules": literal([rule_id for rule_id, _ in found]),
+            "pair_keys": literal([key for _, key in found]),
+        },
     )
     for alert in sorted(map(to_alert, rows), key=lambda alert: (alert.opened_at, alert.episode)):
         found[alert.rule_id, alert.group_key].append(alert)

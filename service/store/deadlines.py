@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
 from service.store.keys import key_values, same_account
-from service.store.shards import SHARD_OF
+from service.store.shards import MINE
 from service.store.tables import deadlines
 
 PUT = """
@@ -22,7 +22,6 @@ PUT = """
     ON CONFLICT (source, environment_id, account_id) DO UPDATE SET due_at = """
 SET, BRING_FORWARD = text(PUT + "excluded.due_at"), text(PUT + "least(deadlines.due_at, excluded.due_at)")
 REMOVE = deadlines.delete().where(same_account(deadlines))
-MINE = f"(CAST(:shards AS int[]) IS NULL OR {SHARD_OF} = ANY(CAST(:shards AS int[])))"
 DUE = text(
     f"""
     (SELECT source, environment_id, account_id, due_at FROM deadlines WHERE due_at <= :now AND {MINE}

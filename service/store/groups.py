@@ -15,6 +15,7 @@ from service.event import AccountKey
 from service.rules.given import Bucket, Sample
 from service.store.keys import any_of
 from service.store.rule_tables import buckets, groups, samples
+from service.store.shards import MINE
 
 GROUP_MAX = 10_000  # groups a rule may have (facts: more than that is a field that should not be grouped by)
 SAMPLES_MAX = 20_000  # of one group that are judged together; the newest
@@ -250,9 +251,21 @@ async def read_buckets(
     return found
 
 
-async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[Group]:
-    rows = await conn.execute(select(groups).where(groups.c.due_at <= now).order_by(groups.c.due_at).limit(limit))
-    return [to_group(row) for row in rows]
+DUE = text(
+    f"""
+    SELECT * FROM groups WHERE due_at <= :now
+        AND CASE WHEN account_id IS NULL THEN :others ELSE {MINE} END
+    ORDER BY due_at LIMIT :limit
+    """
+).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+
+
+async def due(
+    conn: AsyncConnection, now: datetime, limit: int, *, shards: Sequence[int] | None, others: bool
+) -> list[Group]:
+    """Those about an account of these shards (None: of all), and `others`: those that are about none."""
+    asked = {"now": now, "limit": limit, "shards": None if shards is None else list(shards), "others": others}
+    return [to_group(row) for row in await conn.execute(DUE, asked)]
 
 
 async def look_again(conn: AsyncConnection, conditions: Mapping[str, str], at: datetime) -> None:

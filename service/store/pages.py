@@ -29,7 +29,7 @@ OF_SHARDS = text(
     WHERE position > :after AND position <= :upto AND received_at >= :floor
         AND (position > (CAST(:shards AS bigint[]))[1 + {SHARD_OF}]
             OR (position > :groups AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))))
-    ORDER BY position
+    ORDER BY position LIMIT :rows
     """
 ).bindparams(
     bindparam("floor", type_=Instant),
@@ -52,7 +52,7 @@ class Page:
 
 
 async def read_page(conn: AsyncConnection, held: Held, kinds: Sequence[str] | None, limit: int) -> Page | None:
-    """The next rows of the shards and groups held, about `limit` of them; of the groups those of these kinds, None: all."""
+    """The next rows of the shards and groups held, at most `limit`; of the groups those of these kinds, None: all."""
     if held.level:
         events = await read_after(conn, held.start, limit)
         if not events:
@@ -74,12 +74,16 @@ async def read_page(conn: AsyncConnection, held: Held, kinds: Sequence[str] | No
         "shards": [NEVER if position is None else position for position in held.shards],
         "groups": NEVER if held.groups is None else held.groups,
         "kinds": None if kinds is None else list(kinds),
+        "rows": limit,
     }
     of_accounts, of_groups = list[Event](), list[Event]()
-    for row in await conn.execute(OF_SHARDS, asked):
+    found = (await conn.execute(OF_SHARDS, asked)).all()
+    for row in found:
         event = to_event(row)
         if row[-1]:
             of_accounts.append(event)
         if held.groups is not None and event.position > held.groups:
             of_groups.append(event)
+    if len(found) == limit:  # more of it is ours than was to be expected
+        return Page(of_accounts, of_groups, event.position, event.received_at, True)
     return Page(of_accounts, of_groups, upto, as_of, count == rows)

@@ -23,12 +23,17 @@ ALL = (*OF_ACCOUNTS, GROUPS)
 # account's lock too (service/store/accounts.py): accounts of two shards never share a lock.
 SHARD_OF = f"(hashtextextended(coalesce(account_id, ''), 0) & {SHARDS - 1})::int"
 
+# With `:shards`, None for all of them.
+MINE = f"(CAST(:shards AS int[]) IS NULL OR {SHARD_OF} = ANY(CAST(:shards AS int[])))"
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The parts of the log's reading that are this transaction's, each with its position."""
+    """The parts of the log's reading that are this transaction's, each with its position. `published`: what others are
+    told of all of them."""
 
     positions: Mapping[str, int]
+    published: int
 
     @property
     def start(self) -> int:
@@ -61,7 +66,7 @@ class Held:
 # Those that lag most come first. The evaluator's own row is only looked at, so that who locks it can stop us.
 TAKE = text(
     """
-    SELECT s.name, greatest(s.position, e.position) FROM readers s, readers e
+    SELECT s.name, greatest(s.position, e.position), e.position FROM readers s, readers e
     WHERE e.name = :evaluator AND s.name = ANY(:names)
     ORDER BY s.position, s.name LIMIT :most
     FOR UPDATE OF s SKIP LOCKED FOR KEY SHARE OF e SKIP LOCKED
@@ -105,7 +110,7 @@ async def take(conn: AsyncConnection, names: Sequence[str] = ALL, most: int = le
     if not rows:
         made = await conn.execute(MAKE, {"names": list(ALL), "evaluator": EVALUATOR})
         rows = (await conn.execute(TAKE, values)).all() if made.rowcount else []
-    return Held({row[0]: row[1] for row in rows}) if rows else None
+    return Held({row[0]: row[1] for row in rows}, rows[0][2]) if rows else None
 
 
 async def move(conn: AsyncConnection, held: Held, to: int) -> None:
