@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service import notify, observe, orchestrators, outbound, queue, sinks
 from service.commit import Committer, Waiting
 from service.errors import ConfigError
+from service.exposition import Seen
 from service.notify.base import Notifier
 from service.observe import log
 from service.orchestrators.base import Orchestrator
@@ -83,6 +84,7 @@ class Runtime:
     orchestrators: dict[str, Orchestrator]
     http: httpx.AsyncClient
     pace: Pace = field(default_factory=Pace)
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def public_url(self) -> str:

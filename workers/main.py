@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from service import queue
 from service.errors import ConfigError, Unavailable
 from service.observe import configure_logging, log
+from service.otlp import OtlpSettings, otlp_settings
 from service.reload import kept_current
 from service.runtime import WORKER_CONNECTIONS_MAX, Runtime, open_runtime
 from service.settings import load_settings
@@ -29,6 +30,7 @@ from service.store import readers
 from service.store.session import begin
 from workers.act import Acting
 from workers.evaluate import evaluate
+from workers.otlp import Pushing
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
 from workers.rollups import RollingUp
@@ -95,7 +97,7 @@ class Story:
                 pass
 
 
-def stories_of(runtime: Runtime) -> dict[str, Story]:
+def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, Story]:
     async def evaluating() -> datetime | None:
         done = await evaluate(runtime)
         await beat(runtime, "evaluator")
@@ -140,6 +142,13 @@ def stories_of(runtime: Runtime) -> dict[str, Story]:
         "recover": Story("recover", recovering),
         "rollup": Story("rollup", counting),
     }
+    if otlp is not None:
+        pushes = Pushing(runtime, otlp)
+
+        async def pushing() -> None:
+            await pushes.step()
+
+        stories["otlp"] = Story("otlp", pushing)
     return stories
 
 
@@ -191,7 +200,7 @@ async def listen(redis_url: str, stories: dict[str, Story]) -> None:
 
 
 async def work() -> None:
-    settings = load_settings(os.environ)
+    settings, otlp = load_settings(os.environ), otlp_settings(os.environ)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -200,7 +209,7 @@ async def work() -> None:
         open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX) as runtime,
         kept_current(runtime, os.environ),
     ):
-        stories = stories_of(runtime)
+        stories = stories_of(runtime, otlp)
         tasks = [asyncio.create_task(story.run(), name=story.name) for story in stories.values()]
         if settings.redis_url is not None:
             tasks.append(asyncio.create_task(listen(settings.redis_url.get_secret_value(), stories), name="redis"))
