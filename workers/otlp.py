@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from service import outbound
 from service.errors import DeliveryFailed
-from service.exposition import READ_SECONDS_MAX, day_of, five_metrics, how_we_are
+from service.exposition import day_of, five_metrics, how_we_are, reading
 from service.families import bounds
 from service.observe import log as logger
 from service.otlp import OtlpSettings, body_of, headers_of, refused
 from service.runtime import Runtime
 from service.store import readers, telemetry
-from service.store.session import begin
 
 PART = "otlp"
 
@@ -60,11 +59,11 @@ class Pushing:
 
     async def body(self) -> bytes | None:
         """What to push now; None while it is not our turn."""
-        async with begin(self.runtime.engine, seconds_max=2 * READ_SECONDS_MAX) as conn:
+        async with reading(self.runtime.engine) as conn:
             now = await readers.clock(conn)
             if not await telemetry.take_turn(conn, PART, now, self.settings.interval):
                 return None
-        async with begin(self.runtime.engine, seconds_max=2 * READ_SECONDS_MAX) as conn:
+        async with reading(self.runtime.engine) as conn:
             now = await readers.clock(conn)
             ready = [*await how_we_are(conn, list(self.runtime.sinks)), *bounds(), *await five_metrics(conn)]
         return body_of(ready, self.settings, now=now, since=day_of(now))
