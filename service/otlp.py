@@ -34,7 +34,8 @@ from pydantic import SecretStr
 
 from service.errors import ConfigError
 from service.redact import redact_text
-from service.settings import Environment, Strict
+from service.settings import Environment
+from service.strict import Strict
 
 PATH = "v1/metrics"
 SERVICE_NAME = "authwatch"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricExportResult, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from sqlalchemy import text
 from starlette.applications import Starlette
@@ -238,7 +238,12 @@ def test_the_fake_takes_what_the_sdk_itself_sends_and_no_less() -> None:
     provider = MeterProvider([reader], resource=Resource.create({"service.name": "referee"}))
     provider.get_meter("referee").create_counter("calls", unit="1").add(3, {"provider": "jira"})
     sent: list[Any] = []
-    exporter._export_batch = lambda request: sent.append(request)  # type: ignore[method-assign]
+
+    def kept(request: Any) -> MetricExportResult:
+        sent.append(request)
+        return MetricExportResult.SUCCESS
+
+    exporter._export_batch = kept  # type: ignore[method-assign,assignment]
     reader.collect()
     provider.shutdown()
     fake = FakeOtlp()
