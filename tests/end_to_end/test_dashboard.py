@@ -21,6 +21,7 @@ from service.children import choose_port
 from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.end_to_end.running import Running, post, until
 from tests.end_to_end.test_api import Api, opened
+from tests.end_to_end.test_docs_metrics import SCRAPE_CONFIG
 from tests.end_to_end.test_reports import call, refresh, report, report_refreshes
 from tests.make_requests import event_body
 from tests.promql import mistakes
@@ -163,14 +164,9 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
     assert PROMETHEUS is not None
     port = choose_port("127.0.0.1")
     config = folder / "prometheus.yml"
-    config.write_text(
-        f"""\
-global: {{scrape_interval: {SCRAPE_SECONDS}s, scrape_timeout: {SCRAPE_SECONDS}s}}
-scrape_configs:
-- job_name: authwatch
-  static_configs: [{{targets: ["{target}"]}}]
-"""
-    )
+    shown = re.sub(r"scrape_interval: \d+s", f"scrape_interval: {SCRAPE_SECONDS}s", SCRAPE_CONFIG)
+    assert "authwatch:8080" in shown
+    config.write_text(f"global: {{scrape_timeout: {SCRAPE_SECONDS}s}}\n" + shown.replace("authwatch:8080", target))
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from service import report, reporting
+from service import exposition, families, otlp, report, reporting
 from service.api import metrics_series
+from service.families import Counted, by_account, by_provider, totals
 from service.metrics import METRICS
+from service.otlp import otlp_settings
 from service.rules import RuleBook
 from service.store import reports, rollups
+from service.store.report_tables import COUNTS, SKETCHES
 from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.end_to_end.running import Running, until
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "metrics.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+EXPORTS = [block for block in BLOCKS if block.startswith("export ")]
+COMMANDS = [block for block in BLOCKS if block not in EXPORTS]
+[SCRAPE_CONFIG] = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
 async def test_the_commands_do_what_the_page_says(tmp_path: Path, database_url: str) -> None:
@@ -35,7 +43,7 @@ async def test_the_commands_do_what_the_page_says(tmp_path: Path, database_url: 
     running.start("serve", "worker")
     try:
         await running.ready()
-        calls, malformed, refreshes, read = BLOCKS
+        calls, malformed, refreshes, read, scrape = COMMANDS
         assert json.loads(shell(running, calls)) == {"accepted": 1, "duplicates": 0}
         assert json.loads(shell(running, calls)) == {"accepted": 0, "duplicates": 1}
         assert json.loads(shell(running, malformed)) == {"items": [], "next_cursor": None}
@@ -56,6 +64,8 @@ async def test_the_commands_do_what_the_page_says(tmp_path: Path, database_url: 
             return "partial-execution" in {alert["rule"] for alert in json.loads(alerts)["items"]}
 
         await until(fired, 20, running.logs)
+        seen = shell(running, scrape)
+        assert 'authwatch_partial_execution_ratio{provider="jira"} 1.0\n' in seen
     finally:
         running.stop()
 
@@ -67,6 +77,34 @@ def shell(running: Running, words: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_variables_of_otlp_are_taken() -> None:
+    places = []
+    for block in EXPORTS:
+        done = subprocess.run(
+            ["sh", "-euc", f"{block}\nenv"], env={}, capture_output=True, text=True, timeout=30, check=True
+        )
+        variables = dict(line.split("=", 1) for line in done.stdout.splitlines())
+        found = otlp_settings(variables)
+        assert found is not None
+        places.append(found.url.get_secret_value())
+        if "grafana" in places[-1]:
+            assert found.headers["authorization"].get_secret_value() == "Basic aW5zdGFuY2U6dG9rZW4="
+    assert places == [
+        "http://datadog-agent:4318/v1/metrics",
+        "https://otlp-gateway-ZONE.grafana.net/otlp/v1/metrics",
+        "http://prometheus:9090/api/v1/otlp/v1/metrics",
+    ]
+
+
+def test_what_is_told_of_the_page_of_metrics_is_there() -> None:
+    """Each name of the table is a family, and each family is in the table."""
+    shown = {"jira": Counted(dict.fromkeys(COUNTS, 1.0), {name: Counter({1: 1}) for name in SKETCHES})}
+    told = TEXT.split("| `authwatch_` |")[1].split("\n\n")[0]
+    names = {f"authwatch_{name}" for row in told.split("\n")[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    ready = [*by_account(Counted(), {}), *by_provider(shown), *totals(shown)]
+    assert names == {family.name + ("_total" if family.type == "counter" else "") for family in ready}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +125,12 @@ def test_the_figures_are_those_of_the_code() -> None:
         f"hours for {rollups.HOURS_KEPT.days} days",
         f"{metrics_series.POINTS_MAX:,} points at most",
         f"Up to {rollups.SERIES_MAX:,} accounts",
+        f"The worst {families.ACCOUNTS_NAMED_MAX} accounts have a name",
+        f"The first {families.PROVIDERS_NAMED_MAX} providers have a name",
+        f"of the last {families.WINDOW.total_seconds() / 60:.0f} minutes (`authwatch_metrics_window_seconds`)",
+        f"at most every {exposition.CACHE_SECONDS:.0f} seconds",
+        f"{2 * (exposition.READ_SECONDS_MAX + exposition.SILENT_SECONDS_MAX):.0f} seconds at most",
+        f"`OTEL_METRIC_EXPORT_INTERVAL` ({otlp.INTERVAL_DEFAULT // timedelta(milliseconds=1)} ms)",
     ):
         assert figure in told, figure
 
@@ -94,6 +138,6 @@ def test_the_figures_are_those_of_the_code() -> None:
 def test_the_rules_told_are_shipped() -> None:
     book = RuleBook(ROOT / "alert_rules")
     book.reload()
-    told = set(re.findall(r"^\| `([a-z0-9-]+)` \| ", TEXT.split("## Their rules")[1], re.MULTILINE))
+    told = set(re.findall(r"^\| `([a-z0-9-]+)` \| ", TEXT.split("## Their rules")[1].split("\n## ")[0], re.MULTILINE))
     assert told <= {rule.id for rule in book.rules}
     assert len(told) == 6
