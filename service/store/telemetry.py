@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,12 +10,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
-from service.families import Counted
+from service.families import ACCOUNTS_NAMED_MAX, Counted
 from service.store.keys import KEYS_IN_TEXT, key_values
 from service.store.report_tables import COUNTS, RETRIES, SKETCHES
 
 # Of each metric, by the hours' rollups, which are few; the minutes then say who of these is the worst just now.
 CANDIDATES_MAX = 100
+LATEST_MAX = 2 * ACCOUNTS_NAMED_MAX
 SUMS = ", ".join([*(f"sum(m.{name}) AS {name}" for name in COUNTS), "max(m.lag_seconds_max) AS lag_seconds_max"])
 SKETCHED = f"{', '.join(f'm.{name}' for name in SKETCHES)}"
 ANY_SKETCH = " OR ".join(f"m.{name} IS NOT NULL" for name in SKETCHES)
@@ -64,8 +65,14 @@ async def worst_accounts(conn: AsyncConnection, since: datetime) -> dict[Account
     found: dict[AccountKey, Counted] = {}
     for row in await conn.execute(text(f"SELECT {named}, {SUMS} {OF_ACCOUNTS} GROUP BY 1, 2, 3"), within):
         found[AccountKey(*row[:3])] = Counted(to_counts(row._mapping))
-    for row in await conn.execute(text(f"SELECT {named}, {SKETCHED} {OF_ACCOUNTS} WHERE {ANY_SKETCH}"), within):
-        add_sketches(found[AccountKey(*row[:3])], row[3:])
+    # A rate needs no sketch, and reading them costs more than all the rest: those of who can be named for its lag.
+    latest = sorted(found, key=lambda key: (-found[key]["lag_seconds_max"], str(key)))[:LATEST_MAX]
+    rows = await conn.execute(
+        text(f"SELECT {named}, m.lag_sizes {OF_ACCOUNTS} WHERE m.lag_sizes IS NOT NULL"),
+        {**key_values(latest), "since": since},
+    )
+    for row in rows:
+        add_sketches(found[AccountKey(*row[:3])], ["lag_sizes"], row[3:])
     return found
 
 
@@ -76,7 +83,7 @@ async def providers(conn: AsyncConnection, since: datetime) -> dict[str, Counted
     for row in await conn.execute(text(f"SELECT s.provider, {SUMS} {of} GROUP BY 1"), {"since": since}):
         found[row.provider] = Counted(to_counts(row._mapping))
     for row in await conn.execute(text(f"SELECT s.provider, {SKETCHED} {of} AND ({ANY_SKETCH})"), {"since": since}):
-        add_sketches(found[row[0]], row[1:])
+        add_sketches(found[row[0]], SKETCHES, row[1:])
     return found
 
 
@@ -102,8 +109,8 @@ def to_counts(row: Mapping[Any, Any]) -> dict[str, float]:
     return {name: float(row[name]) for name in (*COUNTS, "lag_seconds_max") if row[name] is not None}
 
 
-def add_sketches(to: Counted, sketches: Collection[Any]) -> None:
-    for name, sketch in zip(SKETCHES, sketches, strict=True):
+def add_sketches(to: Counted, names: Sequence[str], sketches: Sequence[Any]) -> None:
+    for name, sketch in zip(names, sketches, strict=True):
         if sketch:
             half = len(sketch) // 2
             to.add_sizes(name, dict(zip(sketch[:half], sketch[half:], strict=True)))

@@ -121,6 +121,43 @@ async def test_the_worst_accounts_have_names_and_all_others_are_one(api: Api) ->
     assert ratios[families.REST,] == pytest.approx(1 - sum(range(1, 16)) / (15 * 50))
 
 
+async def test_the_latest_accounts_are_named_and_the_rest_is_what_is_left(api: Api) -> None:
+    """Lags have no sum: what is left is a quantile of the others' own."""
+    many = families.ACCOUNTS_NAMED_MAX + 5
+    async with begin(api.runtime.engine) as conn:
+        await conn.execute(text("SELECT ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, 3)"))
+        await conn.execute(
+            text(
+                f"""
+                WITH series AS (INSERT INTO metric_series (written, said_provider, provider, source, environment_id,
+                    account_id) SELECT 'ca_' || n, 'jira', 'jira', 'scalekit', 'env', 'ca_' || n
+                    FROM generate_series(1, {many}) n RETURNING id, substr(written, 4)::int AS n),
+                hours AS (INSERT INTO rollup_hours (series_id, at, deliveries, lag_seconds_max)
+                    SELECT id, date_trunc('hour', now()), 1, n FROM series)
+                INSERT INTO rollup_minutes (series_id, at, deliveries, lag_seconds_max, lag_sizes)
+                SELECT id, date_trunc('minute', now()), 1, n, ARRAY[ceil(ln(n) / ln(1.01 / 0.99))::int, 1] FROM series
+                """
+            )
+        )
+        await conn.execute(
+            text("INSERT INTO metric_series (id, written, said_provider, provider) VALUES (0, '', 'jira', 'jira')")
+        )
+        sizes = (await conn.execute(text("SELECT lag_sizes[1] FROM rollup_minutes ORDER BY 1"))).scalars().all()
+        counts = [*sorted(set(sizes)), *(sizes.count(size) for size in sorted(set(sizes)))]
+        await conn.execute(
+            text(
+                "INSERT INTO rollup_minutes (series_id, at, deliveries, lag_seconds_max, lag_sizes)"
+                " VALUES (0, date_trunc('minute', now()), :many, :many, :sizes)"
+            ),
+            {"many": many, "sizes": counts},
+        )
+    lags = (await seen(api))["authwatch_account_delivery_lag_seconds"]
+    assert set(lags) == {(f"scalekit:env:ca_{n}",) for n in range(6, many + 1)} | {(families.REST,)}
+    assert lags[f"scalekit:env:ca_{many}",] == pytest.approx(many, rel=0.02)
+    # Of 1 to 5 seconds the 0.99 quantile is the fourth, here as in rules: the value that 99 % of the way has reached.
+    assert lags[families.REST,] == pytest.approx(4, rel=0.02)
+
+
 async def test_providers_beyond_the_bound_are_one_and_keep_their_places(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
