@@ -19,7 +19,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
-from structlog.testing import capture_logs
 
 from service.children import choose_port
 from service.errors import ConfigError
@@ -34,6 +33,19 @@ from tests.workers.test_rollups import call, count_all, refresh
 from workers.otlp import Pushing
 
 KEY = "dd-0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the story says."""
+    said: list[dict[str, Any]] = []
+
+    class Listener:
+        def warning(self, event: str, **values: Any) -> None:
+            said.append({"event": event, **values})
+
+    monkeypatch.setattr("workers.otlp.logger", Listener())
+    return said
 
 
 @pytest.fixture
@@ -143,11 +155,10 @@ async def test_who_hangs_is_left_in_time_and_no_transaction_waits(
     assert await pushing.step()
 
 
-async def test_who_is_away_is_asked_again_an_interval_later(house: House) -> None:
+async def test_who_is_away_is_asked_again_an_interval_later(house: House, logs: list[dict[str, Any]]) -> None:
     port = choose_port("127.0.0.1")
     pushing = Pushing(house.runtime, settings(f"http://127.0.0.1:{port}"))
-    with capture_logs() as logs:
-        assert not await pushing.step()
+    assert not await pushing.step()
     assert [(line["event"], line["code"]) for line in logs] == [("otlp.refused", "connect_failed")]
     fake = FakeOtlp()
     async with serve(fake.app, port=port):
@@ -168,17 +179,18 @@ async def test_who_asks_for_patience_gets_it(house: House, collector: tuple[Fake
     assert pushing.not_before - time.monotonic() > 590
 
 
-async def test_what_is_partly_refused_is_said(house: House, collector: tuple[FakeOtlp, str]) -> None:
+async def test_what_is_partly_refused_is_said(
+    house: House, collector: tuple[FakeOtlp, str], logs: list[dict[str, Any]]
+) -> None:
     fake, url = collector
     fake.partly = (7, f"too many series for Authorization: Bearer {KEY}")
-    with capture_logs() as logs:
-        assert await Pushing(house.runtime, settings(url)).step()
+    assert await Pushing(house.runtime, settings(url)).step()
     [line] = logs
     assert (line["event"], line["points"]) == ("otlp.partly_refused", 7)
     assert KEY not in str(line)
 
 
-async def test_keys_are_neither_logged_nor_carried_elsewhere(house: House) -> None:
+async def test_keys_are_neither_logged_nor_carried_elsewhere(house: House, logs: list[dict[str, Any]]) -> None:
     fake = FakeOtlp()
     async with serve(fake.app) as there:
 
@@ -187,17 +199,13 @@ async def test_keys_are_neither_logged_nor_carried_elsewhere(house: House) -> No
 
         async with serve(Starlette(routes=[Route("/v1/metrics", away, methods=["POST"])])) as url:
             keyed = settings(url, OTEL_EXPORTER_OTLP_HEADERS=f"dd-api-key={KEY}")
-            with capture_logs() as logs:
-                assert not await Pushing(house.runtime, keyed).step()
+            assert not await Pushing(house.runtime, keyed).step()
         assert fake.arrived_at == []
         fake.echo = True
         await interval_passed(house)
-        with capture_logs() as more:
-            assert not await Pushing(
-                house.runtime, settings(there, OTEL_EXPORTER_OTLP_HEADERS=f"dd-api-key={KEY}")
-            ).step()
-    assert [line["code"] for line in [*logs, *more]] == ["redirected", "http_400"]
-    assert KEY not in f"{logs}{more}{keyed!r}{keyed}"
+        assert not await Pushing(house.runtime, settings(there, OTEL_EXPORTER_OTLP_HEADERS=f"dd-api-key={KEY}")).step()
+    assert [line["code"] for line in logs] == ["redirected", "http_400"]
+    assert KEY not in f"{logs}{keyed!r}{keyed}"
 
 
 async def test_two_processes_push_as_often_as_one(tmp_path: Path, database_url: str) -> None:
