@@ -98,17 +98,17 @@ async def decide(conn: AsyncConnection, routing: Routing) -> bool:
     look = await decisions.look(conn)
     if not look.ours:
         return False
-    now, silenced = look.now, look.silenced
+    now = look.now
     if look.declared != silencing.declared_ids(routing, now):
         await silencing.keep_declared(conn, routing, now)
-        silenced = True
     news = await owned.take_news(conn, NEWS_MAX)
     looked = await store.muted_due(conn, now, LOOK_MAX) if look.muted_due else []
     standing: dict[str, dict[str, str]] = {}
     if routing.inhibitors:
         # Drills keep nothing real quiet.
         standing = await silencing.labels_of(conn, [one for one in await alert_store.standing(conn) if not one.drill])
-    desk = Desk(routing, now, await silence_store.live(conn, now) if silenced else (), standing)
+    # Read after the news: what was silenced before it broke is not told.
+    desk = Desk(routing, now, await silence_store.live(conn, now), standing)
     desk.learn(news)
     alert_ids = list(dict.fromkeys((*news, *(one.alert_id for one in looked))))
     await desk.know(conn, alert_ids)

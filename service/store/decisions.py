@@ -38,7 +38,6 @@ class Look:
 
     ours: bool
     now: datetime
-    silenced: bool
     due: bool
     muted_due: bool
     declared: frozenset[str]
@@ -48,7 +47,6 @@ LOOK = text(
     """
     WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
     SELECT pg_try_advisory_xact_lock(:lock) AS ours, now,
-        EXISTS (SELECT 1 FROM silences WHERE end_at > (SELECT now FROM moment)) AS silenced,
         EXISTS (SELECT 1 FROM notifications WHERE due_at <= (SELECT now FROM moment)) AS due,
         EXISTS (SELECT 1 FROM notification_alerts WHERE look_at <= (SELECT now FROM moment)) AS muted_due,
         (SELECT array_agg(id::text) FROM silences WHERE declared AND end_at > (SELECT now FROM moment)) AS declared
@@ -60,7 +58,7 @@ LOOK = text(
 async def look(conn: AsyncConnection) -> Look:
     """It may have looked a moment before the lock was free: what is decided stands on what is read after it."""
     row = (await conn.execute(LOOK)).one()
-    return Look(row.ours, row.now, row.silenced, row.due, row.muted_due, frozenset(row.declared or ()))
+    return Look(row.ours, row.now, row.due, row.muted_due, frozenset(row.declared or ()))
 
 
 KNOWN = (
