@@ -30,6 +30,7 @@ from service.store import silences as silence_store
 from service.store.accounts import Account
 from service.store.alerts import Alert
 from service.store.log import Decision
+from service.store.owned import Owner
 from service.store.workflows import Hold
 
 SILENCE_MAX = timedelta(days=366)
@@ -45,7 +46,7 @@ async def labels_of(conn: AsyncConnection, alerts: Iterable[Alert]) -> dict[str,
     return {alert.id: labels_with(alert, accounts.get(alert.account) if alert.account else None) for alert in known}
 
 
-def labels_with(alert: Alert, account: Account | None) -> dict[str, str]:
+def labels_with(alert: Alert, account: Account | Owner | None) -> dict[str, str]:
     key = alert.account
     return make_labels(
         rule_id=alert.rule_id,

@@ -24,18 +24,19 @@ from service.routing.grouping import Members, Notification, PostKind
 from service.routing.inhibit import inhibited_by
 from service.routing.mute import Silence, out_of_hours, silenced_by
 from service.routing.tree import Node, Routing
-from service.store import actions as action_store
 from service.store import alerts as alert_store
+from service.store import decisions, owned
 from service.store import notifications as store
 from service.store import silences as silence_store
 from service.store.actions import NOTIFY, NewAction
 from service.store.alerts import Alert
 from service.store.notifications import Post, Telling, announce
+from service.store.owned import Owned
 
 __all__ = ["announce", "tell"]
 
 NEWS_MAX = 500
-DUE_MAX = 200
+DUE_MAX = 1_000
 LOOK_MAX = 500
 LOOK_AGAIN = timedelta(seconds=5)  # at what is muted: whether it still is
 HEARD_MAX = 200  # alerts of one notification that are asked whether they are all muted
@@ -55,15 +56,19 @@ class Desk:
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     routes: dict[str, dict[str, Node]] = field(default_factory=dict)
     tellings: list[Telling] = field(default_factory=list)
+    begun: dict[str, Notification] = field(default_factory=dict)  # in this decision, not yet rows
+    grown: dict[str, Notification] = field(default_factory=dict)  # joined by others in it
+    joined_by: dict[str, list[str]] = field(default_factory=dict)  # alerts, by notification, in this decision
     posts: list[Post] = field(default_factory=list)
     edits: dict[tuple[str, str], Post] = field(default_factory=dict)
 
     async def know(self, conn: AsyncConnection, alert_ids: Collection[str]) -> None:
-        new = [alert_id for alert_id in alert_ids if alert_id not in self.alerts]
-        found = await alert_store.load_many(conn, new)
-        self.alerts |= found
-        self.labels |= await silencing.labels_of(conn, found.values())
-        for alert_id in found:
+        self.learn(await owned.load(conn, [alert_id for alert_id in alert_ids if alert_id not in self.alerts]))
+
+    def learn(self, found: Mapping[str, Owned]) -> None:
+        for alert_id, (alert, owner) in found.items():
+            self.alerts[alert_id] = alert
+            self.labels[alert_id] = silencing.labels_with(alert, owner)
             self.routes[alert_id] = grouping.destinations(self.routing, self.labels[alert_id])
 
     def muted(self, alert_id: str, node: Node) -> dict[str, tuple[str, ...]] | None:
@@ -85,33 +90,47 @@ async def tell(conn: AsyncConnection, routing: Routing, now: datetime) -> bool:
     """Decides for all that is new or due, as far as one transaction should go; whether there was anything."""
     if not await store.any_work(conn, now, silencing.declared_ids(routing, now)):
         return False  # as nearly every time: one look
-    if not await store.try_lock(conn):
-        return False  # another worker is at it
-    await silencing.keep_declared(conn, routing, now)
-    news = await store.take_news(conn, NEWS_MAX)
-    looked = await store.muted_due(conn, now, LOOK_MAX)
+    return await decide(conn, routing)
+
+
+async def decide(conn: AsyncConnection, routing: Routing) -> bool:
+    """The same where it is known that there is something; False where another worker is at it."""
+    look = await decisions.look(conn)
+    if not look.ours:
+        return False
+    now = look.now
+    if look.declared != silencing.declared_ids(routing, now):
+        await silencing.keep_declared(conn, routing, now)
+    news = await owned.take_news(conn, NEWS_MAX)
+    looked = await store.muted_due(conn, now, LOOK_MAX) if look.muted_due else []
     standing: dict[str, dict[str, str]] = {}
     if routing.inhibitors:
         # Drills keep nothing real quiet.
         standing = await silencing.labels_of(conn, [one for one in await alert_store.standing(conn) if not one.drill])
+    # Read after the news: what was silenced before it broke is not told.
     desk = Desk(routing, now, await silence_store.live(conn, now), standing)
+    desk.learn(news)
     alert_ids = list(dict.fromkeys((*news, *(one.alert_id for one in looked))))
     await desk.know(conn, alert_ids)
-    tellings = await store.tellings_of(conn, alert_ids)
+    tellings, out = await decisions.known(conn, alert_ids)
     touched = {one.notification_id for known in tellings.values() for one in known.values() if one.notification_id}
-    touched |= await assign(conn, desk, [desk.alerts[one] for one in alert_ids if one in desk.alerts], tellings)
-    await store.save_tellings(conn, desk.tellings)
-    desk.tellings.clear()
-    await settle(conn, desk, touched)
+    alerts = [desk.alerts[one] for one in alert_ids if one in desk.alerts]
+    touched |= await assign(conn, desk, alerts, tellings, out)
+    await settle(conn, desk, touched, any_due=look.due)
     return True
 
 
 async def assign(
-    conn: AsyncConnection, desk: Desk, alerts: Sequence[Alert], tellings: Mapping[str, Mapping[str, Telling]]
+    conn: AsyncConnection,
+    desk: Desk,
+    alerts: Sequence[Alert],
+    tellings: Mapping[str, Mapping[str, Telling]],
+    out: Collection[tuple[str, str]],
 ) -> set[str]:
-    """Each alert into a notification of each notifier that is to hear of it; the ids of those that grew."""
+    """Each alert into a notification of each notifier that is to hear of it; the ids of those that grew. `out`: the
+    messages of their own, by (alert id, destination), that have arrived."""
     now = desk.now
-    before = await store.messages_out(conn, [alert.id for alert in alerts if not tellings[alert.id]])
+    before = {(alert_id, destination) for alert_id, destination in out if not tellings[alert_id]}
     wanted: list[tuple[Alert, str, Node, Key, dict[str, str]]] = []
     for alert in sorted(alerts, key=lambda alert: (alert.fired_at, alert.id)):
         for destination, node in desk.routes[alert.id].items():
@@ -142,8 +161,7 @@ async def assign(
                 group_key = f"{group_key}:{alert.id}"  # it has a message of its own
             wanted.append((alert, destination, node, (destination, group_key), labels))
     groups = await open_groups(conn, {key for _, _, _, key, _ in wanted}, now)
-    new: dict[str, Notification] = {}
-    changed: dict[str, Notification] = {}
+    new, changed = desk.begun, desk.grown
     for alert, destination, node, key, labels in wanted:
         # What is out already is edited now; whatever the route waits for, it waits for no edit.
         placed = now if (alert.id, destination) in before else grouping.place(node, groups[key], alert.severity, now)
@@ -167,6 +185,7 @@ async def assign(
             )
             groups[key].append(one)
             new[one.id] = one
+        desk.joined_by.setdefault(one.id, []).append(alert.id)
         desk.tellings.append(
             Telling(
                 alert_id=alert.id,
@@ -177,8 +196,6 @@ async def assign(
                 notification_id=one.id,
             )
         )
-    await store.save_new(conn, list(new.values()))
-    await store.save_changed(conn, list(changed.values()))
     return set(changed)
 
 
@@ -191,32 +208,53 @@ async def open_groups(conn: AsyncConnection, keys: Collection[Key], now: datetim
     return {key: [one for one in of_key if one.id not in over] for key, of_key in groups.items()}
 
 
-async def settle(conn: AsyncConnection, desk: Desk, touched: set[str]) -> None:
+async def settle(conn: AsyncConnection, desk: Desk, touched: set[str], *, any_due: bool) -> None:
     """First messages, repeats and escalations whose time has come; edits of what is out and changed."""
     now = desk.now
-    due = {one.id: one for one in await store.due(conn, now, max(DUE_MAX, 2 * NEWS_MAX))}
-    concerned = due | await store.load_many(conn, touched - set(due))
-    stands = await store.members(conn, concerned, now)
-    alert_ids = await store.alert_ids(conn, concerned, MEMBERS_MAX)
-    posts = await store.posts_of(conn, concerned)
-    out = await store.messages_out(conn, {of_one[0].id for of_one in posts.values() if of_one})
-    # Of a notification that only changed, nothing but how many of it stand is asked.
-    asked = {one for name in due for one in alert_ids[name][: MEMBERS_MAX if due[name].flush_at else HEARD_MAX]}
-    await desk.know(conn, asked | {of_one[0] for of_one in alert_ids.values() if of_one})
+    old = {one.id: one for one in await store.due(conn, now, DUE_MAX)} if any_due else {}
+    old |= await store.load_many(conn, touched - set(old) - set(desk.grown))
+    before = dict(old)
+    old |= desk.grown
+    every = old | desk.begun
+    # Whatever was closed: what is not over by now is mended, and its deadlines have come then.
+    due = {name for name, one in every.items() if (at := replace(one, closed_at=None).due_at) is not None and at <= now}
+    if old:
+        await decisions.save_tellings(conn, desk.tellings)  # its members are counted with those that have just joined
+        desk.tellings.clear()
+    stands = await store.members(conn, old, now)
+    alert_ids = await store.alert_ids(conn, old, MEMBERS_MAX)
+    # All there is to know of one that has just begun; its alerts in the order in which they are read later.
+    alert_ids |= {name: sorted(desk.joined_by[name]) for name in desk.begun}
+    posts, out = await decisions.posts_of(conn, old)
+    # Of a notification that only changed, nothing but how many of it stand is asked, and who leads where it has outgrown
+    # its message.
+    asked = {one for name in due for one in alert_ids[name][: MEMBERS_MAX if every[name].flush_at else HEARD_MAX]}
+    await desk.know(
+        conn, asked | {of_one[0] for name in old if (of_one := alert_ids[name]) and grouping.outgrown(old[name])}
+    )
+    begun: list[Notification] = []
     changed: list[Notification] = []
-    for name, one in concerned.items():
+    for name, one in desk.begun.items():
+        # At the earliest it is told of now: nothing can have changed about it since.
+        begun.append(flush(desk, one, alert_ids[name]) if name in due else one)
+    for name, one in old.items():
         standing = stands.get(name, Members(total=0, unresolved=0, loud=0))
-        after = step(desk, one, standing, alert_ids[name], posts[name], out, edit=name in touched)
-        if after != one:
+        after = step(desk, one, standing, alert_ids[name], posts.get(name, ()), out, edit=name in touched)
+        if after != before.get(name):
             changed.append(after)
-    await store.save_changed(conn, changed)
-    await store.save_tellings(conn, desk.tellings)
-    await store.add_posts(conn, desk.posts)
     told = [
         *desk.posts,
         *(post for key, post in desk.edits.items() if key not in {(p.id, p.destination) for p in desk.posts}),
     ]
-    await action_store.add(conn, [action_of(post) for post in told], now)
+    await decisions.save(
+        conn,
+        new=begun,
+        changed=changed,
+        tellings=desk.tellings,
+        posts=desk.posts,
+        told=[action_of(post) for post in told],
+        now=now,
+    )
 
 
 def step(

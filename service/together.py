@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import views
-from service.notify.base import AlertView, Together, WorkflowLine
+from service.notify.base import AlertView, MessageRef, Together, WorkflowLine
 from service.notify.base import PostKind as Kind
 from service.store import notifications as store
+from service.store import showing
 from service.store.actions import Action
-from service.store.keys import any_id
-from service.store.notifications import Post
-from service.store.routing_tables import notification_alerts, notifications
-from service.store.tables import alerts
 from service.views import AlertParts
 
 NAMES_MAX = 10
@@ -40,28 +38,36 @@ def message_id(action: Action) -> str:
     return str(action.payload.get("post") or action.alert_id or "")
 
 
-async def message_parts(conn: AsyncConnection, claimed: Sequence[Action]) -> dict[str, MessageParts]:
-    """By action id, in the same few statements however many they are; what is about an alert that is gone is not in it."""
-    posts = await store.posts_by_id(conn, {message_id(action) for action in claimed})
-    of_action = {action.id: posts.get((message_id(action), action.destination)) for action in claimed}
-    ids = {post.notification_id for post in of_action.values() if post is not None}
-    counted = await counts(conn, ids)
-    several = {name for name, row in counted.items() if row.total > 1}
+@dataclass(frozen=True, slots=True)
+class ToTell:
+    """What one NOTIFY action is to tell; None, where its alert is gone. `ref`: the message that is out already. `unsure`
+    attempts of its lane, the first of them at `since`, may have left one that we do not know of."""
+
+    parts: MessageParts | None
+    ref: MessageRef | None
+    unsure: int
+    since: datetime | None
+
+
+async def to_tell(conn: AsyncConnection, claimed: Sequence[Action]) -> dict[str, ToTell]:
+    """By action id, in the same few statements however many they are."""
+    wanted = [showing.Wanted(a.id, message_id(a), a.destination, a.lane, a.alert_id) for a in claimed]
+    rows = await showing.messages(conn, wanted)
+    several = {row.notification_id for row in rows.values() if row.total is not None and row.total > 1}
     members = await store.alert_ids(conn, several, MEMBERS_READ_MAX)
     shown = {name: of_one[:MEMBERS_SHOWN_MAX] for name, of_one in members.items()}
-    wanted = {action.alert_id for action in claimed if action.alert_id}
-    parts = await views.alert_parts(conn, wanted | {one for of_one in shown.values() for one in of_one})
-    found: dict[str, MessageParts] = {}
+    leads = {action.alert_id for action in claimed if action.alert_id}
+    parts = await views.alert_parts(conn, leads | {one for of_one in shown.values() for one in of_one})
+    found: dict[str, ToTell] = {}
     for action in claimed:
-        post, lead = of_action[action.id], parts.get(action.alert_id or "")
-        if lead is None:
-            continue
-        row = counted.get(post.notification_id) if post is not None else None
-        if post is None or row is None:
-            found[action.id] = MessageParts(lead)
-            continue
-        others = [parts[one] for one in shown.get(post.notification_id, ()) if one in parts]
-        found[action.id] = MessageParts(leading(lead, others), others, together_of(post, row, others))
+        row, lead, said = rows[action.id], parts.get(action.alert_id or ""), None
+        if lead is not None and row.total is None:
+            said = MessageParts(lead)
+        elif lead is not None:
+            others = [parts[one] for one in shown.get(row.notification_id, ()) if one in parts]
+            said = MessageParts(leading(lead, others), others, together_of(row, others))
+        ref = MessageRef(row.channel, row.ts) if row.ts is not None else None
+        found[action.id] = ToTell(said, ref, row.times or 0, row.since)
     return found
 
 
@@ -72,9 +78,9 @@ def leading(lead: AlertParts, others: Sequence[AlertParts]) -> AlertParts:
     return next((one for one in others if one.alert.state != "resolved"), lead)
 
 
-def together_of(post: Post, row: Row[Any], others: Sequence[AlertParts]) -> Together:
+def together_of(row: Row[Any], others: Sequence[AlertParts]) -> Together:
     return Together(
-        kind=KINDS.get(post.kind, "first"),
+        kind=KINDS.get(row.kind, "first"),
         since=row.first_post_at,
         total=row.total,
         firing=row.firing,
@@ -117,31 +123,3 @@ def view_of(parts: MessageParts, *, public_url: str) -> AlertView:
         late_seconds=None,
         workflows=tuple(lines.values()),
     )
-
-
-async def counts(conn: AsyncConnection, ids: Collection[str]) -> dict[str, Row[Any]]:
-    """How the alerts of each notification stand, and when they began."""
-    if not ids:
-        return {}
-    states = {
-        state: func.count().filter(alerts.c.state == state).label(state)
-        for state in ("firing", "acknowledged", "resolved")
-    }
-    first: Any = func.min(alerts.c.opened_at)
-    last: Any = func.max(alerts.c.opened_at)
-    rows = await conn.execute(
-        select(
-            notification_alerts.c.notification_id,
-            notifications.c.first_post_at,
-            func.count().label("total"),
-            func.count(alerts.c.account_id).label("accounts"),
-            *states.values(),
-            first.label("first_at"),
-            last.label("last_at"),
-        )
-        .join(alerts, alerts.c.id == notification_alerts.c.alert_id)
-        .join(notifications, notifications.c.id == notification_alerts.c.notification_id)
-        .where(notification_alerts.c.notification_id == any_id(ids))
-        .group_by(notification_alerts.c.notification_id, notifications.c.first_post_at)
-    )
-    return {row.notification_id: row for row in rows}

@@ -10,14 +10,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
 from service.notify.base import AlertView, WorkflowLine
-from service.store import accounts as account_store
 from service.store import actions as action_store
-from service.store import alerts as alert_store
 from service.store import notifications as notification_store
+from service.store import owned, showing
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.actions import PAUSE, Action
 from service.store.alerts import Alert
+from service.store.owned import Owner
+from service.store.showing import Shown
 from service.store.workflows import Hold, Workflow
 
 
@@ -170,27 +171,22 @@ async def alert_with_actions(conn: AsyncConnection, alert: Alert) -> dict[str, A
 
 @dataclass(frozen=True, slots=True)
 class AlertParts:
-    """What a message about one alert is made of. `workflows` and `asked` are by workflow id."""
+    """What a message about one alert is made of. `workflows` is by workflow id."""
 
     alert: Alert
-    account: Account | None
+    account: Owner | None
     held: Sequence[Hold]
-    workflows: Mapping[str, Workflow]
-    asked: Mapping[str, Action]
+    workflows: Mapping[str, Shown]
 
 
 async def alert_parts(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[str, AlertParts]:
     """By alert id, in the same few statements however many they are; an alert that is gone is not in it."""
-    found = await alert_store.load_many(conn, alert_ids)
-    accounts = await account_store.load(conn, {alert.account for alert in found.values() if alert.account})
+    found = await owned.load(conn, alert_ids)
     held = await workflow_store.holds_of_alerts(conn, list(found))
-    workflows = await workflow_store.load_many(conn, {hold.workflow_id for of_one in held.values() for hold in of_one})
-    asked = await action_store.newest_for_workflows(conn, sorted(workflows))
+    workflows = await showing.workflows(conn, {hold.workflow_id for of_one in held.values() for hold in of_one})
     return {
-        alert.id: AlertParts(
-            alert, accounts.get(alert.account) if alert.account else None, held.get(alert.id, ()), workflows, asked
-        )
-        for alert in found.values()
+        alert_id: AlertParts(alert, owner, held.get(alert_id, ()), workflows)
+        for alert_id, (alert, owner) in found.items()
     }
 
 
@@ -201,7 +197,7 @@ async def alert_view(conn: AsyncConnection, alert_id: str, *, public_url: str) -
 
 
 def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
-    alert, account, held, workflows, asked = parts.alert, parts.account, parts.held, parts.workflows, parts.asked
+    alert, account, held, workflows = parts.alert, parts.account, parts.held, parts.workflows
     lines = [
         WorkflowLine(
             workflow_id=hold.workflow_id,
@@ -209,7 +205,7 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
             state="paused" if hold.released_at is None else "active",
             scope="account" if hold.scope == "account" else "workflow",
             orchestrator=workflows[hold.workflow_id].orchestrator_name if hold.workflow_id in workflows else None,
-            orchestrator_state=asked_words(asked.get(hold.workflow_id)),
+            orchestrator_state=asked_words(workflows.get(hold.workflow_id)),
         )
         for hold in held
     ]
@@ -248,12 +244,12 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
     )
 
 
-def asked_words(asked: Action | None) -> str | None:
-    if asked is None:
+def asked_words(shown: Shown | None) -> str | None:
+    if shown is None or shown.asked is None:
         return None
-    verb = "pause" if asked.kind == PAUSE else "resume"
-    if asked.state == "done":
+    verb = "pause" if shown.asked == PAUSE else "resume"
+    if shown.state == "done":
         return f"{verb}d"
-    if asked.state == "failed":
-        return f"{verb} failed: {asked.last_error or asked.last_code}"
+    if shown.state == "failed":
+        return f"{verb} failed: {shown.last_error or shown.last_code}"
     return f"{verb} asked"

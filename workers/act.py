@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from service import silencing, tell
 from service.observe import log
 from service.runtime import Runtime
-from service.store import actions, readers
+from service.store import actions
 from service.store.actions import NOTIFY, Action
 from service.store.session import begin
-from workers.attempt import EFFECT_SECONDS_MAX, Ended, Known, attempt, read
-from workers.decide import decide
+from service.together import ToTell
+from workers.attempt import EFFECT_SECONDS_MAX, Ended, attempt, read
+from workers.decide import ROUNDS_MAX
 from workers.outcomes import Outcomes
 
 # An attempt may take EFFECT_SECONDS_MAX from its claim: with what recording it may take that is well inside the lease,
@@ -66,20 +68,28 @@ class Acting:
         """Claims what there is room for and starts it; whether there was any. It waits for none of it.
 
         What there is to do comes first, so that no pause waits for whom to tell, and none is lost where that fails."""
-        started = await self._claim()
-        if await decide(self._runtime):
-            started = await self._claim() or started
+        started, undecided = await self._next(deciding=False)
+        for _ in range(ROUNDS_MAX):
+            if not undecided:
+                break
+            more, undecided = await self._next(deciding=True)
+            started = started or more
         return started
 
-    async def _claim(self) -> bool:
+    async def _next(self, *, deciding: bool) -> tuple[bool, bool]:
+        """(whether anything was claimed and started, whether there is more to decide than nobody else is at). What is
+        decided is claimed by the transaction that decides it: it is done as soon as it may be."""
         now = asyncio.get_running_loop().time()
         rooms = {key: places.free(now) for key, places in self._places.items()}
+        routing = self._runtime.settings.routing
         async with begin(self._runtime.engine) as conn:
-            clock = await readers.clock(conn)
-            claimed = await actions.claim(conn, clock, lease=LEASE, limit=PLACES_MAX, rooms=rooms)
-        if claimed:
-            self.start([action for action, _died in claimed], now)
-        return bool(claimed)
+            if deciding and not await tell.decide(conn, routing):
+                return False, False
+            claimed = await actions.claim_and_look(conn, None, lease=LEASE, limit=PLACES_MAX, rooms=rooms)
+        if claimed.actions:
+            self.start([action for action, _died in claimed.actions], now)
+        declared = silencing.declared_ids(routing, claimed.at)
+        return bool(claimed.actions), claimed.undecided or claimed.declared != declared
 
     def start(self, claimed: Sequence[Action], now: float) -> None:
         """`now`: a moment before they were claimed, by the event loop's clock."""
@@ -97,7 +107,7 @@ class Acting:
         self._changed()
 
     async def _one(
-        self, action: Action, places: Places, reading: asyncio.Task[dict[str, Known]] | None, until: float
+        self, action: Action, places: Places, reading: asyncio.Task[dict[str, ToTell]] | None, until: float
     ) -> None:
         try:
             # One that runs out of time takes the reading from no other.

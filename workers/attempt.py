@@ -21,24 +21,13 @@ from service.runtime import Runtime
 from service.store import actions, readers
 from service.store.actions import NOTIFY, PAUSE, Action, Message
 from service.store.session import begin
-from service.together import MessageParts, message_id
+from service.together import ToTell, message_id
 from workers.persist import persist
 
 EFFECT_SECONDS_MAX = 25
 REPEATS_MAX = 1  # a post whose fate cannot be checked is repeated once
 # The message was deleted or can no longer be edited: the state is posted anew.
 POST_ANEW = frozenset({"message_not_found", "cant_update_message", "edit_window_closed"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What is to be told, as it stood after the claim. `ref`: the message that is out already. `unsure` attempts, the
-    first of them at `since`, may have left one that we do not know of."""
-
-    parts: MessageParts | None
-    ref: MessageRef | None
-    unsure: int
-    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,25 +43,15 @@ class Ended:
     message: Message | None = None
 
 
-async def read(runtime: Runtime, claimed: Sequence[Action]) -> dict[str, Known]:
+async def read(runtime: Runtime, claimed: Sequence[Action]) -> dict[str, ToTell]:
     """By action id, for any number of NOTIFY actions in the same few statements. After their claim is committed: what
     changes from then on has an action of its own."""
     async with begin(runtime.engine) as conn:
-        parts = await together.message_parts(conn, claimed)
-        messages = await actions.messages_of(conn, {message_id(action) for action in claimed})
-        # Of the whole lane: what an earlier action of this alert may have posted is this one's to find.
-        unsure = await actions.unsure(conn, claimed)
-    known: dict[str, Known] = {}
-    for action in claimed:
-        row = messages.get((message_id(action), action.destination))
-        times, since = unsure.get(action.lane, (0, None))
-        ref = MessageRef(row.channel, row.ts) if row else None
-        known[action.id] = Known(parts=parts.get(action.id), ref=ref, unsure=times, since=since)
-    return known
+        return await together.to_tell(conn, claimed)
 
 
 async def attempt(
-    runtime: Runtime, action: Action, reading: Awaitable[Mapping[str, Known]] | None, until: float
+    runtime: Runtime, action: Action, reading: Awaitable[Mapping[str, ToTell]] | None, until: float
 ) -> Ended:
     """`reading` gives what a NOTIFY action tells; `until` is a time of the event loop's clock."""
     try:
@@ -113,7 +92,7 @@ async def ask(runtime: Runtime, action: Action) -> Ended:
     return Ended(action=action, result=result)
 
 
-async def tell_people(runtime: Runtime, action: Action, known: Known) -> Ended:
+async def tell_people(runtime: Runtime, action: Action, known: ToTell) -> Ended:
     """Posts the alert's one message, or edits it to the state of now. Editing twice is editing once; posting is not."""
     notifier = runtime.notifiers.get(action.destination)
     if notifier is None:

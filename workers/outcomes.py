@@ -25,6 +25,7 @@ from workers.persist import RECORD_RETRY_SECONDS, RECORD_SECONDS_MAX
 
 GATHER_SECONDS = 0.004
 BATCH_MAX = 200
+FINAL = ("done", "failed")
 BACKOFF_SECONDS = (1, 2, 5, 15, 30, 60, 120, 300)
 GIVE_UP_AFTER = timedelta(hours=24)
 
@@ -98,22 +99,27 @@ class Outcomes:
 async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
     """All NOTIFY or none: one transaction."""
     async with begin(runtime.engine) as conn:
-        now = await readers.clock(conn)
-        await actions.save_messages(conn, [one.message for one in ended if one.message is not None], now)
+        # What is done takes the clock of the statement that says so.
+        over = all(one.outcome in FINAL and one.action.kind == NOTIFY for one in ended)
+        now = None if over else await readers.clock(conn)
         outcomes = [outcome_of(one, now) for one in ended]
-        ours = await actions.conclude_many(conn, outcomes, now)
+        sent = [one.message for one in ended if one.message is not None]
+        ours = await actions.conclude_many(conn, outcomes, now, sent)
+        if now is None:
+            return
         # An orchestrator's final answer is told to people.
         answered = {
             one.action.alert_id
             for one in outcomes
-            if one.action.kind != NOTIFY and one.action.id in ours and one.outcome in ("done", "failed")
+            if one.action.kind != NOTIFY and one.action.id in ours and one.outcome in FINAL
         }
         await notify(conn, Consequences(), answered, list(runtime.notifiers), now)
 
 
-def outcome_of(ended: Ended, now: datetime) -> Outcome:
+def outcome_of(ended: Ended, now: datetime | None) -> Outcome:
+    """`now` may be missing where it needs no next try."""
     action, outcome, detail, retry_at = ended.action, ended.outcome, ended.detail, None
-    if outcome in ("retry", "ambiguous"):
+    if now is not None and outcome not in FINAL:
         retry_at = next_try(action, now, ended.retry_after_seconds)
         if now - action.created_at > GIVE_UP_AFTER:
             outcome, detail, retry_at = "failed", f"gave up after {GIVE_UP_AFTER}: {detail}", None

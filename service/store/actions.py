@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, DateTime, Integer, Row, Text, Uuid, any_, bindparam, func, select, text
+from sqlalchemy import ARRAY, Boolean, DateTime, Integer, Interval, Row, Text, bindparam, column, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import new_id
-from service.store.keys import any_id
 from service.store.routing_tables import alert_news
 from service.store.tables import actions, attempts, messages
 
@@ -56,33 +55,33 @@ class Action:
     finished_at: datetime | None
 
 
-PENDING_LANES = (
-    select(actions.c.lane)
-    .where(
-        actions.c.lane == any_(bindparam("lanes", type_=ARRAY(Text()))),
-        actions.c.state == "pending",
-        actions.c.kind == NOTIFY,
+# What is pending in these lanes is locked until our commit: claimed before it, it would tell the state from before what we
+# are about to say; claimed already, it no longer counts as pending and a new one is added. In one order, so that no two
+# ever wait for each other. Others write beside it in the same statement (service/store/decisions.py).
+ADD_IN_ORDER = """
+    told AS MATERIALIZED (
+        SELECT lane FROM actions WHERE lane = ANY(:lanes) AND state = 'pending' AND kind = 'notify'
+        ORDER BY lane, id FOR UPDATE
     )
-    .order_by(actions.c.lane, actions.c.id)  # in one order, so that no two ever wait for each other
-    .with_for_update()
-)
-ADD = text(
-    """
     INSERT INTO actions (id, kind, destination, lane, alert_id, workflow_id, payload, state, created_at, next_attempt_at)
     SELECT id, kind, destination, lane, alert_id, workflow_id, payload, 'pending', :now, :now
-    FROM jsonb_populate_recordset(NULL::actions, CAST(:rows AS jsonb))
-    """
-).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+    FROM jsonb_populate_recordset(NULL::actions, CAST(:actions AS jsonb))
+    WHERE kind <> 'notify' OR lane NOT IN (SELECT lane FROM told)
+"""
+ADD = text(f"WITH {ADD_IN_ORDER}").bindparams(
+    bindparam("lanes", type_=ARRAY(Text())), bindparam("now", type_=DateTime(timezone=True))
+)
 
 
 async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) -> None:
-    """In two statements, however many they are. A NOTIFY whose lane has a pending one is left out."""
-    lanes = {action.lane for action in new if action.kind == NOTIFY}
+    """In one statement, however many they are. A NOTIFY whose lane has a pending one is left out."""
+    if new:
+        await conn.execute(ADD, add_values(new, now))
+
+
+def add_values(new: Sequence[NewAction], now: datetime) -> dict[str, Any]:
+    """The parameters of ADD_IN_ORDER."""
     told: set[str] = set()
-    if lanes:
-        # Locked until our commit: claimed before it, it would tell the state from before what we are about to say;
-        # claimed already, it no longer counts as pending and a new one is added.
-        told = {row.lane for row in await conn.execute(PENDING_LANES, {"lanes": sorted(lanes)})}
     rows = []
     for action in new:
         if action.kind == NOTIFY:
@@ -100,8 +99,7 @@ async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) ->
                 "payload": dict(action.payload),
             }
         )
-    if rows:
-        await conn.execute(ADD, {"rows": orjson.dumps(rows).decode(), "now": now})
+    return {"lanes": sorted(told), "actions": orjson.dumps(rows).decode(), "now": now}
 
 
 # At each destination, of each kind, those that have been due longest, each the first open one of its lane: never more
@@ -110,7 +108,7 @@ async def add(conn: AsyncConnection, new: Sequence[NewAction], now: datetime) ->
 # and not by NOT EXISTS: as a join it is planned while the table is empty and then takes the square of what waits.
 CLAIM = text(
     f"""
-    WITH RECURSIVE places AS (
+    WITH RECURSIVE moment AS MATERIALIZED (SELECT coalesce(:now, clock_timestamp()) AS now), places AS (
         (SELECT destination, kind FROM actions WHERE state IN ('pending', 'running') ORDER BY destination, kind LIMIT 1)
         UNION ALL
         SELECT next.destination, next.kind FROM places CROSS JOIN LATERAL (
@@ -123,8 +121,8 @@ CLAIM = text(
         SELECT first.* FROM places LEFT JOIN known USING (destination, kind) CROSS JOIN LATERAL (
             SELECT * FROM actions a
             WHERE a.destination = places.destination AND a.kind = places.kind
-                AND a.state IN ('pending', 'running') AND a.next_attempt_at <= :now
-                AND (a.state = 'pending' OR a.lease_until <= :now)
+                AND a.state IN ('pending', 'running') AND a.next_attempt_at <= (SELECT now FROM moment)
+                AND (a.state = 'pending' OR a.lease_until <= (SELECT now FROM moment))
                 AND a.id = (
                     SELECT id FROM actions earliest WHERE earliest.lane = a.lane
                         AND earliest.state IN ('pending', 'running') ORDER BY created_at, id LIMIT 1)
@@ -132,15 +130,21 @@ CLAIM = text(
             LIMIT coalesce(known.room, :limit)
             FOR UPDATE OF a SKIP LOCKED) AS first
     ), died AS (
-        UPDATE attempts t SET outcome = 'ambiguous', finished_at = :now, code = 'process_died'
+        UPDATE attempts t SET outcome = 'ambiguous', finished_at = (SELECT now FROM moment), code = 'process_died'
         FROM due WHERE t.action_id = due.id AND t.outcome IS NULL
     ), begun AS (
-        INSERT INTO attempts (action_id, number, started_at) SELECT id, attempts + 1, :now FROM due
+        INSERT INTO attempts (action_id, number, started_at) SELECT id, attempts + 1, (SELECT now FROM moment) FROM due
     ), claimed AS (
-        UPDATE actions a SET state = 'running', lease_until = :until, next_attempt_at = :until, attempts = a.attempts + 1
-        FROM due WHERE a.id = due.id
+        UPDATE actions a SET state = 'running', lease_until = moment.now + :lease, next_attempt_at = moment.now + :lease,
+            attempts = a.attempts + 1
+        FROM due, moment WHERE a.id = due.id
     )
-    SELECT {", ".join(column.name for column in actions.columns)} FROM due ORDER BY next_attempt_at, id
+    SELECT moment.now AS at, EXISTS (SELECT 1 FROM alert_news)
+            OR EXISTS (SELECT 1 FROM notifications WHERE due_at <= (SELECT now FROM moment))
+            OR EXISTS (SELECT 1 FROM notification_alerts WHERE look_at <= (SELECT now FROM moment)) AS undecided,
+        (SELECT array_agg(id::text) FROM silences WHERE declared AND end_at > (SELECT now FROM moment)) AS declared,
+        {", ".join(f"due.{one.name}" for one in actions.columns)}
+    FROM moment LEFT JOIN due ON true ORDER BY due.next_attempt_at, due.id
     """
 ).bindparams(
     bindparam("destinations", type_=ARRAY(Text())),
@@ -148,23 +152,51 @@ CLAIM = text(
     bindparam("rooms", type_=ARRAY(Integer())),
     bindparam("limit", type_=Integer()),
     bindparam("now", type_=DateTime(timezone=True)),
-    bindparam("until", type_=DateTime(timezone=True)),
+    bindparam("lease", type_=Interval()),
 )
-CLAIMED = CLAIM.columns(*actions.columns)
+CLAIMED = CLAIM.columns(
+    column("at", DateTime(timezone=True)),
+    column("undecided", Boolean()),
+    column("declared", ARRAY(Text())),
+    *actions.columns,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Each action with whether its last attempt was never concluded, `at` the database's time. `undecided`: whom to tell is to be decided of
+    something; `declared`: ids of the config file's silences that have rows."""
+
+    actions: Sequence[tuple[Action, bool]]
+    at: datetime
+    undecided: bool
+    declared: frozenset[str]
 
 
 async def claim(
     conn: AsyncConnection,
-    now: datetime,
+    now: datetime | None,
     *,
     lease: timedelta,
     limit: int,
     rooms: Mapping[tuple[str, str], int] = NOTHING,
 ) -> list[tuple[Action, bool]]:
+    """As `claim_and_look`, without the look."""
+    return list((await claim_and_look(conn, now, lease=lease, limit=limit, rooms=rooms)).actions)
+
+
+async def claim_and_look(
+    conn: AsyncConnection,
+    now: datetime | None,
+    *,
+    lease: timedelta,
+    limit: int,
+    rooms: Mapping[tuple[str, str], int] = NOTHING,
+) -> Claimed:
     """Due actions, each the first open one of its lane, now ours until the lease ends; longest due first.
 
     At most `limit` of one kind at one destination, or as many as `rooms` says of its (destination, kind).
-    Each comes with whether its last attempt was never concluded: its process died, so its effect is unknown (and that
+    `now`: else the database's clock. Each comes with whether its last attempt was never concluded: its process died, so its effect is unknown (and that
     attempt counts as `ambiguous` from now on). The attempt is recorded before it is made, in this very transaction.
     """
     values = {
@@ -173,10 +205,23 @@ async def claim(
         "rooms": list(rooms.values()),
         "limit": limit,
         "now": now,
-        "until": now + lease,
+        "lease": lease,
     }
     rows = (await conn.execute(CLAIMED, values)).all()
-    return [(to_action(row), row.state == "running" or row.last_code == "ambiguous") for row in rows]
+    claimed = [
+        (to_action(row), row.state == "running" or row.last_code == "ambiguous") for row in rows if row.id is not None
+    ]
+    return Claimed(claimed, rows[0].at, rows[0].undecided, frozenset(rows[0].declared or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The one message about an alert at a destination, in the notifier's own words."""
+
+    alert_id: str
+    destination: str
+    channel: str
+    ts: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,14 +239,20 @@ class Outcome:
 # Locked in the order that `add` locks in: it may be waiting for what it read as pending and we have claimed since.
 CONCLUDE = text(
     """
-    WITH told AS (
+    WITH moment AS MATERIALIZED (SELECT coalesce(:now, clock_timestamp()) AS now), told AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS told (
             id uuid, number int, outcome text, code text, detail text, retry_at timestamptz, result jsonb)
     ), mine AS (
         SELECT a.id FROM actions a JOIN told ON a.id = told.id
         WHERE a.state = 'running' AND a.attempts = told.number ORDER BY a.lane, a.id FOR UPDATE OF a
+    ), sent AS (
+        INSERT INTO messages (alert_id, destination, channel, ts, posted_at)
+        SELECT alert_id, destination, channel, ts, moment.now
+        FROM jsonb_populate_recordset(NULL::messages, CAST(:messages AS jsonb)), moment
+        ORDER BY alert_id, destination
+        ON CONFLICT (alert_id, destination) DO UPDATE SET channel = excluded.channel, ts = excluded.ts
     ), tried AS (
-        UPDATE attempts t SET finished_at = :now, outcome = told.outcome, code = told.code, detail = told.detail
+        UPDATE attempts t SET finished_at = (SELECT now FROM moment), outcome = told.outcome, code = told.code, detail = told.detail
         FROM told WHERE t.action_id = told.id AND t.number = told.number
     )
     UPDATE actions a SET
@@ -209,7 +260,7 @@ CONCLUDE = text(
         lease_until = NULL,
         last_code = CASE told.outcome WHEN 'ambiguous' THEN 'ambiguous' ELSE told.code END,
         last_error = told.detail,
-        finished_at = CASE WHEN told.outcome IN ('done', 'failed') THEN :now END,
+        finished_at = CASE WHEN told.outcome IN ('done', 'failed') THEN (SELECT now FROM moment) END,
         result = coalesce(told.result, a.result),
         next_attempt_at = coalesce(told.retry_at, a.next_attempt_at)
     FROM told JOIN mine ON mine.id = told.id WHERE a.id = told.id
@@ -218,8 +269,11 @@ CONCLUDE = text(
 ).bindparams(bindparam("now", type_=DateTime(timezone=True)))
 
 
-async def conclude_many(conn: AsyncConnection, outcomes: Sequence[Outcome], now: datetime) -> set[str]:
-    """Records what became of these attempts, of each action one. Answers the ids whose lease was still ours: of the
+async def conclude_many(
+    conn: AsyncConnection, outcomes: Sequence[Outcome], now: datetime | None = None, sent: Sequence[Message] = ()
+) -> set[str]:
+    """Records what became of these attempts, of each action one, and where the messages are that they posted: of two for one
+    alert and destination the later counts. `now`: else the database's clock. Answers the ids whose lease was still ours: of the
     others, which had passed to another process meanwhile, nothing is changed but the attempt."""
     rows = [
         {
@@ -235,7 +289,8 @@ async def conclude_many(conn: AsyncConnection, outcomes: Sequence[Outcome], now:
     ]
     if not rows:
         return set()
-    return {row[0] for row in await conn.execute(CONCLUDE, {"rows": orjson.dumps(rows).decode(), "now": now})}
+    values = {"rows": orjson.dumps(rows).decode(), "messages": messages_json(sent), "now": now}
+    return {row[0] for row in await conn.execute(CONCLUDE, values)}
 
 
 async def conclude(
@@ -277,43 +332,12 @@ async def attempts_of(conn: AsyncConnection, action_ids: Sequence[str]) -> dict[
     return found
 
 
-UNSURE = text(
-    """
-    SELECT a.lane, count(*) AS times, min(t.started_at) AS since FROM actions a JOIN attempts t ON t.action_id = a.id
-    WHERE a.alert_id = ANY(:alert_ids) AND a.lane = ANY(:lanes) AND t.outcome = 'ambiguous' GROUP BY a.lane
-    """
-).bindparams(bindparam("alert_ids", type_=ARRAY(Uuid(as_uuid=False))), bindparam("lanes", type_=ARRAY(Text())))
-
-
-async def unsure(conn: AsyncConnection, claimed: Sequence[Action]) -> dict[str, tuple[int, datetime]]:
-    """By lane: how many attempts ended without our knowing whether they did anything, and when the first began. Of the
-    lanes of these alerts' actions; a lane without any is not in it."""
-    values = {"alert_ids": [a.alert_id for a in claimed if a.alert_id], "lanes": [a.lane for a in claimed]}
-    return {row.lane: (row.times, row.since) for row in await conn.execute(UNSURE, values)}
-
-
-async def messages_of(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[tuple[str, str], Row[Any]]:
-    """Where the messages about these alerts are, by (alert id, destination)."""
-    rows = await conn.execute(select(messages).where(messages.c.alert_id == any_id(alert_ids)))
-    return {(row.alert_id, row.destination): row for row in rows}
-
-
 async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | None:
     """When the first message about this alert was out."""
     at: datetime | None = (
         await conn.execute(select(func.min(messages.c.posted_at)).where(messages.c.alert_id == alert_id))
     ).scalar_one()
     return at
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """The one message about an alert at a destination, in the notifier's own words."""
-
-    alert_id: str
-    destination: str
-    channel: str
-    ts: str
 
 
 SAVE_MESSAGES = text(
@@ -328,9 +352,12 @@ SAVE_MESSAGES = text(
 
 async def save_messages(conn: AsyncConnection, sent: Sequence[Message], now: datetime) -> None:
     """Of two for one alert and destination the later counts."""
-    rows = {(message.alert_id, message.destination): message for message in sent}
-    if rows:
-        await conn.execute(SAVE_MESSAGES, {"rows": orjson.dumps(list(rows.values())).decode(), "now": now})
+    if sent:
+        await conn.execute(SAVE_MESSAGES, {"rows": messages_json(sent), "now": now})
+
+
+def messages_json(sent: Sequence[Message]) -> str:
+    return orjson.dumps(list({(one.alert_id, one.destination): one for one in sent}.values())).decode()
 
 
 async def outcome_counts(conn: AsyncConnection) -> list[tuple[str, str, int]]:

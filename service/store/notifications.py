@@ -9,25 +9,23 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
     DateTime,
+    Integer,
     Row,
     Text,
     Uuid,
     and_,
+    any_,
     bindparam,
     cast,
-    delete,
     exists,
     func,
-    insert,
     literal,
     or_,
     select,
     text,
-    tuple_,
-    update,
 )
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.routing.grouping import Members, Notification
@@ -39,7 +37,7 @@ from service.store.tables import actions, alerts, messages
 LOCK = 7_305_201_016  # of who decides what is told: one at a time
 OPEN_GROUPS_MAX = 10_000
 POSTS_MAX = 50  # of one notification that are edited
-COLUMNS = tuple(column.name for column in notifications.columns if column.name != "due_at")
+COLUMNS = tuple(str(column.name) for column in notifications.columns if column.name != "due_at")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,23 +77,6 @@ async def announce(conn: AsyncConnection, alert_ids: Collection[str], now: datet
         await conn.execute(ANNOUNCE, {"alert_ids": sorted(alert_ids), "now": now})
 
 
-async def try_lock(conn: AsyncConnection) -> bool:
-    return bool((await conn.execute(select(func.pg_try_advisory_xact_lock(LOCK)))).scalar_one())
-
-
-async def take_news(conn: AsyncConnection, limit: int) -> list[str]:
-    """The oldest news, gone with this transaction's commit; each alert once."""
-    taken = (
-        select(alert_news.c.id)
-        .order_by(alert_news.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    rows = await conn.execute(delete(alert_news).where(alert_news.c.id.in_(taken)).returning(alert_news.c.alert_id))
-    return list(dict.fromkeys(row.alert_id for row in rows))
-
-
 async def is_news(conn: AsyncConnection, alert_id: str) -> bool:
     """Whether nobody has decided yet what is told of its last change."""
     found = await conn.execute(select(exists(select(literal(1)).where(alert_news.c.alert_id == alert_id))))
@@ -127,7 +108,7 @@ async def muted_due(conn: AsyncConnection, now: datetime, limit: int) -> list[Te
         .order_by(notification_alerts.c.look_at, notification_alerts.c.alert_id)
         .limit(limit)
     )
-    return [to_telling(row) for row in rows]
+    return [to_telling(dict(row._mapping)) for row in rows]
 
 
 async def tellings_of(conn: AsyncConnection, alert_ids: Collection[str]) -> dict[str, dict[str, Telling]]:
@@ -137,37 +118,35 @@ async def tellings_of(conn: AsyncConnection, alert_ids: Collection[str]) -> dict
         for row in await conn.execute(
             select(notification_alerts).where(notification_alerts.c.alert_id == any_id(alert_ids))
         ):
-            found[row.alert_id][row.destination] = to_telling(row)
+            found[row.alert_id][row.destination] = to_telling(dict(row._mapping))
     return found
 
 
-async def save_tellings(conn: AsyncConnection, tellings: Sequence[Telling]) -> None:
-    if not tellings:
-        return
-    rows = [
-        {
-            "alert_id": one.alert_id,
-            "destination": one.destination,
-            "route": one.route,
-            "receiver": one.receiver,
-            "notification_id": one.notification_id,
-            "muted": {name: list(ids) for name, ids in one.muted.items()} if one.muted else None,
-            "at": one.at,
-            "look_at": one.look_at,
-        }
-        for one in tellings
-    ]
-    statement = upsert(notification_alerts)
-    await conn.execute(
-        statement.on_conflict_do_update(
-            index_elements=("alert_id", "destination"),
-            set_={
-                name: statement.excluded[name]
-                for name in ("route", "receiver", "notification_id", "muted", "at", "look_at")
-            },
-        ),
-        rows,
+def telling_values(one: Telling) -> dict[str, Any]:
+    return {
+        "alert_id": one.alert_id,
+        "destination": one.destination,
+        "route": one.route,
+        "receiver": one.receiver,
+        "notification_id": one.notification_id,
+        "muted": {name: list(ids) for name, ids in one.muted.items()} if one.muted else None,
+        "at": one.at,
+        "look_at": one.look_at,
+    }
+
+
+OPEN_GROUPS = (
+    text(
+        f"""
+    SELECT {", ".join(f"n.{name}" for name in COLUMNS)}
+    FROM unnest(:destinations, :group_keys) AS k (destination, group_key)
+    JOIN notifications n ON n.destination = k.destination AND n.group_key = k.group_key AND n.closed_at IS NULL
+    ORDER BY n.opened_at DESC, n.id DESC LIMIT {OPEN_GROUPS_MAX}
+    """
     )
+    .bindparams(bindparam("destinations", type_=ARRAY(Text())), bindparam("group_keys", type_=ARRAY(Text())))
+    .columns(*(notifications.c[name] for name in COLUMNS))
+)
 
 
 async def open_groups(
@@ -176,54 +155,54 @@ async def open_groups(
     """The open notifications of each (destination, group key), oldest first."""
     found: dict[tuple[str, str], list[Notification]] = {key: [] for key in keys}
     if keys:
-        rows = await conn.execute(
-            select(notifications)
-            .where(
-                tuple_(notifications.c.destination, notifications.c.group_key).in_(list(keys)),
-                notifications.c.closed_at.is_(None),
-            )
-            .order_by(notifications.c.opened_at.desc(), notifications.c.id.desc())
-            .limit(OPEN_GROUPS_MAX)
-        )
+        wanted = {"destinations": [key[0] for key in found], "group_keys": [key[1] for key in found]}
+        rows = await conn.execute(OPEN_GROUPS, wanted)
         for one in reversed([to_notification(row) for row in rows]):
             found[one.destination, one.group_key].append(one)
     return found
 
 
+A_MOMENT: BindParameter[datetime] = bindparam("now", type_=DateTime(timezone=True))
+IDS = any_(bindparam("ids", type_=ARRAY(Uuid(as_uuid=False))))
+LIMIT: BindParameter[int] = bindparam("most", type_=Integer())
+DUE = (
+    select(notifications)
+    .where(notifications.c.due_at <= A_MOMENT)
+    .order_by(notifications.c.due_at, notifications.c.id)
+    .limit(LIMIT)
+)
+LOAD = select(notifications).where(notifications.c.id == IDS)
+
+
 async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[Notification]:
-    rows = await conn.execute(
-        select(notifications)
-        .where(notifications.c.due_at <= now)
-        .order_by(notifications.c.due_at, notifications.c.id)
-        .limit(limit)
-    )
-    return [to_notification(row) for row in rows]
+    return [to_notification(row) for row in await conn.execute(DUE, {"now": now, "most": limit})]
 
 
 async def load_many(conn: AsyncConnection, ids: Collection[str]) -> dict[str, Notification]:
     if not ids:
         return {}
-    rows = await conn.execute(select(notifications).where(notifications.c.id == any_id(ids)))
-    return {row.id: to_notification(row) for row in rows}
+    return {row.id: to_notification(row) for row in await conn.execute(LOAD, {"ids": list(ids)})}
 
 
-async def save_new(conn: AsyncConnection, new: Sequence[Notification]) -> None:
-    if new:
-        await conn.execute(insert(notifications), [values_of(one) for one in new])
-
-
-async def save_changed(conn: AsyncConnection, changed: Sequence[Notification]) -> None:
-    """Those columns that a decision may change, in one round trip however many they are."""
-    if changed:
-        rows = [{f"{CHANGED}{name}": value for name, value in values_of(one).items()} for one in changed]
-        await conn.execute(SAVE_CHANGED, rows)
-
-
-CHANGED = "new_"
-SAVE_CHANGED = (
-    update(notifications)
-    .where(notifications.c.id == bindparam(f"{CHANGED}id"))
-    .values({name: bindparam(f"{CHANGED}{name}") for name in (*COLUMNS, "due_at") if name != "id"})
+IS_FIRING = alerts.c.state == "firing"
+SNOOZED = alerts.c.snoozed_until > A_MOMENT
+MEMBERS = (
+    select(
+        notification_alerts.c.notification_id,
+        func.count(),
+        func.count().filter(alerts.c.state != "resolved"),
+        func.count().filter(IS_FIRING, or_(alerts.c.snoozed_until.is_(None), ~SNOOZED)),
+        func.min(alerts.c.snoozed_until).filter(IS_FIRING, SNOOZED),
+    )
+    .join(alerts, alerts.c.id == notification_alerts.c.alert_id)
+    .where(notification_alerts.c.notification_id == IDS)
+    .group_by(notification_alerts.c.notification_id)
+)
+ALERT_IDS = (
+    select(notification_alerts.c.notification_id, notification_alerts.c.alert_id)
+    .where(notification_alerts.c.notification_id == IDS)
+    .order_by(notification_alerts.c.notification_id, notification_alerts.c.at, notification_alerts.c.alert_id)
+    .limit(LIMIT)
 )
 
 
@@ -231,20 +210,7 @@ async def members(conn: AsyncConnection, ids: Collection[str], now: datetime) ->
     """How the alerts of each stand."""
     if not ids:
         return {}
-    is_firing = alerts.c.state == "firing"
-    snoozed = alerts.c.snoozed_until > now
-    rows = await conn.execute(
-        select(
-            notification_alerts.c.notification_id,
-            func.count(),
-            func.count().filter(alerts.c.state != "resolved"),
-            func.count().filter(is_firing, or_(alerts.c.snoozed_until.is_(None), ~snoozed)),
-            func.min(alerts.c.snoozed_until).filter(is_firing, snoozed),
-        )
-        .join(alerts, alerts.c.id == notification_alerts.c.alert_id)
-        .where(notification_alerts.c.notification_id == any_id(ids))
-        .group_by(notification_alerts.c.notification_id)
-    )
+    rows = await conn.execute(MEMBERS, {"ids": list(ids), "now": now})
     return {row[0]: Members(total=row[1], unresolved=row[2], loud=row[3], quiet_until=row[4]) for row in rows}
 
 
@@ -252,31 +218,21 @@ async def alert_ids(conn: AsyncConnection, ids: Collection[str], limit: int) -> 
     """The alerts of each notification in the order in which they joined; bounded over all of them."""
     found: dict[str, list[str]] = {one: [] for one in ids}
     if ids:
-        rows = await conn.execute(
-            select(notification_alerts.c.notification_id, notification_alerts.c.alert_id)
-            .where(notification_alerts.c.notification_id == any_id(ids))
-            .order_by(notification_alerts.c.notification_id, notification_alerts.c.at, notification_alerts.c.alert_id)
-            .limit(limit)
-        )
+        rows = await conn.execute(ALERT_IDS, {"ids": list(ids), "most": limit})
         for row in rows:
             found[row.notification_id].append(row.alert_id)
     return found
 
 
-async def add_posts(conn: AsyncConnection, posts: Sequence[Post]) -> None:
-    if posts:
-        rows = [
-            {
-                "id": post.id,
-                "destination": post.destination,
-                "notification_id": post.notification_id,
-                "alert_id": post.alert_id,
-                "kind": post.kind,
-                "at": post.at,
-            }
-            for post in posts
-        ]
-        await conn.execute(upsert(notification_posts).on_conflict_do_nothing(), rows)
+def post_values(post: Post) -> dict[str, Any]:
+    return {
+        "id": post.id,
+        "destination": post.destination,
+        "notification_id": post.notification_id,
+        "alert_id": post.alert_id,
+        "kind": post.kind,
+        "at": post.at,
+    }
 
 
 async def posts_of(conn: AsyncConnection, ids: Collection[str]) -> dict[str, list[Post]]:
@@ -291,7 +247,7 @@ async def posts_of(conn: AsyncConnection, ids: Collection[str]) -> dict[str, lis
         for row in rows:
             of_one = found[row.notification_id]
             if len(of_one) < POSTS_MAX:
-                of_one.append(to_post(row))
+                of_one.append(to_post(dict(row._mapping)))
     return found
 
 
@@ -321,14 +277,6 @@ async def actions_about(conn: AsyncConnection, alert_id: str, limit: int = 200) 
         .limit(limit)
     )
     return [to_action(row) for row in rows]
-
-
-async def posts_by_id(conn: AsyncConnection, ids: Collection[str]) -> dict[tuple[str, str], Post]:
-    """By (id, destination)."""
-    if not ids:
-        return {}
-    rows = await conn.execute(select(notification_posts).where(notification_posts.c.id == any_id(ids)))
-    return {(row.id, row.destination): to_post(row) for row in rows}
 
 
 async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | None:
@@ -369,9 +317,9 @@ def to_notification(row: Row[Any]) -> Notification:
     return Notification(**{name: getattr(row, name) for name in COLUMNS})
 
 
-def to_telling(row: Row[Any]) -> Telling:
-    return Telling(**row._mapping)
+def to_telling(values: Mapping[str, Any]) -> Telling:
+    return Telling(**values)
 
 
-def to_post(row: Row[Any]) -> Post:
-    return Post(**row._mapping)
+def to_post(values: Mapping[str, Any]) -> Post:
+    return Post(**values)

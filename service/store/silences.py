@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import Row, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,15 +20,17 @@ EXPIRED_KEPT = timedelta(days=30)
 LIST_MAX = 1_000
 
 
+LIVE = (
+    select(silences)
+    .where(silences.c.end_at > bindparam("now"))
+    .order_by(silences.c.created_at, silences.c.id)
+    .limit(2 * SILENCES_MAX)
+)
+
+
 async def live(conn: AsyncConnection, now: datetime) -> list[Silence]:
     """Those that are not over, pending ones too; oldest first."""
-    rows = await conn.execute(
-        select(silences)
-        .where(silences.c.end_at > now)
-        .order_by(silences.c.created_at, silences.c.id)
-        .limit(2 * SILENCES_MAX)
-    )
-    return [to_silence(row) for row in rows]
+    return [to_silence(row) for row in await conn.execute(LIVE, {"now": now})]
 
 
 async def live_on_pauses(conn: AsyncConnection, now: datetime) -> list[Silence]:

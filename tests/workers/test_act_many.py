@@ -26,7 +26,8 @@ from workers.act import PLACES_MAX, Acting, act
 from workers.attempt import Ended
 
 WAIT_SECONDS_MAX = 15
-STATEMENTS_A_BATCH_MAX = 13
+STATEMENTS_A_BATCH_MAX = 6
+STATEMENTS_AN_ALERT_MAX = 14  # from its news to its message, with what is written down after it
 
 
 @dataclass
@@ -150,6 +151,20 @@ async def test_many_messages_take_a_few_statements_for_all_of_them(house: House)
     assert len(statements) <= STATEMENTS_A_BATCH_MAX * 3 * 2  # a batch may be written down in two parts
     rows = await house.rows("SELECT count(*) AS kept FROM messages WHERE destination = 'fake'")
     assert rows[0]["kept"] == len(told)
+
+
+async def test_one_alert_is_decided_and_told_in_a_few_statements(house: House) -> None:
+    await house.put(account_ids=["ca_1"])
+    await house.told("DISCONNECTED")
+    statements: list[str] = []
+    event.listen(
+        house.runtime.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _conn, _cursor, statement, *_: statements.append(statement),
+    )
+    await act(house.runtime)
+    assert house.posts() == 1
+    assert len(statements) <= STATEMENTS_AN_ALERT_MAX
 
 
 async def test_a_destination_that_answers_nobody_delays_no_other(house: House) -> None:

@@ -1,0 +1,110 @@
+"""What a message says, read for any number of them in the same few statements."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ARRAY, Row, Text, Uuid, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.store.actions import PAUSE, RESUME
+
+IDS = ARRAY(Uuid(as_uuid=False))
+# `unsure` is of the whole lane: what an earlier action of this alert may have posted is this one's to find.
+MESSAGES = text(
+    """
+    WITH wanted AS (
+        SELECT * FROM unnest(:action_ids, :message_ids, :destinations, :lanes) AS w (action_id, id, destination, lane)
+    ), posts AS MATERIALIZED (
+        SELECT id, destination, notification_id, kind FROM notification_posts WHERE id = ANY(:message_ids)
+    ), counted AS (
+        SELECT na.notification_id, count(*) AS total, count(a.account_id) AS accounts,
+            count(*) FILTER (WHERE a.state = 'firing') AS firing,
+            count(*) FILTER (WHERE a.state = 'acknowledged') AS acknowledged,
+            count(*) FILTER (WHERE a.state = 'resolved') AS resolved,
+            min(a.opened_at) AS first_at, max(a.opened_at) AS last_at
+        FROM notification_alerts na JOIN alerts a ON a.id = na.alert_id
+        WHERE na.notification_id = ANY(ARRAY(SELECT notification_id FROM posts)) GROUP BY na.notification_id
+    ), unsure AS (
+        SELECT a.lane, count(*) AS times, min(t.started_at) AS since
+        FROM actions a JOIN attempts t ON t.action_id = a.id
+        WHERE a.alert_id = ANY(:alert_ids) AND a.lane = ANY(:lanes) AND t.outcome = 'ambiguous' GROUP BY a.lane
+    ), sent AS (SELECT * FROM messages WHERE alert_id = ANY(:message_ids)
+    ), begun AS (
+        SELECT id, first_post_at FROM notifications WHERE id = ANY(ARRAY(SELECT notification_id FROM posts))
+    )
+    SELECT w.action_id::text, sent.channel, sent.ts, unsure.times, unsure.since, posts.kind,
+        counted.*, begun.first_post_at
+    FROM wanted w
+        LEFT JOIN posts ON posts.id = w.id AND posts.destination = w.destination
+        LEFT JOIN begun ON begun.id = posts.notification_id
+        LEFT JOIN counted ON counted.notification_id = begun.id
+        LEFT JOIN sent ON sent.alert_id = w.id AND sent.destination = w.destination
+        LEFT JOIN unsure ON unsure.lane = w.lane
+    """
+).bindparams(
+    bindparam("action_ids", type_=IDS),
+    bindparam("message_ids", type_=IDS),
+    bindparam("alert_ids", type_=IDS),
+    bindparam("destinations", type_=ARRAY(Text())),
+    bindparam("lanes", type_=ARRAY(Text())),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One NOTIFY action and the message that it posts or edits."""
+
+    action_id: str
+    message_id: str
+    destination: str
+    lane: str
+    alert_id: str | None
+
+
+async def messages(conn: AsyncConnection, wanted: Sequence[Wanted]) -> dict[str, Row[Any]]:
+    """By action id: where its message is (`channel`, `ts`), how many attempts of its lane are of unknown fate and since when
+    (`times`, `since`), and how the alerts stand that it tells of (`kind`, `notification_id`, `total` and others)."""
+    if not wanted:
+        return {}
+    values = {
+        "action_ids": [one.action_id for one in wanted],
+        "message_ids": [one.message_id for one in wanted],
+        "alert_ids": [one.alert_id for one in wanted if one.alert_id],
+        "destinations": [one.destination for one in wanted],
+        "lanes": [one.lane for one in wanted],
+    }
+    return {row.action_id: row for row in await conn.execute(MESSAGES, values)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A workflow and the last thing that its orchestrator was asked, as a message tells of them."""
+
+    name: str | None
+    orchestrator_name: str | None
+    asked: str | None  # its kind
+    state: str | None
+    last_error: str | None
+    last_code: str | None
+
+
+WORKFLOWS = text(
+    """
+    SELECT w.workflow_id, w.name, w.orchestrator_name, a.kind, a.state, a.last_error, a.last_code
+    FROM workflows w LEFT JOIN (
+        SELECT DISTINCT ON (workflow_id) workflow_id, kind, state, last_error, last_code FROM actions
+        WHERE workflow_id = ANY(:ids) AND kind = ANY(:kinds) ORDER BY workflow_id, created_at DESC, id DESC
+    ) AS a ON a.workflow_id = w.workflow_id
+    WHERE w.workflow_id = ANY(:ids)
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("kinds", [PAUSE, RESUME], type_=ARRAY(Text())))
+
+
+async def workflows(conn: AsyncConnection, workflow_ids: Collection[str]) -> dict[str, Shown]:
+    if not workflow_ids:
+        return {}
+    rows = await conn.execute(WORKFLOWS, {"ids": sorted(workflow_ids)})
+    return {row[0]: Shown(*row[1:]) for row in rows}
