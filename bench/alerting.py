@@ -30,7 +30,7 @@ from bench.slack import CHANNEL, Ears, start_slack
 from bench.told import body_of, signed
 from service.signatures import Secret, parse_secret
 
-ROUNDS, ROUNDS_SHORT = 5, 1
+ROUNDS, ROUNDS_SHORT = 3, 1
 EACH, EACH_SHORT = 40, 3
 PAUSE_SECONDS_MAX = 0.1
 HEARD_SECONDS_MAX = 15.0

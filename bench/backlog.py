@@ -24,7 +24,7 @@ from bench.figure import Figure, ratio_of, shown
 from bench.house import ROOT, BenchFailed, House, cpu_seconds, say
 from service.store.shards import OF_ACCOUNTS
 
-ROUNDS, ROUNDS_SHORT = 5, 1
+ROUNDS, ROUNDS_SHORT = 3, 1
 EVENTS, EVENTS_SHORT = 200_000, 5_000
 TWO_SHARE = 0.5  # of a chunk that two workers get: enough to tell what they cost
 ACCOUNTS, CONNECTIONS, MINUTES = 10_000, 40, 40

@@ -21,7 +21,7 @@ from bench.slack import Ears
 from bench.told import body_of, signed
 from service.signatures import Secret
 
-ROUNDS, ROUNDS_SHORT = 5, 1
+ROUNDS, ROUNDS_SHORT = 3, 1
 ACCOUNTS, ACCOUNTS_SHORT = 500, 20
 CLIENTS, PUTS_AT_ONCE = 32, 8
 LOOK_EVERY_SECONDS = 0.01
