@@ -167,9 +167,10 @@ def one_chunk(house: House, way: Way, events: int) -> None:
                 raise BenchFailed(f"{way.name}: the evaluator read nothing in {WAIT_SECONDS_MAX:.0f} s")
             wanted = min(way.read + events, last_of(conn))
             ended, last, cpu_end, backends_end = until(house, conn, workers, wanted, CHUNK_SECONDS * way.share)
+        # Those who evaluate share the row all the time, and nobody else would get it before they rest.
+        for worker in workers:
+            house.stop(worker)
         take(holding)
-    for worker in workers:
-        house.stop(worker)
     read = last - first
     if read <= 0:
         raise BenchFailed(f"{way.name}: no second step of the evaluator was seen in {WAIT_SECONDS_MAX:.0f} s")

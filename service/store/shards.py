@@ -2,7 +2,7 @@
 is read on by one worker at a time. So several workers judge beside each other, and one account's events stay in order.
 
 The row named `evaluator` is what others read (the gate, health, retention, explain): up to there all has been evaluated.
-Whoever locks that row stops all evaluation; versions before this one knew it alone.
+Whoever locks that row stops all evaluation, once those that are at it rest; versions before this one knew it alone.
 """
 
 from __future__ import annotations

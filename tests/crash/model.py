@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from tests.crash.history import History, Sent, own_workflow, through_connection
 
 WITHIN, FAILURES = timedelta(minutes=15), 3  # token-refresh-failing
+FLAPS_WITHIN, FLAPS_MOVES = timedelta(minutes=15), 4
 COUNTS_AT_ONCE, COUNTS_AFTER = ("DISCONNECTED", "DELETED"), {"EXPIRED": timedelta(seconds=1)}
 FAILING, BROKEN = "token-refresh-failing", "account-disconnected-active-workflow"
 
@@ -33,7 +34,8 @@ class Expected:
     """`accounts`: status and failures in a row. `paused`: workflows; `paused_accounts`: of the one through a connection.
 
     `not_well`: accounts that had an episode and are not ACTIVE at the end. A hold lets go only once its account has been
-    well for a while, so whether one of theirs went before they left ACTIVE depends on the weather.
+    well for a while, so whether one of theirs went before they left ACTIVE depends on the weather. What flaps is judged
+    by tests/properties; here its episodes are not compared.
     """
 
     accounts: dict[str, tuple[str | None, int]] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class Expected:
     paused: set[str] = field(default_factory=set)
     paused_accounts: set[str] = field(default_factory=set)
     not_well: set[str] = field(default_factory=set)
+    flapping: set[tuple[str, str]] = field(default_factory=set)  # rule and account: told as fewer and longer episodes
 
 
 def tell(history: History) -> Expected:
@@ -58,6 +61,7 @@ def tell(history: History) -> Expected:
         if own_workflow(number) or through_connection(number):
             episodes |= set(broken(account_id, mine))
         expected.episodes |= episodes
+        expected.flapping |= {(rule, account_id) for rule in (FAILING, BROKEN) if flaps(rule, episodes)}
         if episodes and last_status(mine) != "ACTIVE":
             expected.not_well.add(account_id)
         if any(episode.ended_at is None for episode in episodes):
@@ -66,6 +70,13 @@ def tell(history: History) -> Expected:
             if through_connection(number):
                 expected.paused_accounts.add(account_id)
     return expected
+
+
+def flaps(rule: str, episodes: Iterable[Episode]) -> bool:
+    """Whether it opened and ended more than so often within the time; from then on its episodes are held open."""
+    mine = [episode for episode in episodes if episode.rule == rule]
+    moves = sorted(at for one in mine for at in (one.opened_at, one.ended_at) if at is not None)
+    return any(last - first <= FLAPS_WITHIN for first, last in zip(moves, moves[FLAPS_MOVES:], strict=False))
 
 
 def workflow_of(account_id: str) -> str:

@@ -265,5 +265,5 @@ async def test_a_mistake_in_a_rule_file_harms_nothing_and_its_mend_is_in_force_s
         file.write_text(RULES.replace("Token refresh is failing", "No refresh works"))
         await until(lambda: said(running, "rules.good"), 20, running.logs)
         for _ in range(3):
-            await post(client, event_body(FAILED, data={"id": "ca_mended"}))
+            await post(client, event_body(FAILED, data={"id": "ca_mended", "connection_id": "conn_mended"}))
         await until(lambda: told("ca_mended", "No refresh works"), 10, running.logs)
