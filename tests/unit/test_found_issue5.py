@@ -10,12 +10,14 @@ from typing import Any
 import orjson
 import pytest
 
+from service.api.reports import CALLS
 from service.playbook.alerts import what_to_do
 from service.playbook.classify import classify
 from service.playbook.table import BY_PROVIDER, KNOWN_CODES
 from service.report import ToolCall, read_tool_calls
 from service.routing import grouping
 from service.routing.tree import Node
+from service.store.reports import MALFORMED_KEPT
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 VALUES: Mapping[str, Any] = {
@@ -125,3 +127,22 @@ def test_a_reported_write_is_not_repeated_because_no_status_came_with_it(
     said = what_to_do("tool_call.completed", details, provider)
     assert said is not None
     assert any(word in said for word in ("person", "whether it is there", "Read the resource")), said
+
+
+# ---- guards: these hold, and nothing failed where they were broken
+
+
+@pytest.mark.parametrize(
+    "error_class", ["refresh_failed", "insufficient_scope", "malformed_params", "partial_execution"]
+)
+def test_a_retry_of_each_class_that_must_never_be_retried_is_against_the_rules(error_class: str) -> None:
+    assert a_call(outcome="error", error_class=error_class, retries=1).retried_against_rules
+
+
+def test_reports_want_the_scope_telemetry_and_no_other() -> None:
+    scopes = {call.path: call.scope for call in CALLS if call.method == "POST"}
+    assert scopes == {"/v1/tool-calls": "telemetry", "/v1/token-refreshes": "telemetry"}
+
+
+def test_malformed_calls_are_kept_for_thirty_days() -> None:
+    assert timedelta(days=30) == MALFORMED_KEPT
