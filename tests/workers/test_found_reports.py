@@ -11,15 +11,27 @@ import msgspec
 import pytest
 
 from service.report import TokenRefresh
-from service.store import readers
+from service.store import readers, rollups
 from service.store.session import begin
 from tests.workers.house import House, open_house
 from tests.workers.passing import let_pass
 from tests.workers.test_rollups import call, count_all, counted, refresh
 from workers.evaluate import evaluate
 from workers.measure import MEASURES, Look
+from workers.rollups import count_once
 
 STABLE_SECONDS = 2.0  # more than the rules' `stable_for`
+ABSENCE = """\
+version: 1
+rules:
+- id: not-recovered
+  severity: P2
+  absence:
+    after: {kind: token.refresh_failed}
+    expect: {kind: token.refresh_succeeded}
+    within: 15m
+  annotations: {summary: "It failed, and nothing has said that it works again"}
+"""
 
 
 @pytest.fixture
@@ -110,6 +122,18 @@ async def test_a_short_id_that_two_accounts_have_stays_the_reports_own(house: Ho
     assert [alert["state"] for alert in await house.alerts() if alert["source"] == "report"] == ["firing"]
 
 
+async def test_nothing_waits_any_more_under_the_reports_name(database_url: str, tmp_path: Path) -> None:
+    """A deadline of an account that is gone would be due for ever."""
+    async with open_house(database_url, tmp_path / "waits", rules=ABSENCE) as house:
+        await house.runtime.token_refreshes.keep([refresh(1, ago=60, outcome="error")])
+        await evaluate(house.runtime)
+        assert [row["source"] for row in await house.rows("SELECT source FROM armed")] == ["report"]
+        await house.told("ACTIVE", ago=20)
+        await count_all(house)
+        for table in ("armed", "deadlines", "accounts"):
+            assert await house.rows(f"SELECT * FROM {table} WHERE source = 'report'") == []
+
+
 # ---- what is counted
 
 
@@ -133,7 +157,7 @@ async def test_a_report_that_was_not_counted_yet_when_the_provider_told_of_it_is
     await house.told("ACTIVE", ago=300)
     await house.runtime.token_refreshes.keep([refresh(1, ago=95, account_id="scalekit:env_1:ca_1", provider=None)])
     await house.told("succeeded", ago=90)
-    await count_all(house)
+    await count_once(house.runtime, rollups.LOG)
     await count_all(house)
     rows = await counted(house, "sum(refreshes)")
     assert sum(value or 0 for (written, _), value in rows.items() if written) == 1
