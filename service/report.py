@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.errors import BadRequest
+from service.event import YEAR_MAX, YEAR_MIN, rfc3339
 from service.redact import redact_text
 
 SOURCE = "report"  # the source of an account that nothing but reports tell of
@@ -35,7 +36,8 @@ OUTWEIGHED_BY = (
     "account.deleted",
 )
 OUTWEIGHING = ("webhook", "recovery")
-NOT_AS_WRITTEN = frozenset({"missing", "mismatch"})  # the state check after a write that said it was done
+# The state check after a write that said it was done. A report is final: what waits as it is reported is not there.
+NOT_AS_WRITTEN = ("missing", "mismatch", "pending")
 
 # What a reported event holds in its `details`, for rules to ask for.
 DETAILS = {
@@ -103,9 +105,10 @@ class ToolCall(Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
 
     @property
     def partial(self) -> bool:
-        """It said it wrote, and what was to be there is not, or not so."""
+        """It said it wrote, and what was to be there is not, or not so, or not yet."""
         return self.operation == "write" and (
-            self.verification in NOT_AS_WRITTEN or self.error_class == "partial_execution"
+            self.error_class == "partial_execution"
+            or (self.outcome == "success" and self.verification in NOT_AS_WRITTEN)
         )
 
     @property
@@ -202,6 +205,20 @@ def explained(exc: Exception, item: type[Struct]) -> BadRequest:
     else:
         what = what[0].lower() + what[1:].replace("`", '"')
     return BadRequest(f"body: {where}: {what}" if where else f"body: {what}", code="invalid_body")
+
+
+UNBELIEVED = datetime(1900, 1, 1, tzinfo=UTC)
+
+
+def in_calendar(at: datetime) -> datetime:
+    """An instant that can be stored and compared. One that nobody believes is another that nobody believes: in UTC it may
+    be before the first year or after the last."""
+    return at if YEAR_MIN <= at.year < YEAR_MAX else UNBELIEVED
+
+
+def as_written(at: datetime) -> str | None:
+    """For the eye, where nobody believes it as it came."""
+    return rfc3339(at) if YEAR_MIN <= at.year < YEAR_MAX else at.isoformat()
 
 
 def shown(error: str | None) -> str | None:

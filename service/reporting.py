@@ -20,10 +20,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from service.errors import Unavailable
-from service.event import ProviderEvent, judge_clock, rfc3339
+from service.event import ProviderEvent, judge_clock
 from service.observe import log as logger
 from service.redact import redact
-from service.report import TokenRefresh, ToolCall, first_of_each, shown
+from service.report import TokenRefresh, ToolCall, as_written, first_of_each, shown
 from service.store import log, reports
 from service.store.log import Receipt
 from service.store.reports import Bound
@@ -172,7 +172,7 @@ async def keep_token_refreshes(conn: AsyncConnection, refreshes: Sequence[TokenR
     """
     now = await reports.lock(conn)
     bound = await reports.bind(conn, {refresh.account_id for refresh in refreshes})
-    outweighed = await reports.outweighed(conn, refreshes, bound)
+    outweighed = await reports.outweighed(conn, refreshes, bound, now)
     errors = [shown(refresh.error) for refresh in refreshes]
     known = await reports.add_refreshes(conn, now, refreshes, errors, outweighed)
     new = [
@@ -238,7 +238,7 @@ def make_receipt(
     occurred_at, suspect = judge_clock(item.occurred_at, now)
     said = {name: value for name, value in details.items() if value is not None}
     body = orjson.dumps(
-        {"id": item.id, "occurred_at": rfc3339(item.occurred_at), "account_id": item.account_id, **said}
+        {"id": item.id, "occurred_at": as_written(item.occurred_at), "account_id": item.account_id, **said}
     )
     return Receipt(
         source=bound.key.source,

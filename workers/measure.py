@@ -24,6 +24,9 @@ from workers.ship import reader_name
 HABITS_BEHIND_MAX = timedelta(seconds=15)  # what they have not read by then may be the very event that was missed
 CALLS_WITHIN, REFRESHES_WITHIN = timedelta(minutes=5), timedelta(minutes=15)
 CALLS_FAILED_MIN = 2  # one failed call is an incident of its own (tool_call.completed), and no rate
+# Who calls seldom never has so many within minutes: there the last calls are looked at, all of which failed. Those of one
+# burst had their rate when they came.
+SELDOM_WITHIN, SELDOM_CALLS, SELDOM_SPREAD = timedelta(hours=1), 3, timedelta(minutes=2)
 REFRESHES_MIN, TIMED_MIN = 5, 20
 HELD_FOR = timedelta(hours=1)
 OF_HABITS = frozenset({"delivery_lag_seconds", "break_delivery_lag_seconds", "source_silence_seconds"})
@@ -104,9 +107,12 @@ async def sink_lag(look: Look) -> Readings | None:
 
 
 async def success_rate_of_accounts(look: Look) -> Readings | None:
-    """Of accounts with failed calls. What is open keeps its last value while nobody calls: silence is no recovery."""
+    """Of accounts with failed calls, also where they call seldom and all their last calls failed. What is open keeps its last
+    value while nobody calls: silence is no recovery."""
     failing = await series.worst(look.conn, look.now - CALLS_WITHIN)
     found = {one.key: one.succeeded / one.calls for one in failing if one.failed >= CALLS_FAILED_MIN}
+    seldom = await series.failing_seldom(look.conn, look.now - SELDOM_WITHIN, least=SELDOM_CALLS, spread=SELDOM_SPREAD)
+    found |= dict.fromkeys((key for key in seldom if key not in found), 0.0)
     standing = await gauge_store.readings_of(look.conn, "account_id", look.now - HELD_FOR)
     lasting = {parse_key(name): (value, at) for name, (value, at) in standing.items() if name.count(":") >= 2}
     latest = await series.calls_of(

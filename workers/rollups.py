@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from service.account_known import follow_known
 from service.observe import log as logger
 from service.runtime import Runtime
 from service.store import readers, reports, rollups
@@ -38,6 +39,9 @@ class RollingUp:
             async with begin(runtime.engine) as conn:
                 if await rollups.alone(conn):
                     await rollups.bind_again(conn)
+            async with begin(runtime.engine) as conn:
+                if await rollups.alone(conn):
+                    await follow_known(conn, list(runtime.notifiers))
         if self.prune.due:
             self.prune.done()
             await prune(runtime)

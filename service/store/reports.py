@@ -15,8 +15,16 @@ import orjson
 from sqlalchemy import ARRAY, Row, Text, bindparam, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.event import AccountKey
-from service.report import OUTWEIGHED_BY, OUTWEIGHED_WITHIN, OUTWEIGHING, SOURCE, TokenRefresh, ToolCall
+from service.event import AccountKey, judge_clock
+from service.report import (
+    OUTWEIGHED_BY,
+    OUTWEIGHED_WITHIN,
+    OUTWEIGHING,
+    SOURCE,
+    TokenRefresh,
+    ToolCall,
+    in_calendar,
+)
 from service.store.columns import literal
 from service.store.keys import any_of
 from service.store.report_tables import malformed_calls
@@ -101,6 +109,7 @@ async def add_calls(
 ) -> set[str]:
     """Ids differ; `errors` are the texts to keep. The ids that had been reported before, of which nothing is kept."""
     columns: dict[str, list[Any]] = {name: [getattr(call, name) for call in calls] for name in CALL_COLUMNS}
+    columns["occurred_at"] = [in_calendar(call.occurred_at) for call in calls]
     columns["error"] = list(errors)
     columns["verification"] = [value or "none" for value in columns["verification"]]
     return await add(conn, KEEP_CALLS, now, columns)
@@ -117,6 +126,7 @@ async def add_refreshes(
     columns: dict[str, list[Any]] = {
         name: [getattr(refresh, name) for refresh in refreshes] for name in REFRESH_COLUMNS if name != "outweighed"
     }
+    columns["occurred_at"] = [in_calendar(refresh.occurred_at) for refresh in refreshes]
     columns["error"] = list(errors)
     columns["outweighed"] = [refresh.id in outweighed for refresh in refreshes]
     return await add(conn, KEEP_REFRESHES, now, columns)
@@ -184,9 +194,12 @@ OUTWEIGHED = text(
 ).bindparams(bindparam("within", value=OUTWEIGHED_WITHIN))
 
 
-async def outweighed(conn: AsyncConnection, refreshes: Sequence[TokenRefresh], bound: Mapping[str, Bound]) -> set[str]:
+async def outweighed(
+    conn: AsyncConnection, refreshes: Sequence[TokenRefresh], bound: Mapping[str, Bound], now: datetime
+) -> set[str]:
     """The ids of those about whose account the provider itself spoke within a minute, before or after."""
     keys = [bound[refresh.account_id].key for refresh in refreshes]
+    ats = [judge_clock(refresh.occurred_at, now)[0] or now for refresh in refreshes]  # as it is stored
     rows = await conn.execute(
         OUTWEIGHED,
         {
@@ -194,9 +207,9 @@ async def outweighed(conn: AsyncConnection, refreshes: Sequence[TokenRefresh], b
             "sources": literal([key.source for key in keys]),
             "environment_ids": literal([key.environment_id for key in keys]),
             "account_ids": literal([key.account_id for key in keys]),
-            "ats": literal([refresh.occurred_at for refresh in refreshes]),
+            "ats": literal(ats),
             # Nothing happens long after it was received, so that older days need not be opened.
-            "since": min(refresh.occurred_at for refresh in refreshes) - OUTWEIGHED_WITHIN - CLOCK_SLACK,
+            "since": min(ats) - OUTWEIGHED_WITHIN - CLOCK_SLACK,
         },
     )
     return set(rows.scalars())

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.event import AccountKey
 from service.observe import log as logger
-from service.report import ERROR_CLASSES, SOURCE
+from service.report import ERROR_CLASSES, NOT_AS_WRITTEN, OUTWEIGHED_BY, OUTWEIGHED_WITHIN, OUTWEIGHING, SOURCE
 from service.rules.triggers.quantile import GAMMA, ZERO_SIZE
 from service.store import log, reports
 from service.store.columns import literal
@@ -30,6 +31,7 @@ HOURS_KEPT = timedelta(days=90)
 PRUNED_MAX = 20_000
 SERIES_MAX = 100_000  # accounts beyond that are counted in their provider's sum alone
 PROVIDERS_MAX = 500  # and providers beyond that as one that nobody named
+TAKEN_BACK_OF = 50_000  # the last refreshes that were reported: older ones stay counted beside what the provider says
 DROP_WAIT_MS = 200
 LOCK_NOT_AVAILABLE = "55P03"
 CALLS, REFRESHES, LOG = "tool_calls", "token_refreshes", "log"
@@ -66,8 +68,8 @@ OF_CALLS = Kind(
         "calls": "1",
         "calls_succeeded": "CASE WHEN outcome = 'success' THEN 1 ELSE 0 END",
         "writes": "CASE WHEN operation = 'write' THEN 1 END",
-        "partials": "CASE WHEN operation = 'write' THEN CASE WHEN verification IN ('missing', 'mismatch')"
-        " OR error_class = 'partial_execution' THEN 1 ELSE 0 END END",
+        "partials": "CASE WHEN operation = 'write' THEN CASE WHEN error_class = 'partial_execution'"
+        f" OR (outcome = 'success' AND verification IN {NOT_AS_WRITTEN}) THEN 1 ELSE 0 END END",
         **{column: retried(name) for column, name in zip(RETRIES, ERROR_CLASSES, strict=True)},
     },
 )
@@ -102,6 +104,17 @@ OF_TOLD_REFRESHES = Kind(
         "refreshes_succeeded": "CASE WHEN kind = 'token.refresh_succeeded' THEN 1 ELSE 0 END",
     },
 )
+
+# Of what was counted already when the provider told of it itself.
+OF_TAKEN_BACK = Kind(
+    rows="""SELECT account_id AS written, lower(coalesce(provider, '')) AS said_provider, occurred_at AS at, outcome
+        FROM token_refreshes WHERE position = ANY (CAST(:taken_back AS bigint[])) AND day >= :first_day""",
+    counts={
+        "refreshes": "-1",
+        "refreshes_succeeded": "CASE WHEN outcome = 'success' THEN -1 ELSE 0 END",
+    },
+)
+OF_LOG = (OF_DELIVERIES, OF_TOLD_REFRESHES)  # they write an account in its full form, whoever knows it
 
 
 def count_up(kind: Kind) -> Any:
@@ -163,7 +176,31 @@ def count_up(kind: Kind) -> Any:
     )
 
 
-COUNT_UP = {kind.rows: count_up(kind) for kind in (OF_CALLS, OF_REFRESHES, OF_DELIVERIES, OF_TOLD_REFRESHES)}
+COUNT_UP = {kind.rows: count_up(kind) for kind in (OF_CALLS, OF_REFRESHES, *OF_LOG, OF_TAKEN_BACK)}
+# A report that came before the provider's word on the same account and time, which then counts alone. The short id is that
+# account's unless another has it too.
+TAKE_BACK = text(
+    f"""
+    WITH told AS (
+        SELECT account_id, source, coalesce(environment_id, '') AS environment_id, occurred_at {after("events")}
+            AND account_id IS NOT NULL AND received_at >= :floor AND origin IN {OUTWEIGHING} AND kind IN {OUTWEIGHED_BY}
+    ), recent AS MATERIALIZED (
+        SELECT day, id, account_id, occurred_at FROM token_refreshes
+        WHERE day >= :first_day AND NOT outweighed AND EXISTS (SELECT FROM told)
+        ORDER BY position DESC LIMIT {TAKEN_BACK_OF}
+    ), taken AS (
+        SELECT DISTINCT r.day, r.id FROM told e
+        CROSS JOIN LATERAL (VALUES (e.account_id, true),
+            (e.source || ':' || e.environment_id || ':' || e.account_id, false)) AS n (written, short)
+        JOIN recent r ON r.account_id = n.written
+            AND r.occurred_at BETWEEN e.occurred_at - CAST(:within AS interval) AND e.occurred_at + CAST(:within AS interval)
+        WHERE NOT n.short OR NOT EXISTS (SELECT FROM accounts a WHERE a.account_id = e.account_id AND a.source <> :ours
+            AND (a.source, a.environment_id) <> (e.source, e.environment_id))
+    )
+    UPDATE token_refreshes t SET outweighed = true FROM taken WHERE t.day = taken.day AND t.id = taken.id
+    RETURNING t.position
+    """
+).bindparams(bindparam("within", value=OUTWEIGHED_WITHIN), bindparam("ours", value=SOURCE))
 
 
 async def alone(conn: AsyncConnection) -> bool:
@@ -200,9 +237,18 @@ async def count_log(conn: AsyncConnection, now: datetime) -> int:
         return 0
     floor = await log.received_since(conn, since) or datetime(2000, 1, 1, tzinfo=UTC)
     within = {"after": since, "upto": upto, "first_day": day_kept(now), "floor": floor}
-    await count(conn, [OF_DELIVERIES, OF_TOLD_REFRESHES], within)
+    await take_back(conn, within)
+    await count(conn, OF_LOG, within)
     await move(conn, LOG, upto)
     return upto - since
+
+
+async def take_back(conn: AsyncConnection, within: Mapping[str, Any]) -> None:
+    """Reported refreshes of which the provider itself told after they were reported count no more."""
+    positions = list((await conn.execute(TAKE_BACK, within)).scalars())
+    counted_upto = await position(conn, REFRESHES)
+    if taken_back := [at for at in positions if at <= counted_upto]:
+        await count(conn, [OF_TAKEN_BACK], {"taken_back": literal(taken_back), "first_day": within["first_day"]})
 
 
 async def count(conn: AsyncConnection, kinds: Sequence[Kind], within: Mapping[str, Any]) -> None:
@@ -215,11 +261,12 @@ async def count(conn: AsyncConnection, kinds: Sequence[Kind], within: Mapping[st
             ),
             within,
         )
-        await add_series(conn, {(row.written, row.said_provider) for row in missing})
+        await add_series(conn, {(row.written, row.said_provider) for row in missing}, in_full=kind in OF_LOG)
         await conn.execute(COUNT_UP[kind.rows], within)
 
 
-async def add_series(conn: AsyncConnection, missing: Collection[tuple[str, str]]) -> None:
+async def add_series(conn: AsyncConnection, missing: Collection[tuple[str, str]], *, in_full: bool) -> None:
+    """`in_full`: what is written is the account's key, whether it has been judged yet or not."""
     if not missing:
         return
     bound = await reports.bind(conn, {written for written, _ in missing})
@@ -229,7 +276,7 @@ async def add_series(conn: AsyncConnection, missing: Collection[tuple[str, str]]
     if room < len(missing):
         logger.warning("rollups.too_many_series", series_max=SERIES_MAX)
     taken = sorted(missing)[: max(0, room)]
-    keys = [bound[written].key for written, _ in taken]
+    keys = [AccountKey(*written.split(":", 2)) if in_full else bound[written].key for written, _ in taken]
     await conn.execute(
         text(
             """
@@ -276,8 +323,11 @@ async def bind_again(conn: AsyncConnection) -> int:
     rows = await conn.execute(
         text(
             """
-            SELECT DISTINCT s.written FROM metric_series s JOIN accounts a ON a.account_id = s.written
-            WHERE NOT s.bound AND s.written <> '' AND a.source <> :ours LIMIT 1000
+            SELECT DISTINCT s.written FROM metric_series s JOIN accounts a
+                ON a.account_id = ANY (ARRAY[s.written, regexp_replace(s.written, '^[^:]*:[^:]*:', '')])
+            WHERE NOT s.bound AND s.written <> '' AND a.source <> :ours
+                AND s.written IN (a.account_id, a.source || ':' || a.environment_id || ':' || a.account_id)
+            LIMIT 1000
             """
         ),
         {"ours": SOURCE},

@@ -136,6 +136,39 @@ async def worst(conn: AsyncConnection, since: datetime, *, limit: int = WORST_MA
     ]
 
 
+# Of whoever has a failed call, the last minutes with calls, as many as hold the last calls that are asked for.
+SELDOM = text(
+    """
+    WITH failing AS (
+        SELECT DISTINCT s.source, s.environment_id, s.account_id
+        FROM (SELECT DISTINCT series_id FROM rollup_minutes
+            WHERE at >= :since AND at < :until AND calls_succeeded < calls) AS f
+        JOIN metric_series s ON s.id = f.series_id AND s.written <> ''
+    ), by_minute AS (
+        SELECT source, environment_id, account_id, m.at, sum(m.calls) AS calls, sum(m.calls_succeeded) AS succeeded
+        FROM failing JOIN metric_series s USING (source, environment_id, account_id)
+        CROSS JOIN LATERAL (SELECT at, calls, calls_succeeded FROM rollup_minutes
+            WHERE series_id = s.id AND at >= :since AND at < :until AND calls > 0 ORDER BY at DESC LIMIT :least) AS m
+        GROUP BY 1, 2, 3, 4
+    ), walked AS (
+        SELECT *, sum(calls) OVER (PARTITION BY source, environment_id, account_id ORDER BY at DESC) - calls AS later
+        FROM by_minute
+    )
+    SELECT source, environment_id, account_id FROM walked WHERE later < :least GROUP BY 1, 2, 3
+    HAVING sum(calls) >= :least AND sum(succeeded) = 0 AND max(at) - min(at) >= CAST(:spread AS interval)
+    ORDER BY sum(calls) DESC, 1, 2, 3 LIMIT :rows
+    """
+)
+
+
+async def failing_seldom(
+    conn: AsyncConnection, since: datetime, *, least: int, spread: timedelta, limit: int = WORST_MAX
+) -> list[AccountKey]:
+    """Accounts whose last `least` calls since then all failed, and did not all come within `spread`."""
+    within = {"since": since, "until": since + AHEAD_MAX, "least": least, "spread": spread, "rows": limit}
+    return [AccountKey(*row) for row in await conn.execute(SELDOM, within)]
+
+
 CALLS_OF = text(
     f"""
     SELECT s.source, s.environment_id, s.account_id, sum(m.calls) FILTER (WHERE m.at >= :since) AS calls,
