@@ -1,80 +1,14 @@
-"""Found by reading issue 5 against the code: answers of the playbook, values of reports, and where a group puts an alert."""
+"""Found by reading issue 5 against the playbook: what would have been retried, repeated or said wrongly."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import orjson
 import pytest
 
-from service.api.reports import CALLS
 from service.playbook.alerts import what_to_do
-from service.playbook.classify import classify
+from service.playbook.classify import UNATTENDED_WAIT_SECONDS_MAX, classify
 from service.playbook.table import BY_PROVIDER, KNOWN_CODES
-from service.report import ToolCall, read_tool_calls
-from service.routing import grouping
-from service.routing.tree import Node
-from service.store.reports import MALFORMED_KEPT
-
-NOW = datetime(2026, 11, 26, tzinfo=UTC)
-VALUES: Mapping[str, Any] = {
-    "route": "route",
-    "receiver": "r",
-    "destination": "d",
-    "group_key": "k",
-    "group_labels": {},
-    "severity": "P4",
-    "members": 1,
-    "opened_at": NOW,
-    "joined_at": NOW,
-}
-
-
-def a_call(**changes: Any) -> ToolCall:
-    item = {
-        "id": "a",
-        "occurred_at": "2026-11-26T00:00:00Z",
-        "account_id": "ca_1",
-        "tool": "create_issue",
-        "operation": "write",
-        "outcome": "success",
-        **changes,
-    }
-    return read_tool_calls(orjson.dumps({"items": [item]}))[0]
-
-
-# ---- partial executions
-
-
-@pytest.mark.parametrize("error_class", ["malformed_params", "refresh_failed", "rate_limited", "upstream_5xx"])
-def test_a_write_that_failed_plainly_and_is_not_there_is_no_partial_execution(error_class: str) -> None:
-    """It never said that it was done: nothing there is what one expects of it, and no P2."""
-    assert not a_call(outcome="error", error_class=error_class, verification="missing").partial
-
-
-def test_a_write_that_is_still_pending_is_a_partial_execution() -> None:
-    """The article: "If it is not found or is in a pending state, emit a partial execution event"."""
-    assert a_call(http_status=200, verification="pending").partial
-
-
-# ---- groups
-
-
-def test_what_is_more_severe_than_its_group_does_not_wait_with_what_is_held_back() -> None:
-    told = replace(grouping.Notification(id="n1", **VALUES), first_post_at=NOW, last_post_at=NOW)
-    later = NOW + timedelta(minutes=2)
-    held_back = grouping.Notification(
-        id="n2", **{**VALUES, "opened_at": later, "joined_at": later, "flush_at": NOW + timedelta(minutes=15)}
-    )
-    node = Node(path="route", receiver="r", group_interval=timedelta(minutes=15))
-    assert grouping.place(node, [told], "P1", later) == later, "alone it is told at once"
-    assert grouping.place(node, [told, held_back], "P1", later) == later, "and so beside a P4 that waits"
-
-
-# ---- the playbook
 
 
 @pytest.mark.parametrize("family", [*BY_PROVIDER, "another"])
@@ -129,20 +63,142 @@ def test_a_reported_write_is_not_repeated_because_no_status_came_with_it(
     assert any(word in said for word in ("person", "whether it is there", "Read the resource")), said
 
 
-# ---- guards: these hold, and nothing failed where they were broken
+def test_a_reported_write_of_jiras_goes_to_a_person_and_one_of_stripes_is_looked_at_first() -> None:
+    details = {"operation": "write", "outcome": "error", "error_class": "upstream_5xx"}
+    assert what_to_do("tool_call.completed", details, "jira") == (
+        "Stop, and let a person look at the resource: repeating this write may do it twice."
+    )
+    assert (what_to_do("tool_call.completed", details, "stripe") or "").startswith("Read the resource first.")
+    reads = what_to_do("tool_call.completed", details | {"operation": "read"}, "jira")
+    assert (reads or "").startswith("Back off with jitter and repeat the call.")
+
+
+# ---- the words of libraries
 
 
 @pytest.mark.parametrize(
-    "error_class", ["refresh_failed", "insufficient_scope", "malformed_params", "partial_execution"]
+    "said",
+    [
+        "invalid_grant: Token has been expired or revoked.",
+        "(invalid_grant) Bad Request",
+        "Error: invalid_grant",
+        "google.auth.exceptions.RefreshError: ('invalid_grant: Bad Request', {})",
+        "INVALID_GRANT",
+        "invalid_grant: scope=drive is gone",
+    ],
 )
-def test_a_retry_of_each_class_that_must_never_be_retried_is_against_the_rules(error_class: str) -> None:
-    assert a_call(outcome="error", error_class=error_class, retries=1).retried_against_rules
+def test_a_code_is_known_at_the_beginning_of_what_a_library_says(said: str) -> None:
+    for body in (said, said.encode(), {"error": said}, {"message": said}, {"error": {"message": said}}):
+        assert classify("another", 400, {}, body).code == "invalid_grant", body
 
 
-def test_reports_want_the_scope_telemetry_and_no_other() -> None:
-    scopes = {call.path: call.scope for call in CALLS if call.method == "POST"}
-    assert scopes == {"/v1/tool-calls": "telemetry", "/v1/token-refreshes": "telemetry"}
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the word invalid_grant stands here",
+        "invalid_grants are many",
+        "not invalid_grant",
+        "invalid_grant-like",
+        "my_invalid_grant",
+        "access denied",
+    ],
+)
+def test_a_code_elsewhere_in_a_sentence_is_none(said: str) -> None:
+    assert classify("another", 400, {}, {"message": said}).row == "status-400"
+    assert classify("another", 400, {}, said).row == "status-400"
 
 
-def test_malformed_calls_are_kept_for_thirty_days() -> None:
-    assert timedelta(days=30) == MALFORMED_KEPT
+def test_what_a_text_says_of_the_token_counts_where_the_code_stood_in_the_text() -> None:
+    assert classify("another", 400, {}, "invalid_grant: the token was revoked").state == "revoked"
+
+
+def test_a_200_whose_text_begins_like_a_code_is_someones_data() -> None:
+    assert classify("another", 200, {}, "invalid_grant: a word of OAuth's", operation="read").action == "continue"
+
+
+# ---- what OAuth says counts before what is retried
+
+
+@pytest.mark.parametrize("code", ["invalid_client", "invalid_scope", "insufficient_scope", "access_denied"])
+def test_a_providers_own_row_that_retries_hides_no_code_of_oauths_that_never_is(code: str) -> None:
+    for family, beside in (
+        ("google", "rateLimitExceeded"),
+        ("slack", "internal_error"),
+        ("box", "rate_limit_exceeded"),
+    ):
+        answer = classify(family, 429, {"Retry-After": "5"}, {"error": code, "suberror": beside}, operation="read")
+        assert (answer.code, answer.retry.allowed) == (code, False), (family, code)
+
+
+# ---- operations
+
+
+@pytest.mark.parametrize("operation", ["read", "READ", "Get", "list", "search", " query "])
+def test_a_read_is_repeated(operation: str) -> None:
+    answer = classify("stripe", 503, operation=operation)
+    assert (answer.operation, answer.retry.allowed, answer.safe_write) == ("read", True, None)
+
+
+@pytest.mark.parametrize("operation", ["write", "WRITE", "create", "Update", "delete"])
+def test_a_write_is_one_in_any_case_and_by_any_name(operation: str) -> None:
+    answer = classify("jira", 503, operation=operation)
+    assert (answer.operation, answer.action, answer.retry.allowed) == ("write", "human_review", False)
+    assert "taken for a write" not in answer.what_to_do
+
+
+@pytest.mark.parametrize("operation", [None, "", "frobnicate", 7, "read" * 100])
+def test_what_nobody_calls_a_read_is_taken_for_a_write_and_the_answer_says_so(operation: Any) -> None:
+    for status in (429, 503, None):
+        answer = classify("jira", status, operation=operation)
+        assert (answer.operation, answer.action, answer.retry.allowed) == ("write", "human_review", False)
+        assert answer.what_to_do.endswith("Nobody said that this call reads, so it is taken for a write.")
+    assert classify("jira", 200, operation=operation).action == "check_state"
+    assert "taken for a write" not in classify("jira", 400, operation=operation).what_to_do, "it changes nothing there"
+
+
+# ---- 400 and 422
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    ("family", "code"),
+    [
+        ("another", "temporarily_unavailable"),
+        ("another", "server_error"),
+        ("google", "UNAVAILABLE"),
+        ("google", "rateLimitExceeded"),
+        ("microsoft", "TooManyRequests"),
+    ],
+)
+def test_a_400_is_not_retried_because_of_what_its_body_says(status: int, family: str, code: str) -> None:
+    answer = classify(family, status, {"Retry-After": "5"}, {"error": code}, operation="read")
+    assert (answer.code, answer.action) == (code, "stop_and_surface")
+    assert (answer.retry.allowed, answer.retry.retries_max) == (False, 0)
+    assert classify(family, 503, {}, {"error": "temporarily_unavailable"}, operation="read").retry.allowed
+
+
+# ---- waits
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, {"retry_after": 64567}),
+        ({"Retry-After": str(UNATTENDED_WAIT_SECONDS_MAX + 1)}, None),
+        ({"Retry-After-Ms": str((UNATTENDED_WAIT_SECONDS_MAX + 1) * 1000)}, None),
+    ],
+)
+def test_a_wait_that_is_too_long_to_be_waited_for_unattended_goes_to_a_person(headers: Any, body: Any) -> None:
+    """As seconds: a provider that means milliseconds is not known by its name."""
+    for operation in ("read", "write"):
+        answer = classify("another", 429, headers, body, operation=operation)
+        assert (answer.action, answer.retry.allowed, answer.retry.circuit_open) == ("open_circuit", False, True)
+        assert answer.retry.requires == ("human_review",)
+        assert answer.retry.wait_seconds is not None
+        assert answer.retry.wait_seconds > UNATTENDED_WAIT_SECONDS_MAX
+        assert "let a person look" in answer.what_to_do
+
+
+def test_the_longest_wait_that_nobody_need_look_at() -> None:
+    retry = classify("another", 429, {"Retry-After": str(UNATTENDED_WAIT_SECONDS_MAX)}, operation="read").retry
+    assert (retry.allowed, retry.wait_seconds) == (True, UNATTENDED_WAIT_SECONDS_MAX)
