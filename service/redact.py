@@ -30,6 +30,9 @@ SECRET_ENDINGS = (
     "passwords",
     "passwd",
     "passphrase",
+    "passcode",
+    "pwd",
+    "pw",
     "apikey",
     "apikeys",
     "privatekey",
@@ -58,7 +61,7 @@ SECRET_ENDINGS = (
     "callbackurl",
     "dsn",
 )
-SECRET_NAMES = frozenset({"code", "pwd", "otp", "totp", "pin", "bearer", "recoverycodes", "backupcodes"})
+SECRET_NAMES = frozenset({"code", "pass", "otp", "totp", "pin", "bearer", "recoverycodes", "backupcodes"})
 SECRET_PARAMETERS = frozenset(
     {"state", "sig", "signature", "hmac", "key", "ticket", "nonce", "samlresponse"}
 )  # in URLs only
@@ -93,8 +96,25 @@ _PAIR = re.compile(
     r"(?:(?P<open>\\{0,8}[\"'])(?P<quoted>.*?)(?P=open)|(?P<bare>[^\s\"'\\&,;{}\[\]]+))",
     re.DOTALL,
 )
-
-
+# A flag of a command: `--token abc`, `--token=abc`, `-token=abc`.
+_FLAG = re.compile(
+    r"(?<![\w-])(?:(?P<flag>--[A-Za-z][\w-]{0,63})(?P<join>\s{1,8}(?!--|-[A-Za-z][\w-]{0,63}=)|=)|(?P<short>-[A-Za-z][\w-]{0,63})=)"
+    r"(?P<value>\\{0,8}(?P<quote>[\"']).*?\\{0,8}(?P=quote)|[^\s\"'&,;{}\[\]]+)",
+    re.DOTALL,
+)
+_FLAG_ALONE = re.compile(r"--?[A-Za-z][\w-]{0,63}")
+# What a sentence says before a colon: "token: expired". `client_secret`, `password` and the like are fields.
+PROSE_NAMES = frozenset(
+    {"token", "tokens", "code", "authorization", "cookie", "cookies", "credential", "credentials"}
+    | {"assertion", "jwt", "link", "links", "bearer", "otp", "pin"}
+)
+# Words that stand after the name of a secret in a sentence about it, and are none.
+_PLAIN_WORD = re.compile(
+    r"(?:an?|absent|are|bearer|basic|be|cannot|digest|does|dpop|empty|expired|for|has|in|invalid|is|it|may|missing|must"
+    r"|needs?|negotiate|never|no|none|not|null|of|on|only|or|redacted|refused|rejected|required|revoked|set|should|splunk"
+    r"|the|this|too?|true|false|unknown|unset|wants|was|with|wrong)[.:!?)]{0,8}",
+    re.IGNORECASE,
+)
 _ONE_WORD = re.compile(r"[\w.@+-]{0,512}")
 
 
@@ -112,6 +132,7 @@ def redact_text(text: str) -> str:
     cut = _SCHEME_AND_CREDENTIAL.sub(lambda m: f"{m[1] or m[4]}{m[2] or m[5]}{MASK}", cut)
     cut = _USERINFO.sub(f"{MASK}@", cut)
     cut = _PARAMETER.sub(_mask_parameter, cut)
+    cut = _FLAG.sub(_mask_flag, cut)
     cut = _PAIR.sub(_mask_pair, cut)
     left_off = len(text) - TEXT_CHARS_MAX
     return cut if left_off <= 0 else f"{cut} ... ({left_off} more characters)"
@@ -174,10 +195,14 @@ def _copy_fields(
 
 
 def _copy_items(value: Sequence[Any], budget: _Budget, depth: int, parent: str | None) -> Iterator[Any]:
+    flagged = False  # a command's words: what follows `--token` is one
     for item in value:
         if budget.items < 0 or budget.characters < 0:
             return
-        yield _copy(item, budget, depth + 1, parent)
+        flag = isinstance(item, str) and _FLAG_ALONE.fullmatch(item) is not None
+        another = flag and item.startswith("--")
+        yield _mask(item) if flagged and not another else _copy(item, budget, depth + 1, parent)
+        flagged = flag and is_secret_name(item.lstrip("-"))
 
 
 def _is_secret_field(name: str, squashed: str, item: Any, parent: str | None) -> bool:
@@ -208,12 +233,28 @@ def _mask_parameter(match: re.Match[str], nested: int = 0) -> str:
     return match[0]
 
 
+def _mask_flag(match: re.Match[str]) -> str:
+    flag, value = match["flag"] or match["short"], match["value"]
+    if not is_secret_name(flag.lstrip("-")) or value == MASK:
+        return match[0]
+    joined = match["join"] or "="
+    if joined != "=" and _is_plain(value):
+        return match[0]  # "--token is missing"
+    return f"{flag}{joined}{MASK}"
+
+
+def _is_plain(value: str) -> bool:
+    return _PLAIN_WORD.fullmatch(value) is not None
+
+
 def _mask_pair(match: re.Match[str]) -> str:
     name, value = match["name"], match["quoted"] if match["open"] else match["bare"]
     if not is_secret_name(name) or value in ("", MASK) or value.lower() in ("null", "none", "true", "false"):
         return match[0]
     prose = ":" in match["join"] and not match["quote"] and not match["open"]
-    if prose and len(value) < 16 and not any(char.isdigit() for char in value):
+    if prose and _is_plain(value):
+        return match[0]
+    if prose and _squash(name) in PROSE_NAMES and len(value) < 16 and not any(char.isdigit() for char in value):
         return match[0]  # "refresh token: expired" is a sentence
     quote, opened = match["quote"], match["open"] or ""
     return f"{quote}{name}{quote}{match['join']}{opened}{MASK}{opened}"

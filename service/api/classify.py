@@ -11,18 +11,20 @@ from starlette.responses import Response
 
 from service.api.http import Call, Strict, read_json, safe_json
 from service.playbook import classify
+from service.playbook.writes import OPERATION_CHARS_MAX
 
 HEADERS_MAX = 100
 
 
 class ClassifyBody(Strict):
-    """`body` as the provider sent it: JSON, or text. `http_status` null: there was no answer."""
+    """`body` as the provider sent it: JSON, or text. `http_status` null: there was no answer. `operation` is
+    `read` or `write`; what is neither, and none, is taken for a write, and the answer says so."""
 
     provider: str = Field("", max_length=200)
     http_status: int | None = Field(None, ge=100, le=599)
     headers: dict[str, Any] = Field(default_factory=dict, max_length=HEADERS_MAX)
     body: Any = None
-    operation: Literal["read", "write"] | None = None
+    operation: str | None = Field(None, max_length=OPERATION_CHARS_MAX)
     attempt: int = Field(1, ge=1, le=1000)
     verification: Literal["verified", "pending", "missing", "mismatch", "none"] | None = None
     idempotency_key: bool | str | None = None

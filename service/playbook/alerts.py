@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from service.playbook.classify import Answer, classify
-from service.playbook.words import ACTIONS, ERROR_CLASSES, RESPONSES
+from service.playbook.classify import Answer, classify, of_a_class
+from service.playbook.words import ERROR_CLASSES
 
 # What the adapters and the agents' reports may keep of a failure (service/providers, POST /v1/tool-calls).
 CODE_DETAILS = ("error", "error_code", "code", "suberror", "errorCode", "reason", "error_codes")
 TEXT_DETAILS = ("error_description", "message", "detail")
+CALL = "tool_call.completed"
 
 NO_REASON = (
     "The provider gave no reason. Look at the account's status first: if it is not ACTIVE, ask its owner to authorize it"
@@ -41,11 +42,11 @@ BY_KIND = {
 def what_to_do(kind: str, details: Mapping[str, Any] | None = None, provider: str | None = None) -> str | None:
     """One or two sentences for the on-call, None for a kind that asks for nothing. `kind` is the event's, of contract.md;
     `details` are what is known of it, such as `error`, `http_status`, `error_class`."""
-    known = told(details, provider) if details else None
+    known = told(kind, details, provider) if details else None
     if kind == "token.refresh_failed":
         return of_a_refresh(known) if known is not None else NO_REASON
-    if kind == "tool_call.completed":
-        return of_a_call(details or {}, known)
+    if kind == CALL:
+        return of_a_call(details or {}, known, provider)
     if kind in ("account.reauth_required", "auth.failed") and known is not None and known.code is not None:
         return of_a_refresh(known)
     return BY_KIND.get(kind)
@@ -58,29 +59,31 @@ def with_playbook(
     author's, the playbook's."""
     if not written:
         return what_to_do(kind, details, provider)
-    known = told(details, provider) if details else None
+    known = told(kind, details, provider) if details else None
     if known is None or known.code is None:
         return written
     said = what_to_do(kind, details, provider)
     return f"{said} {written}" if said and said not in written else written
 
 
-def told(details: Mapping[str, Any], provider: str | None) -> Answer | None:
+def told(kind: str, details: Mapping[str, Any], provider: str | None) -> Answer | None:
     """The playbook's answer where the event says enough for one: a code of the table or a status of a failure."""
     body = {name: details[name] for name in (*CODE_DETAILS, *TEXT_DETAILS) if name in details}
     if "provider_error" in details:  # WorkOS passes on what the provider itself said (facts/providers.md 3.3)
         body |= {"error": details["provider_error"], "detail": details.get("provider_error_description")}
-    retries = details.get("retries")
-    answer = classify(
-        provider,
-        details.get("http_status"),
-        None,
-        body,
-        operation=details.get("operation"),
-        attempt=retries + 1 if isinstance(retries, int) and retries >= 0 else 1,
-        verification=details.get("verification"),
-    )
+    answer = classify(provider, details.get("http_status"), None, body, **of_the_call(kind, details))
     return None if answer.row in ("no-answer", "fine", "redirected", "refused-in-a-success") else answer
+
+
+def of_the_call(kind: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What `classify` asks of the call itself. Everything but a tool's call is about a token, and repeats no write."""
+    retries = details.get("retries")
+    return {
+        "operation": details.get("operation") if kind == CALL else "read",
+        "attempt": retries + 1 if isinstance(retries, int) and retries >= 0 else 1,
+        "verification": details.get("verification"),
+        "idempotency_key": details.get("idempotency_key"),
+    }
 
 
 def of_a_refresh(answer: Answer) -> str:
@@ -93,11 +96,12 @@ def of_a_refresh(answer: Answer) -> str:
     return said + answer.what_to_do
 
 
-def of_a_call(details: Mapping[str, Any], answer: Answer | None) -> str | None:
-    if answer is not None:
-        return (f"The provider said {answer.code}. " if answer.code is not None else "") + answer.what_to_do
+def of_a_call(details: Mapping[str, Any], answer: Answer | None, provider: str | None) -> str | None:
+    """A code or a status says most; without them the class that the agent gave it, and what it says of the call."""
     reported = details.get("error_class")
-    for error_class in ERROR_CLASSES:
+    for error_class in ERROR_CLASSES if answer is None else ():
         if reported == error_class:
-            return ACTIONS[RESPONSES[error_class]]
-    return None
+            answer = of_a_class(error_class, provider, **of_the_call(CALL, details))
+    if answer is None:
+        return None
+    return (f"The provider said {answer.code}. " if answer.code is not None else "") + answer.what_to_do

@@ -1,83 +1,55 @@
 """`classify`: from what a provider answered to its class and the one right response. Pure, and never raises for any input.
 
-The table (`table.py`) decides by what the provider said; then three rules hold for every row: retries are counted, a write
-is repeated only through the provider's own mechanism and after a look at the state, and nothing of a body is given back.
+The table (`table.py`) decides by what the provider said; then four rules hold for every row: retries are counted, a 400
+or 422 is never sent again as it was, a write is repeated only through the provider's own mechanism and after a look at the
+state, and nothing of a body is given back.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from service.playbook import retry_after, said
+from service.playbook.answer import NEVER, Answer, Retry, respond
 from service.playbook.names import family_of
-from service.playbook.safe_writes import SafeWrite, safe_write
 from service.playbook.said import Said
-from service.playbook.table import KNOWN_CODES, rows_for
-from service.playbook.words import (
-    ACTIONS,
-    POLICIES,
-    Action,
-    Affects,
-    Credential,
-    ErrorClass,
-    Outcome,
-    Row,
-    TokenState,
-)
+from service.playbook.table import KNOWN_CODES, firm_rows_for, rows_for
+from service.playbook.words import ANY, POLICIES, RESPONSES, ErrorClass, Outcome, Row
+from service.playbook.writes import Call, call_of, carefully
+
+__all__ = ["Answer", "Retry", "classify", "of_a_class"]
 
 ATTEMPT_MAX = 1000
 LOOKED: dict[str | None, Outcome] = {"missing": "missing", "mismatch": "mismatch", "pending": "pending"}
-VERIFICATIONS = ("verified", "pending", "missing", "mismatch", "none")
 JITTER_SHARE = 0.1  # of a wait that the provider asked for, so that those told the same do not come back together
 JITTER_SECONDS_MIN, JITTER_SECONDS_MAX = 1.0, 30.0
+# GitHub's and Salesforce's windows are of an hour; what asks for more is a used-up day, or milliseconds under another name.
+UNATTENDED_WAIT_SECONDS_MAX = 2 * 3600
+NEVER_AGAIN_AS_IT_WAS = (400, 422)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
-    """Whether the same call may be sent again, now that `attempt` of them failed.
-
-    Wait `wait_seconds` plus a random part of up to `jitter_seconds_max`; `wait_asked_by` says who asked for it, None
-    where it is our own backoff. `allowed`: send it again, after a refresh where `requires` names one. Not allowed and
-    `requires` names something: do that and ask again, with `state_check` reported as `verification` and
-    `provider_idempotency` as `idempotency_key`. `circuit_open`: the retries are used up.
-    """
-
-    allowed: bool
-    retries_max: int
-    retries_left: int
-    within_seconds: int | None = None
-    wait_seconds: float | None = None
-    jitter_seconds_max: float | None = None
-    wait_asked_by: str | None = None
-    circuit_open: bool = False
-    requires: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """`state` is the token's. `code` is the provider's code that decided, one of the table's, None where a status or a
-    message did."""
-
-    error_class: ErrorClass
-    action: Action
-    what_to_do: str
-    meaning: str
-    state: TokenState
-    credential: Credential | None
-    affects: Affects
-    provider: str
-    code: str | None
-    row: str
-    sources: tuple[str, ...]
-    retry: Retry
-    safe_write: SafeWrite | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The answer of POST /v1/classify."""
-        made = asdict(self)
-        return {"class": made.pop("error_class"), "token_state": made.pop("state"), **made}
+STATUS = "If the account's status is not ACTIVE, ask its owner to authorize it again."
+REFRESHED = f"It was refreshed and fails again: stop, and show the error. {STATUS}"
+LATER = (
+    "Do not retry: a 400 or a 422 is never sent again by itself. Queue the step until the provider is well again, and"
+    " show the error to the tool's owner if it stays."
+)
+TOO_LONG = (
+    f"Do not wait for it unattended: the provider asks for more than {UNATTENDED_WAIT_SECONDS_MAX // 3600} hours, or means"
+    " milliseconds. Queue the step, and let a person look."
+)
+# What an agent calls a failure of which it says no more.
+REPORTED: dict[ErrorClass, Row] = {
+    error_class: Row(
+        id=f"reported-{error_class.replace('_', '-')}",
+        provider=ANY,
+        error_class=error_class,
+        action=action,
+        meaning="The agent that made the call says so.",
+        sources=(),
+    )
+    for error_class, action in RESPONSES.items()
+}
 
 
 def classify(
@@ -95,25 +67,51 @@ def classify(
     """The class and the one right response.
 
     `provider` in any spelling; `http_status` None where there was no answer; `headers` a mapping or pairs; `body` bytes,
-    text or JSON-like data, as sent. `operation` is `read` or `write`; `attempt` counts the calls that failed so far, this
-    one included; `verification` is what a look at the state showed after the call; `idempotency_key` is whether the
-    provider's own mechanism was used, None where nobody says. `now` (aware) is only for waits given as a date by an
-    answer without a `Date` of its own.
+    text or JSON-like data, as sent. `operation`: `read`, or one of `writes.READS` in any case; all else, and nothing, is
+    taken for a write. `attempt` counts the calls that failed so far, this one included; `verification` is what a look at
+    the state showed after the call; `idempotency_key` is whether the provider's own mechanism was used, None where nobody
+    says. `now` (aware) is only for waits given as a date by an answer without a `Date` of its own.
     """
     family, status = family_of(provider), status_of(http_status)
     by_name = said.lowered(headers)
     found = said.read(by_name, body, KNOWN_CODES, succeeded=status is not None and 200 <= status < 300)
-    reads = isinstance(operation, str) and operation == "read"
-    checked = verification if isinstance(verification, str) and verification in VERIFICATIONS and not reads else None
-    writes = (isinstance(operation, str) and operation == "write") or checked not in (None, "none")
+    call = call_of(provider, operation, verification, idempotency_key)
     if status is not None and status < 300 and found.refused and found.status is not None:
         status = found.status
-    outcome = outcome_of(status, found, checked, writes)
-    row = next(row for row in rows_for(family) if fits(row, status, found, by_name, outcome))
+    row = row_of(family, status, found, by_name, outcome_of(status, found, call))
     code = next((code for code in row.codes if code.lower() in found.codes), None)
-    tries = attempt if isinstance(attempt, int) and not isinstance(attempt, bool) else 1
-    retry = retry_of(row, min(max(tries, 1), ATTEMPT_MAX), retry_after.asked(by_name, found.fields, now))
-    answer = Answer(
+    retry = retry_of(row, status, attempt, retry_after.asked(by_name, found.fields, now))
+    answer = answer_of(row, retry, family, code, call)
+    if row.described:
+        answer = as_described(answer, found)
+    return carefully(counted(answer, row), call)
+
+
+def of_a_class(
+    error_class: ErrorClass,
+    provider: object,
+    *,
+    operation: object = None,
+    attempt: object = 1,
+    verification: object = None,
+    idempotency_key: object = None,
+) -> Answer:
+    """The one right response to a failure of which only the class is known. The arguments are those of `classify`."""
+    row, call = REPORTED[error_class], call_of(provider, operation, verification, idempotency_key)
+    answer = answer_of(row, retry_of(row, None, attempt, None), family_of(provider), None, call)
+    return carefully(counted(answer, row), call)
+
+
+def row_of(family: str, status: int | None, found: Said, headers: dict[str, str], outcome: Outcome | None) -> Row:
+    """The first that fits. A code of OAuth's that is never retried counts before a row of the provider's own that is."""
+    row = next(row for row in rows_for(family) if fits(row, status, found, headers, outcome))
+    if row.provider == ANY or row.policy == "never":
+        return row
+    return next((firm for firm in firm_rows_for(family) if fits(firm, status, found, headers, outcome)), row)
+
+
+def answer_of(row: Row, retry: Retry, family: str, code: str | None, call: Call) -> Answer:
+    return Answer(
         error_class=row.error_class,
         action=row.action,
         what_to_do=row.sentence,
@@ -126,22 +124,20 @@ def classify(
         row=row.id,
         sources=row.sources,
         retry=retry,
+        operation=call.operation,
     )
-    if row.described:
-        answer = as_described(answer, found)
+
+
+def counted(answer: Answer, row: Row) -> Answer:
+    """With the words for retries that are used up, or that there are none of."""
+    retry = answer.retry
     if retry.circuit_open and row.action != "open_circuit":
-        answer = respond(answer, "open_circuit")
-    elif answer.action == "refresh_once" and retry.retries_left == 0:
-        answer = respond(
-            answer, "stop_and_surface", "It was refreshed and fails again: stop, and show the error. " + STATUS
-        )
-    if writes:
-        used = bool(idempotency_key) if isinstance(idempotency_key, bool | str) else None
-        answer = of_a_write(replace(answer, safe_write=safe_write(provider)), checked, used)
+        return respond(answer, "open_circuit", TOO_LONG if "human_review" in retry.requires else None)
+    if answer.action == "refresh_once" and retry.retries_left == 0:
+        return respond(answer, "stop_and_surface", REFRESHED)
+    if answer.action in ("wait_and_retry", "retry_with_backoff") and retry.retries_max == 0:
+        return respond(answer, "stop_and_surface", LATER)
     return answer
-
-
-STATUS = "If the account's status is not ACTIVE, ask its owner to authorize it again."
 
 
 def status_of(value: object) -> int | None:
@@ -152,7 +148,7 @@ def status_of(value: object) -> int | None:
     return value
 
 
-def outcome_of(status: int | None, found: Said, checked: str | None, writes: bool) -> Outcome | None:
+def outcome_of(status: int | None, found: Said, call: Call) -> Outcome | None:
     """What became of a call that answered 2xx; None for any other."""
     if status is None or status >= 300:
         return None
@@ -160,9 +156,9 @@ def outcome_of(status: int | None, found: Said, checked: str | None, writes: boo
         return "parts_failed"
     if found.refused or found.parts_failed:
         return "refused"
-    if checked in LOOKED:
-        return LOOKED[checked]
-    return "unverified" if writes and checked != "verified" else "fine"
+    if call.checked in LOOKED:
+        return LOOKED[call.checked]
+    return "unverified" if call.writes and call.checked != "verified" else "fine"
 
 
 def fits(row: Row, status: int | None, found: Said, headers: dict[str, str], outcome: Outcome | None) -> bool:
@@ -191,39 +187,40 @@ def as_described(answer: Answer, found: Said) -> Answer:
     if answer.error_class == "refresh_failed":
         return answer
     # A refresh would only tell the same: the grant behind a revoked access token is gone.
-    never = Retry(allowed=False, retries_max=0, retries_left=0)
-    return replace(respond(answer, "reauthorize"), error_class="refresh_failed", retry=never)
+    return replace(respond(answer, "reauthorize"), error_class="refresh_failed", retry=NEVER)
 
 
 def named(answer: Answer) -> str:
     return (answer.credential or "token").replace("_", " ")
 
 
-def respond(answer: Answer, action: Action, sentence: str | None = None) -> Answer:
-    return replace(answer, action=action, what_to_do=sentence or ACTIONS[action])
-
-
-def retry_of(row: Row, attempt: int, asked: retry_after.Asked | None) -> Retry:
+def retry_of(row: Row, status: int | None, attempt: object, asked: retry_after.Asked | None) -> Retry:
     policy = POLICIES[row.policy]
-    left = max(policy.retries_max - (attempt - 1), 0)
+    tries = attempt if isinstance(attempt, int) and not isinstance(attempt, bool) else 1
+    tries = min(max(tries, 1), ATTEMPT_MAX)
+    left = max(policy.retries_max - (tries - 1), 0)
     if policy.retries_max == 0:
-        return Retry(allowed=False, retries_max=0, retries_left=0, circuit_open=row.action == "open_circuit")
+        return replace(NEVER, circuit_open=row.action == "open_circuit")
     if row.policy == "after_refresh":
         needs = ("refresh",) if left else ()
         return Retry(allowed=left > 0, retries_max=policy.retries_max, retries_left=left, requires=needs)
     if row.policy == "partial":
         return Retry(allowed=left > 0, retries_max=policy.retries_max, retries_left=left)
-    if left == 0:
+    if status in NEVER_AGAIN_AS_IT_WAS:
+        return NEVER  # whatever else it says: what waits here is the step, and no loop
+    too_long = asked is not None and asked.seconds > UNATTENDED_WAIT_SECONDS_MAX
+    if left == 0 or too_long:
         return Retry(
             allowed=False,
             retries_max=policy.retries_max,
-            retries_left=0,
+            retries_left=left,
             within_seconds=policy.within_seconds,
             wait_seconds=asked.seconds if asked else None,
             wait_asked_by=asked.by if asked else None,
             circuit_open=True,
+            requires=("human_review",) if too_long else (),
         )
-    ceiling = min(policy.backoff_max_seconds, policy.backoff_base_seconds * policy.backoff_factor ** (attempt - 1))
+    ceiling = min(policy.backoff_max_seconds, policy.backoff_base_seconds * policy.backoff_factor ** (tries - 1))
     wait, jitter = ceiling / 2, ceiling / 2
     if asked is not None:
         wait = asked.seconds
@@ -239,44 +236,3 @@ def retry_of(row: Row, attempt: int, asked: retry_after.Asked | None) -> Retry:
         jitter_seconds_max=round(jitter, 3),
         wait_asked_by=asked.by if asked else None,
     )
-
-
-def of_a_write(answer: Answer, checked: str | None, key: bool | None) -> Answer:
-    """A write is repeated only through the provider's own mechanism and after a look at the state; else a human looks."""
-    retry = answer.retry
-    if retry.retries_max == 0:
-        return answer  # it is not repeated anyway
-    if checked == "verified":
-        stop = Retry(allowed=False, retries_max=0, retries_left=0)
-        return replace(respond(answer, "continue", "The write is there: do not repeat it, go on."), retry=stop)
-    if retry.circuit_open:
-        return respond(
-            answer, "open_circuit", ACTIONS["open_circuit"] + " Before it is resumed, read whether the write is there."
-        )
-    if retry.retries_left == 0:
-        return respond(answer, "human_review") if answer.error_class == "partial_execution" else answer
-    if checked == "pending":
-        return replace(respond(answer, "check_state"), retry=replace(retry, allowed=False, requires=("state_check",)))
-    offered = answer.safe_write
-    possible = offered is not None and offered.mechanism != "none" and key is not False and checked != "mismatch"
-    refreshes = answer.action == "refresh_once"
-    if not possible:
-        sentence = f"{answer.what_to_do} {HUMAN}" if refreshes else None
-        blocked = replace(retry, allowed=False, retries_left=0, requires=("human_review",))
-        return replace(respond(answer, answer.action if refreshes else "human_review", sentence), retry=blocked)
-    needs = [need for need in retry.requires if need == "refresh"]
-    needs += ["state_check"] if checked != "missing" else []
-    needs += ["provider_idempotency"] if not key else []
-    if needs in ([], ["refresh"]):
-        return answer
-    sentence = f"{answer.what_to_do} {AGAIN}" if refreshes else None
-    return replace(
-        respond(answer, answer.action if refreshes else "check_state_then_retry", sentence),
-        retry=replace(retry, allowed=False, requires=tuple(needs)),
-    )
-
-
-HUMAN = "This provider has no safe way to repeat a write: let a person look before the write is sent again."
-AGAIN = (
-    "Before the write is sent again, read whether it is there, and use the provider's own mechanism with the same key."
-)

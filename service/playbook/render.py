@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from service.playbook.classify import UNATTENDED_WAIT_SECONDS_MAX
 from service.playbook.safe_writes import SAFE_WRITES
 from service.playbook.table import BY_PROVIDER, EVERYONES
 from service.playbook.words import ACTIONS, POLICIES, RESPONSES, Action, Policy, Row
@@ -75,16 +76,19 @@ def lines() -> Iterator[str]:
         "",
         "Three rules hold for every row:",
         "",
-        "1. `invalid_grant` and scope failures are never retried. The user is asked to authorize again.",
-        "2. 400 and 422 are never retried. The raw parameters and the schema go to review.",
+        "1. `invalid_grant` and scope failures are never retried, whatever else the answer says. The user is asked to authorize"
+        " again.",
+        "2. 400 and 422 are never retried. The raw parameters and the schema go to review; where the body says that the provider"
+        " is unavailable, the step is queued. Only an access token that has expired is refreshed first.",
         "3. A write is repeated only after a look at the state, and only through the provider's own mechanism"
-        " ([below](#writes)). Where it has none, a person looks.",
+        " ([below](#writes)). Where it has none, a person looks. What nobody calls a read is taken for a write.",
         "",
         f"Waiting: as long as `Retry-After` asks (seconds, a date, or `retry-after-ms`) plus a little at random. Without it,"
         f" before retry n between half and all of {rate.backoff_base_seconds:g} × {rate.backoff_factor:g}^(n-1) seconds, at most"
         f" {rate.backoff_max_seconds:g} s after a 429 and {upstream.backoff_max_seconds:g} s after a 5xx. After"
         f" {rate.retries_max} retries of a 429, or {upstream.retries_max} of a 5xx within {upstream.within_seconds} s, the circuit"
-        " breaks: the step is halted and queued until the provider is well.",
+        " breaks: the step is halted and queued until the provider is well. A wait of more than"
+        f" {UNATTENDED_WAIT_SECONDS_MAX // 3600} hours is not waited for unattended: the step is queued, and a person looks.",
         "",
         "## Expired or revoked?",
         "",
@@ -103,9 +107,12 @@ def lines() -> Iterator[str]:
         EXAMPLE,
         "```",
         "",
-        "The answer names `class`, `action`, `what_to_do`, `token_state`, `retry` and, for a write, `safe_write`. Say `attempt` (calls"
-        " that failed so far), `verification` (what a look at the state showed) and `idempotency_key` (whether the provider's own"
-        " mechanism was used) to be told whether to go on.",
+        "The answer names `class`, `action`, `what_to_do`, `token_state`, `retry`, `operation` and, for a write, `safe_write`. Say"
+        " `operation` (`read` or `write`; `get`, `list`, `search` and `query` are reads, and all else is taken for a write), `attempt`"
+        " (calls that failed so far), `verification` (what a look at the state showed) and `idempotency_key` (whether the provider's"
+        " own mechanism was used) to be told whether to go on.",
+        "",
+        "A code is also known at the beginning of a text, as libraries pass it on: `invalid_grant: Token has been expired or revoked.`",
     )
     notes = Notes()
     yield from (
@@ -123,7 +130,8 @@ def lines() -> Iterator[str]:
         "## By provider",
         "",
         "The first row that fits counts: what the provider said before a bare status, and its own rows before those of"
-        " [every provider](#every-provider).",
+        " [every provider](#every-provider). One thing comes before: an OAuth code that is never retried counts before a row of the"
+        " provider's own that would retry.",
     )
     for family, rows in BY_PROVIDER.items():
         yield from ("", f"### {TITLES[family]}", "")

@@ -19,6 +19,7 @@ DEPTH_MAX = 6
 CODE_CHARS_MAX = 64
 TEXT_CHARS_MAX = 2_000
 TEXTS_MAX = 20
+LEADING_CHARS_MAX = 200
 HEADERS_MAX = 200
 HEADER_CHARS_MAX = 8_192
 FORM_FIELDS_MAX = 50
@@ -35,7 +36,13 @@ CHALLENGE = re.compile(r'([a-z_]{1,40})\s*=\s*(?:"([^"\\]{0,500})"|([^\s,"]{1,20
 LOOSE_PAIR = re.compile(
     r"[\"'](error|error_?code|code|reason|errorCode|suberror)[\"']\s{0,8}:\s{0,8}[\"']([A-Za-z0-9_.\-]{1,64})[\"']"
 )
+FORM = re.compile(r"[\w.\-+%\[\]]{1,100}=")
 AADSTS = re.compile(r"\baadsts(\d{4,8})\b")
+# A code at the beginning of a sentence, as libraries put it: "invalid_grant: Bad Request", "(invalid_grant) Bad Request",
+# "Error: invalid_grant". Only words with an underscore: no sentence begins with one by itself.
+LEADING = re.compile(
+    r"(?:[\w.]{0,80}(?:error|exception)\s{0,4}:)?[\s('\"\[]{0,8}([a-z]{1,30}(?:_[a-z]{1,30}){1,6})(?![\w-])", re.ASCII
+)
 
 
 @dataclass(slots=True)
@@ -62,6 +69,8 @@ def read(headers: Mapping[str, str], body: object, known: Collection[str], *, su
         for name, code in LOOSE_PAIR.findall(value):
             if not succeeded:
                 take_code(said, name, code, known)
+        if not succeeded and take_leading(said, value, known):
+            take_text(said, value, known)
         return said
     count_parts(said, value)
     if succeeded and not envelope_of_failure(value):
@@ -87,7 +96,7 @@ def parsed(body: object) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError):
             return text
-    if "=" in text and text[:1] != "<" and "\n" not in text.strip():
+    if FORM.match(text) and "\n" not in text.strip():
         try:
             return dict(parse_qsl(text[:TEXT_CHARS_MAX], max_num_fields=FORM_FIELDS_MAX))
         except ValueError:
@@ -149,6 +158,7 @@ def take(said: Said, name: str, item: object, known: Collection[str], *, succeed
     if name in CODE_FIELDS:
         for one in item[:TEXTS_MAX] if isinstance(item, list | tuple) else (item,):
             take_code(said, name, one, known)
+            take_leading(said, one, known)
     if name in TEXT_FIELDS or (name == "error" and isinstance(item, str)):
         for one in item[:TEXTS_MAX] if isinstance(item, list | tuple) else (item,):
             if isinstance(one, str):
@@ -176,8 +186,17 @@ def take_text(said: Said, text: str, known: Collection[str]) -> None:
         return
     lowered = text[:TEXT_CHARS_MAX].lower()
     said.texts.append(lowered)
+    take_leading(said, lowered, known)
     for number in AADSTS.findall(lowered)[:TEXTS_MAX]:
         take_code(said, "error", f"aadsts{number}", known)
+
+
+def take_leading(said: Said, text: object, known: Collection[str]) -> bool:
+    """Whether the text begins with a code that we know."""
+    if not isinstance(text, str) or (found := LEADING.match(text[:LEADING_CHARS_MAX].lower())) is None:
+        return False
+    take_code(said, "error", found[1], known)
+    return found[1] in known
 
 
 def take_challenge(said: Said, challenge: str, known: Collection[str]) -> None:

@@ -37,6 +37,16 @@ def in_order(own: tuple[Row, ...]) -> tuple[Row, ...]:
 
 IN_ORDER: dict[str, tuple[Row, ...]] = {family: in_order(rows) for family, rows in BY_PROVIDER.items()}
 OF_ANY = in_order(())
+NEVER_CODES: frozenset[str] = frozenset(code for row in OAUTH if row.policy == "never" for code in row.folded)
+
+
+def firm(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Those for the codes of OAuth's that are never retried, whatever else was said beside them."""
+    return tuple(row for row in rows if row.policy == "never" and row.folded & NEVER_CODES)
+
+
+FIRM: dict[str, tuple[Row, ...]] = {family: firm(rows) for family, rows in IN_ORDER.items()}
+FIRM_OF_ANY = firm(OF_ANY)
 
 
 def rows_for(family: str) -> tuple[Row, ...]:
@@ -44,4 +54,9 @@ def rows_for(family: str) -> tuple[Row, ...]:
     return IN_ORDER.get(family, OF_ANY)
 
 
-__all__ = ["ANY", "BY_PROVIDER", "EVERYONES", "KNOWN_CODES", "ROWS", "rows_for"]
+def firm_rows_for(family: str) -> tuple[Row, ...]:
+    """Those of `rows_for` that no row which retries may come before."""
+    return FIRM.get(family, FIRM_OF_ANY)
+
+
+__all__ = ["ANY", "BY_PROVIDER", "EVERYONES", "KNOWN_CODES", "ROWS", "firm_rows_for", "rows_for"]

@@ -91,6 +91,19 @@ async def test_a_write_and_a_date(client: httpx.AsyncClient) -> None:
     assert answer["safe_write"]["mechanism"] == "key"
 
 
+async def test_what_nobody_calls_a_read_is_taken_for_a_write(client: httpx.AsyncClient) -> None:
+    for operation, taken in (
+        ("GET", "read"),
+        ("delete", "write"),
+        ("WRITE", "write"),
+        ("nonsense", "write"),
+        (None, "write"),
+    ):
+        answer = await ask(client, provider="jira", http_status=503, operation=operation)
+        assert (answer["operation"], answer["retry"]["allowed"]) == (taken, taken == "read"), operation
+        assert ("taken for a write" in answer["what_to_do"]) is (operation in ("nonsense", None))
+
+
 async def test_nothing_of_the_body_comes_back(client: httpx.AsyncClient) -> None:
     body = {"error": "invalid_grant", "error_description": "hunter2hunter2", "access_token": "hunter2hunter2"}
     answer = await ask(client, provider="hunter2hunter2", http_status=400, headers={"X": "hunter2hunter2"}, body=body)
@@ -98,7 +111,7 @@ async def test_nothing_of_the_body_comes_back(client: httpx.AsyncClient) -> None
 
 
 async def test_what_was_asked_wrongly_is_said(client: httpx.AsyncClient) -> None:
-    for asked in (b'{"status": 400}', b'{"http_status": 1000}', b'{"operation": "delete"}', b'{"attempt": 0}', b"[]"):
+    for asked in (b'{"status": 400}', b'{"http_status": 1000}', b'{"operation": 7}', b'{"attempt": 0}', b"[]"):
         assert await refused(client, asked) == (400, "invalid_body")
     assert await refused(client, b"{") == (400, "invalid_json")
     assert await refused(client, b'{"body": "' + b"x" * JSON_BYTES_MAX + b'"}') == (413, "body_too_large")

@@ -67,7 +67,8 @@ def test_the_providers_own_row_counts() -> None:
 @pytest.mark.parametrize(
     ("details", "says"),
     [
-        ({"http_status": 429}, "Three retries at most"),
+        ({"http_status": 429, "operation": "read"}, "Three retries at most"),
+        ({"http_status": 429, "operation": "write"}, "let a person look"),
         ({"http_status": 503, "retries": 2}, "queue the step"),
         ({"http_status": 400}, "raw parameters and the tool's schema"),
         ({"http_status": 200, "operation": "write", "verification": "missing"}, "let a person look"),

@@ -22,13 +22,13 @@ def never_retried(answer: Answer) -> bool:
 
 
 def test_state_1_an_expired_access_token_is_refreshed_and_retried_once() -> None:
-    answer = classify("salesforce", 401, {}, SALESFORCE_OVER)
+    answer = classify("salesforce", 401, {}, SALESFORCE_OVER, operation="read")
     assert (answer.error_class, answer.action) == ("token_expired", "refresh_once")
     assert (answer.retry.allowed, answer.retry.retries_left, answer.retry.requires) == (True, 1, ("refresh",))
 
 
 def test_state_1_if_the_retry_fails_the_error_is_surfaced_and_it_stops() -> None:
-    answer = classify("salesforce", 401, {}, SALESFORCE_OVER, attempt=2)
+    answer = classify("salesforce", 401, {}, SALESFORCE_OVER, operation="read", attempt=2)
     assert (answer.error_class, answer.action) == ("token_expired", "stop_and_surface")
     assert (answer.retry.allowed, answer.retry.retries_left, answer.retry.requires) == (False, 0, ())
 
@@ -78,7 +78,7 @@ def test_the_create_opportunity_that_nobody_consented_to_needs_a_new_consent_and
 
 def test_refresh_failures_have_different_codes_and_different_recoveries() -> None:
     actions = {
-        code: classify("any", 400, {}, {"error": code}).action
+        code: classify("any", 503, {}, {"error": code}, operation="read").action
         for code in (
             "invalid_grant",
             "invalid_client",
@@ -100,7 +100,7 @@ def test_refresh_failures_have_different_codes_and_different_recoveries() -> Non
 
 
 def test_429_parse_retry_after_when_present() -> None:
-    retry = classify("slack", 429, {"Retry-After": "17"}, {"ok": False, "error": "ratelimited"}).retry
+    retry = classify("slack", 429, {"Retry-After": "17"}, {"ok": False, "error": "ratelimited"}, operation="read").retry
     assert (retry.allowed, retry.wait_seconds, retry.wait_asked_by) == (True, 17.0, "retry-after")
 
 
@@ -110,13 +110,15 @@ def test_429_some_providers_say_it_in_milliseconds() -> None:
 
 
 def test_429_without_guidance_backs_off_with_jitter() -> None:
-    waits = [classify("any", 429, attempt=attempt).retry for attempt in (1, 2, 3)]
+    waits = [classify("any", 429, operation="read", attempt=attempt).retry for attempt in (1, 2, 3)]
     assert [(wait.wait_seconds, wait.jitter_seconds_max) for wait in waits] == [(1, 1), (2, 2), (4, 4)]
     assert {wait.wait_asked_by for wait in waits} == {None}
 
 
 def test_429_three_retries_at_most_then_the_circuit_breaks() -> None:
-    answers = [classify("any", 429, {"Retry-After": "1"}, attempt=attempt) for attempt in (1, 2, 3, 4)]
+    answers = [
+        classify("any", 429, {"Retry-After": "1"}, operation="read", attempt=attempt) for attempt in (1, 2, 3, 4)
+    ]
     assert [answer.retry.allowed for answer in answers] == [True, True, True, False]
     assert [answer.action for answer in answers] == ["wait_and_retry"] * 3 + ["open_circuit"]
     assert answers[3].retry.circuit_open
@@ -266,7 +268,7 @@ def test_faq_2_the_codes_alone_cover_both_and_only_a_description_says_which() ->
 
 def test_faq_3_backoff_is_for_429_500_502_503() -> None:
     for status in (429, 500, 502, 503):
-        retry = classify("any", status).retry
+        retry = classify("any", status, operation="read").retry
         assert (retry.allowed, retry.wait_seconds) == (True, 1.0)
 
 
@@ -280,7 +282,7 @@ def test_faq_4_refreshes_are_locked_by_account() -> None:
 
 
 def test_faq_5_5xx_breaks_the_circuit_at_two_retries_within_60_seconds() -> None:
-    answers = [classify("any", 502, attempt=attempt) for attempt in (1, 2, 3)]
+    answers = [classify("any", 502, operation="read", attempt=attempt) for attempt in (1, 2, 3)]
     assert [answer.retry.allowed for answer in answers] == [True, True, False]
     assert {answer.retry.within_seconds for answer in answers} == {60}
     assert (answers[2].action, answers[2].retry.circuit_open) == ("open_circuit", True)

@@ -88,7 +88,7 @@ OURS = {row.id for row in ROWS} | {code for row in ROWS for code in row.codes}
     status=statuses,
     sent=headers,
     body=bodies,
-    operation=st.sampled_from(["read", "write", None]) | values,
+    operation=st.sampled_from(["read", "write", "GET", "Delete", None]) | values,
     attempt=st.integers() | values,
     verification=st.sampled_from(["verified", "pending", "missing", "mismatch", "none", None]) | values,
     key=st.booleans() | st.none() | st.just(SECRET) | values,
@@ -113,7 +113,9 @@ def test_it_never_raises_and_gives_nothing_back(
     assert answer.code is None or answer.code in OURS
     if answer.error_class in ("refresh_failed", "insufficient_scope", "malformed_params"):
         assert (answer.retry.allowed, answer.retry.retries_max) == (False, 0)
-    if operation == "write" and answer.retry.allowed:
+    if operation in ("write", "Delete", None):
+        assert answer.operation == "write"
+    if answer.operation == "write" and answer.retry.allowed:
         assert verification == "missing", "a write is repeated only after a look at the state"
         assert key, "and only behind the provider's own mechanism"
         assert answer.safe_write is not None
@@ -155,6 +157,8 @@ def answer_of(body: Any, status: int = 400) -> str:
         "error=invalid_grant&error_description=no",
         b'{"error": "invalid_grant", "padding": "' + b"x" * BODY_BYTES_MAX + b'"}',
         b'{"error": "invalid_grant", "broken": ',
+        "invalid_grant",
+        "invalid_grant: Bad Request",
     ],
 )
 def test_a_code_is_found_in_every_shape_of_body(body: Any) -> None:
@@ -168,7 +172,7 @@ def test_a_code_is_found_in_every_shape_of_body(body: Any) -> None:
         b"",
         b"\xff\xfe\x00",
         b"<html>error=invalid_grant</html>",
-        "invalid_grant",
+        "an invalid_grant",
         b'{"message": "the word invalid_grant stands here"}',
         {"data": {"error": "invalid_grant"}},
         {"error": ["invalid", "grant"]},

@@ -15,7 +15,7 @@ EPOCH = int(NOW.timestamp())
 
 
 def wait(headers: dict[str, Any], body: Any = None, now: datetime | None = NOW) -> tuple[float | None, str | None]:
-    retry = classify("any", 429, headers, body, now=now).retry
+    retry = classify("any", 429, headers, body, operation="read", now=now).retry
     return retry.wait_seconds, retry.wait_asked_by
 
 
@@ -95,12 +95,12 @@ def test_a_window_of_which_something_is_left_is_no_wait() -> None:
 
 def test_those_told_the_same_do_not_come_back_together_and_none_comes_early() -> None:
     for seconds, jitter in ((1, 1.0), (60, 6.0), (3600, 30.0)):
-        retry = classify("any", 429, {"Retry-After": str(seconds)}).retry
+        retry = classify("any", 429, {"Retry-After": str(seconds)}, operation="read").retry
         assert (retry.wait_seconds, retry.jitter_seconds_max) == (seconds, jitter)
 
 
 def test_backoff_grows_to_its_bound() -> None:
-    retries = [classify("any", 503, attempt=attempt).retry for attempt in (1, 2)]
+    retries = [classify("any", 503, operation="read", attempt=attempt).retry for attempt in (1, 2)]
     assert [(retry.wait_seconds, retry.jitter_seconds_max) for retry in retries] == [(1, 1), (2, 2)]
 
 

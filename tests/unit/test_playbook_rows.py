@@ -39,7 +39,7 @@ def said(provider: str, code: str | None, text: str) -> Any:
     if provider == "box" and code != "invalid_grant":
         return {"type": "error", "code": code, "message": text}
     if provider == "microsoft" and code is not None and code.startswith("AADSTS"):
-        return {"error": "invalid_grant", "error_description": "AADSTS0: no", "error_codes": [int(code[6:])]}
+        return {"error": "temporarily_unavailable", "error_description": "AADSTS0: no", "error_codes": [int(code[6:])]}
     if provider in ("microsoft", "stripe"):
         return {"error": {"code": code, "type": code, "message": text}}
     if provider == "github" and code == "RATE_LIMITED":
@@ -51,16 +51,21 @@ def said(provider: str, code: str | None, text: str) -> Any:
 def status_of(row: Row) -> int:
     if row.provider in ("slack", "github") and row.codes:
         return 200
-    return row.statuses[-1] if row.statuses else 200 if row.outcomes else 400
+    if row.statuses:
+        return row.statuses[-1]
+    return 200 if row.outcomes else 503 if row.policy in ("rate_limit", "upstream") else 400
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_row(row: Row) -> None:
     provider = "a provider nobody knows" if row.provider == ANY else row.provider
     for code in row.codes or (None,):
-        asked: dict[str, Any] = {"body": said(row.provider, code, row.phrases[0] if row.phrases else "")}
+        asked: dict[str, Any] = {
+            "operation": "read",
+            "body": said(row.provider, code, row.phrases[0] if row.phrases else ""),
+        }
         if not row.codes and not row.phrases:
-            asked = {"body": None}
+            asked = {"operation": "read", "body": None}
         for outcome in row.outcomes:
             asked = {"operation": "write", "body": {}} | OUTCOMES[outcome]
         status = None if row.id == "no-answer" else status_of(row)
@@ -162,13 +167,13 @@ def test_only_what_the_provider_said_is_called_expired_or_revoked() -> None:
         ("microsoft", 400, said("microsoft", "AADSTS700082", ""), "refresh_failed", "reauthorize", "expired"),
         ("microsoft", 401, said("microsoft", "AADSTS7000222", ""), "refresh_failed", "fix_client", "unknown"),
         ("microsoft", 400, said("microsoft", "AADSTS53003", ""), "refresh_failed", "ask_admin", "unknown"),
-        ("microsoft", 400, said("microsoft", "AADSTS90033", ""), "upstream_5xx", "retry_with_backoff", "unknown"),
+        ("microsoft", 503, said("microsoft", "AADSTS90033", ""), "upstream_5xx", "retry_with_backoff", "unknown"),
         ("microsoft", 400, {"error": "interaction_required"}, "refresh_failed", "reauthorize", "unknown"),
         ("stripe", 409, said("stripe", "idempotency_key_in_use", ""), "other", "retry_with_backoff", "unknown"),
     ],
 )
 def test_what_the_facts_say(provider: str, status: int, body: Any, error_class: str, action: str, state: str) -> None:
-    answer = classify(provider, status, {}, body)
+    answer = classify(provider, status, {}, body, operation="read")
     assert (answer.error_class, answer.action, answer.state) == (error_class, action, state)
 
 
@@ -192,7 +197,7 @@ def test_a_revoked_access_token_is_not_refreshed() -> None:
 
 def test_githubs_403_is_a_limit_only_where_its_headers_or_words_say_so() -> None:
     limits = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1700000060", "Date": "Tue, 14 Nov 2023 22:13:20 GMT"}
-    assert classify("github", 403, limits).retry.wait_seconds == 60
+    assert classify("github", 403, limits, operation="read").retry.wait_seconds == 60
     assert classify("github", 403, {"X-RateLimit-Remaining": "4999"}).error_class == "insufficient_scope"
     secondary = classify("github", 403, {}, {"message": "You have exceeded a secondary rate limit"})
     assert (secondary.error_class, secondary.retry.wait_seconds) == ("rate_limited", 60.0)
@@ -202,7 +207,7 @@ def test_a_composite_answer_of_which_parts_failed_is_a_partial_execution_and_one
     fine, bad = {"httpStatusCode": 201}, {"httpStatusCode": 400, "body": [{"errorCode": "INVALID_FIELD"}]}
     assert classify("salesforce", 200, {}, {"compositeResponse": [fine, bad]}).error_class == "partial_execution"
     assert classify("salesforce", 200, {}, {"compositeResponse": [bad, bad]}).error_class == "malformed_params"
-    assert classify("salesforce", 200, {}, {"compositeResponse": [fine, fine]}).action == "continue"
+    assert classify("salesforce", 200, {}, {"compositeResponse": [fine, fine]}, operation="read").action == "continue"
     rows = [
         {"id": "1", "success": True, "errors": []},
         {"success": False, "errors": [{"statusCode": "DUPLICATE_VALUE"}]},
@@ -289,10 +294,10 @@ def test_a_refresh_goes_ahead_for_a_write_and_the_write_itself_waits() -> None:
 def test_a_write_that_was_seen_is_not_repeated_even_where_nobody_called_it_a_write() -> None:
     answer = classify("stripe", 503, verification="verified", idempotency_key=True)
     assert (answer.action, answer.retry.allowed) == ("continue", False)
-    assert classify("stripe", 503, verification="none").retry.allowed
+    assert classify("stripe", 503, operation="read", verification="none").retry.allowed
 
 
 def test_a_status_inside_a_200_counts_where_the_body_says_that_it_failed() -> None:
     assert classify("any", 200, {}, {"error": {"code": 401, "message": "no"}}).row == "status-401"
     assert classify("any", 200, {}, {"success": False, "statusCode": 429}).row == "status-429"
-    assert classify("any", 200, {}, {"statusCode": 429, "items": []}).row == "fine"
+    assert classify("any", 200, {}, {"statusCode": 429, "items": []}, operation="read").row == "fine"

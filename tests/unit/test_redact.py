@@ -65,6 +65,11 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl-_"
         "session_token",
         "tokens",
         "otp",
+        "pw",
+        "db_pw",
+        "userPwd",
+        "pass",
+        "passcode",
     ],
 )
 def test_a_field_that_can_authorize_is_masked_in_every_spelling(name: str) -> None:
@@ -141,6 +146,14 @@ def test_a_token_is_masked_wherever_it_stands(secret: str) -> None:
         ('body {\\"refresh_token\\":\\"abc\\"}', 'body {\\"refresh_token\\":\\"***\\"}'),
         ("grant_type=refresh_token&refresh_token=abc", "grant_type=refresh_token&refresh_token=***"),
         ("password: hunter2", "password: ***"),
+        ("client_secret: abcd", "client_secret: ***"),
+        ("password: abcd", "password: ***"),
+        ("apiKey: abcd, region: eu", "apiKey: ***, region: eu"),
+        ("run --token abcd --verbose", "run --token *** --verbose"),
+        ("run --client-secret=abcd x", "run --client-secret=*** x"),
+        ("java -Dpassword=abcd -jar x", "java -Dpassword=*** -jar x"),
+        ("run --token --password abcd", "run --token --password ***"),
+        ("run --api-key 'ab cd' x", "run --api-key *** x"),
     ],
 )
 def test_text_loses_its_credentials_and_keeps_its_sense(text: str, expected: str) -> None:
@@ -155,6 +168,10 @@ def test_text_loses_its_credentials_and_keeps_its_sense(text: str, expected: str
         "Basic authentication failed",
         "error_code=invalid_grant token_type=bearer",
         "code: invalid_grant",
+        "client_secret: missing",
+        "access_token: is not set",
+        "--token is missing",
+        "--config rules.yml --verbose",
         "https://h/path?page=2&limit=50%25",
         "john@acmecorp.com",
         "connected_account.token_refresh_failed",
@@ -175,6 +192,15 @@ def test_an_error_keeps_its_code_and_an_oauth_code_does_not() -> None:
 def test_a_secret_named_by_its_neighbour_is_masked() -> None:
     headers = [{"name": "X-Api-Key", "value": "plain"}, {"name": "Accept", "value": "json"}]
     assert redact(headers) == [{"name": "X-Api-Key", "value": MASK}, {"name": "Accept", "value": "json"}]
+
+
+@pytest.mark.parametrize("flag", ["--token", "--client-secret", "-password", "--api_key"])
+def test_what_follows_a_flag_in_a_commands_words_is_masked(flag: str) -> None:
+    for secret in ("x", "-x", "a b", 7):
+        assert redact(["run", flag, secret, "on", "--verbose", "yes"]) == ["run", flag, MASK, "on", "--verbose", "yes"]
+    assert redact([f"{flag}=x"]) == [f"{flag}={MASK}"]
+    assert redact([flag, "--name", "x", flag]) == [flag, "--name", "x", flag]
+    assert redact(redact([flag, "x"])) == [flag, MASK]
 
 
 def test_state_val_of_a_connected_account_is_masked_and_a_state_word_is_kept() -> None:
@@ -221,7 +247,24 @@ def test_size_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "evil", ["a=", "a:'", '"', "://", "eyJa.", "?a=%3F", "Bearer ", "-----BEGIN PRIVATE KEY-----", "\\", '"a":"', "a%"]
+    "evil",
+    [
+        "a=",
+        "a:'",
+        '"',
+        "://",
+        "eyJa.",
+        "?a=%3F",
+        "Bearer ",
+        "-----BEGIN PRIVATE KEY-----",
+        "\\",
+        '"a":"',
+        "a%",
+        "--a ",
+        '--a "',
+        "-a=",
+        "--token '",
+    ],
 )
 def test_no_text_makes_it_slow(evil: str) -> None:
     start = time.perf_counter()
