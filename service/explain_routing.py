@@ -121,7 +121,8 @@ def why(telling: Telling | None, one: Notification | None, heard: str) -> str:
         return heard
     if one is None:
         named = " and ".join((telling.muted or {}).keys()).replace("_", " ")
-        return f"muted by {named}" if telling.look_at else f"was muted by {named} until it was over: nobody was told"
+        asked = telling.look_at or "acknowledgement" in (telling.muted or {})
+        return f"muted by {named}" if asked else f"was muted by {named} until it was over: nobody was told"
     if one.flush_at is not None:
         return "waits for its group (group_wait or group_interval)"
     return "told" if one.first_post_at is not None else "was over or muted before its message was due: nobody was told"

@@ -85,6 +85,7 @@ class Runtime:
     http: httpx.AsyncClient
     pace: Pace = field(default_factory=Pace)
     seen: Seen = field(default_factory=Seen)
+    caught_up: asyncio.Event = field(default_factory=asyncio.Event)  # with what stood before this config file
 
     @property
     def public_url(self) -> str:

@@ -20,7 +20,6 @@ from service.views import AlertParts
 
 NAMES_MAX = 10
 MEMBERS_SHOWN_MAX = 50  # whose workflows are shown
-MEMBERS_READ_MAX = 5_000  # over all messages that are sent at once
 KINDS: Mapping[str, Kind] = {"first": "first", "repeat": "repeat", "growth": "growth", "escalation": "escalation"}
 
 
@@ -54,8 +53,7 @@ async def to_tell(conn: AsyncConnection, claimed: Sequence[Action]) -> dict[str,
     wanted = [showing.Wanted(a.id, message_id(a), a.destination, a.lane, a.alert_id) for a in claimed]
     rows = await showing.messages(conn, wanted)
     several = {row.notification_id for row in rows.values() if row.total is not None and row.total > 1}
-    members = await store.alert_ids(conn, several, MEMBERS_READ_MAX)
-    shown = {name: of_one[:MEMBERS_SHOWN_MAX] for name, of_one in members.items()}
+    shown = await store.alert_ids(conn, several, MEMBERS_SHOWN_MAX)
     leads = {action.alert_id for action in claimed if action.alert_id}
     parts = await views.alert_parts(conn, leads | {one for of_one in shown.values() for one in of_one})
     found: dict[str, ToTell] = {}

@@ -69,6 +69,8 @@ class Acting:
 
         What there is to do comes first, so that no pause waits for whom to tell, and none is lost where that fails."""
         started, undecided = await self._next(deciding=False)
+        if not self._runtime.caught_up.is_set():
+            undecided = await self._catch_up() or undecided
         for _ in range(ROUNDS_MAX):
             if not undecided:
                 break
@@ -90,6 +92,13 @@ class Acting:
             self.start([action for action, _died in claimed.actions], now)
         declared = silencing.declared_ids(routing, claimed.at)
         return bool(claimed.actions), claimed.undecided or claimed.declared != declared
+
+    async def _catch_up(self) -> bool:
+        """Once in the life of a process: whether what stands is to be told to somebody whom only this config names."""
+        async with begin(self._runtime.engine) as conn:
+            found = await tell.catch_up(conn, self._runtime.settings.routing)
+        self._runtime.caught_up.set()
+        return found
 
     def start(self, claimed: Sequence[Action], now: float) -> None:
         """`now`: a moment before they were claimed, by the event loop's clock."""

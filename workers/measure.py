@@ -14,9 +14,9 @@ from service.metrics import METRICS
 from service.rules.gauging import Readings
 from service.rules.triggers.quantile import quantiles_of
 from service.runtime import Runtime
+from service.store import decisions, log, readers, series
 from service.store import gauges as gauge_store
 from service.store import habits as habit_store
-from service.store import log, readers, series
 from service.store.accounts import parse_key
 from service.store.actions import NOTIFY, PAUSE, RESUME
 from workers.ship import reader_name
@@ -88,7 +88,10 @@ async def actions_lag(look: Look) -> Readings | None:
 
 
 async def notifier_lag(look: Look) -> Readings | None:
-    return await oldest_actions(look, look.runtime.notifiers, (NOTIFY,))
+    """What was refused for good and still stands waits as well: nobody has heard of it there."""
+    waiting = await oldest_actions(look, look.runtime.notifiers, (NOTIFY,))
+    refused = await decisions.never_arrived(look.conn)
+    return {key: max(age, look.age_seconds(refused.get(key[0]))) for key, age in waiting.items()}
 
 
 async def oldest_actions(look: Look, destinations: Iterable[str], kinds: tuple[str, ...]) -> Readings:

@@ -16,10 +16,12 @@ from datetime import datetime, timedelta
 
 from service.consequences import Consequences, notify
 from service.errors import Unavailable
+from service.routing.grouping import REFUSED_RETRY
 from service.runtime import LAST_WORDS_SECONDS, Runtime
-from service.store import actions, readers
+from service.store import actions, decisions, readers
 from service.store.actions import NOTIFY, Action, Outcome
 from service.store.session import begin
+from service.together import message_id
 from workers.attempt import Ended
 from workers.persist import RECORD_RETRY_SECONDS, RECORD_SECONDS_MAX
 
@@ -104,7 +106,13 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
         now = None if over else await readers.clock(conn)
         outcomes = [outcome_of(one, now) for one in ended]
         sent = [one.message for one in ended if one.message is not None]
+        refused = [one.action for one in outcomes if one.action.kind == NOTIFY and one.outcome == "failed"]
+        if refused:
+            await decisions.alone(conn)
         ours = await actions.conclude_many(conn, outcomes, now, sent)
+        await decisions.say_again(
+            conn, [(message_id(a), a.destination) for a in refused if a.id in ours], REFUSED_RETRY
+        )
         if now is None:
             return
         # An orchestrator's final answer is told to people.

@@ -2,8 +2,10 @@
 
 The trade-off of telling several alerts by one message: an edit counts them and wakes nobody, so what an edit may take in is
 bounded. A message takes in what joins its group within STORM_GAP of the one before, for at most STORM_MAX, and nothing
-more severe than itself; growing over a step of GROWTH_STEPS is told by a message of its own all the same. Whatever joins
-later has a message of its own: at once, or where the route says so `group_interval` after the one before.
+more severe than itself, and only while one of its alerts is heard: where all are muted or in somebody's hands, an edit
+is read by nobody. One whose alerts have all just healed takes in what breaks next, as it may be of the same storm, and
+what still fires REJOIN_WAIT later is said by a message of its own. Growing over a step of GROWTH_STEPS is told by a
+message of its own all the same. Whatever joins later has a message of its own: at once, or where the route says so `group_interval` after the one before.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ STORM_GAP = timedelta(seconds=60)
 STORM_MAX = timedelta(minutes=10)
 GROWTH_STEPS = (25, 100, 500, 2_500, 10_000, 50_000)
 REPEAT_RETRY = timedelta(seconds=30)  # while the message before it is not out yet
+REFUSED_RETRY = timedelta(
+    minutes=10
+)  # of a message that its notifier refused for good, while what it says still stands
+REJOIN_WAIT = timedelta(seconds=25)  # contract.md: heard within 30 s, whatever healed just before
 MOST_SEVERE_FIRST = ("P1", "P2", "P3", "P4")
 
 PostKind = Literal["first", "repeat", "growth", "escalation"]
@@ -66,6 +72,7 @@ class Members:
     unresolved: int
     loud: int
     quiet_until: datetime | None = None
+    lead: str | None = None  # the first that is not resolved
 
 
 def group_of(node: Node, destination: str, labels: Mapping[str, str], alert_id: str) -> tuple[str, dict[str, str]]:
@@ -85,38 +92,72 @@ def group_of(node: Node, destination: str, labels: Mapping[str, str], alert_id: 
     return hashlib.sha256(said.encode()).hexdigest(), named
 
 
-def destinations(routing: Routing, labels: Mapping[str, str]) -> dict[str, Node]:
-    """Which notifiers hear of it, each by the first route that leads there: nobody hears the same twice."""
-    found: dict[str, Node] = {}
+def destinations(routing: Routing, labels: Mapping[str, str]) -> dict[str, tuple[Node, ...]]:
+    """Which notifiers hear of it, each with the routes that lead there, in order. Nobody hears the same twice, so all of
+    them are told by one message: `combined`."""
+    found: dict[str, list[Node]] = {}
     for node in routing.root.match(labels):
         for notifier in routing.notifiers_of(node.receiver):
-            found.setdefault(notifier, node)
-    return found
+            found.setdefault(notifier, []).append(node)
+    return {notifier: tuple(nodes) for notifier, nodes in found.items()}
+
+
+def combined(nodes: Sequence[Node], speaking: Sequence[Node]) -> Node:
+    """Several routes to one notifier as one: the first of those that are not muted now (`speaking`), as soon and as often
+    as any of them would tell, and escalated as all of them say."""
+    first = speaking[0]
+    if len(nodes) == 1:
+        return first
+    steps: list[Escalate] = []
+    for node in nodes:
+        steps += [step for step in node.escalate if step not in steps]
+    repeats = [node.repeat_interval for node in nodes if node.repeat_interval is not None]
+    return replace(
+        first,
+        group_wait=min(node.group_wait for node in speaking),
+        group_interval=min(node.group_interval for node in speaking),
+        repeat_interval=min(repeats, default=None),
+        escalate=tuple(sorted(steps, key=lambda step: step.after)),
+    )
 
 
 def place(node: Node, known: Sequence[Notification], severity: str, now: datetime) -> Notification | datetime:
     """Into which of the group's open notifications an alert goes, or when the first message of a new one is due."""
+    waiting = next((one for one in known if one.flush_at is not None), None)
     newest: Notification | None = None
     for one in known:
-        if one.flush_at is not None:
-            return one
-        if newest is None or newest.opened_at <= one.opened_at:
+        if one.flush_at is None and (newest is None or newest.opened_at <= one.opened_at):
             newest = one
     if newest is None:
-        return now + node.group_wait
-    posted = newest.last_post_at or newest.opened_at
-    started = newest.first_post_at or newest.opened_at
-    in_storm = now - newest.joined_at <= STORM_GAP and now - started <= STORM_MAX
-    if in_storm and rank(newest.severity) <= rank(severity):
-        return newest
+        return waiting or now + node.group_wait
     if rank(newest.severity) > rank(severity):
-        return now  # worse than anything they were told of
-    return max(now, posted + node.group_interval)
+        # Worse than anything they were told of: it waits with nothing that is held back, unless that is as bad.
+        return waiting if waiting is not None and rank(waiting.severity) <= rank(severity) else now
+    if waiting is not None:
+        return waiting
+    if in_storm(newest, now):
+        return newest
+    return max(now, (newest.last_post_at or newest.opened_at) + node.group_interval)
 
 
-def joined(one: Notification, severity: str, now: datetime) -> Notification:
+def in_storm(one: Notification, now: datetime) -> bool:
+    """Whether its message still takes in what breaks."""
+    return now - one.joined_at <= STORM_GAP and now - (one.first_post_at or one.opened_at) <= STORM_MAX
+
+
+def joined(
+    one: Notification, severity: str, now: datetime, node: Node | None = None, *, anew: bool = False
+) -> Notification:
+    """`anew`: all that it told of was over. What ended by then (escalation of what was acknowledged, say) begins again."""
     worst = min(one.severity, severity, key=rank)
-    return replace(one, members=one.members + 1, joined_at=now, severity=worst)
+    one = replace(one, members=one.members + 1, joined_at=now, severity=worst)
+    if node is None or one.flush_at is not None:
+        return one
+    if anew:
+        one = replace(one, told=0, repeat_at=now + REJOIN_WAIT, escalated=0, escalate_at=None)
+    if one.escalate_at is None and one.escalated < len(node.escalate):
+        one = replace(one, escalate_at=now + node.escalate[one.escalated].after)
+    return one
 
 
 def outgrown(one: Notification) -> bool:
@@ -154,21 +195,38 @@ def escalation(
 
 
 def repeat_is_due(
-    one: Notification, node: Node | None, members: Members, now: datetime, *, out: bool, heard: bool
+    one: Notification,
+    node: Node | None,
+    members: Members,
+    now: datetime,
+    *,
+    out: bool,
+    heard: bool,
+    refused: bool = False,
 ) -> tuple[Notification, bool]:
-    """`out`: its last message has arrived, so that another would say something; `heard`: not all of it is muted."""
+    """`out`: its last message has arrived, so that another would say something; `refused`: it, or who was escalated to,
+    was refused one for good, and that is what is said again; `heard`: not all of it is muted."""
     if one.repeat_at is None or one.repeat_at > now:
         return one, False
-    if node is None or node.repeat_interval is None:
+    interval = node.repeat_interval if node is not None else None
+    if node is None or (interval is None and not refused and one.told):
         return replace(one, repeat_at=None), False
-    if not out:
+    if not out and not refused:
         return replace(one, repeat_at=now + REPEAT_RETRY), False
     if not members.loud:
-        later = now + node.repeat_interval
-        return replace(one, repeat_at=min(later, members.quiet_until) if members.quiet_until else later), False
+        later = [at for at in (members.quiet_until, now + interval if interval else None) if at is not None]
+        return replace(one, repeat_at=min(later, default=None)), False
     if not heard:
-        return replace(one, repeat_at=now + node.repeat_interval), False
+        return replace(one, repeat_at=now + (interval or REFUSED_RETRY)), False
     return one, True
+
+
+def said_again(one: Notification, node: Node | None, now: datetime, *, own: bool) -> Notification:
+    """After the same message was tried once more; `own`: to its own notifier. When it is refused again, that is sooner."""
+    repeats = node.repeat_interval if node is not None else None
+    since = now if own or one.last_post_at is None else one.last_post_at
+    at = max(since + repeats, now + REPEAT_RETRY) if repeats is not None else None
+    return replace(one, last_post_at=since, repeat_at=at)
 
 
 def rank(severity: str) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, BigInteger, Boolean, DateTime, Text, Uuid, bindparam, column, text
+from sqlalchemy import ARRAY, BigInteger, Boolean, DateTime, Interval, Text, Uuid, bindparam, column, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.routing.grouping import Notification
@@ -17,7 +17,6 @@ from service.store.actions import NewAction
 from service.store.notifications import (
     COLUMNS,
     LOCK,
-    POSTS_MAX,
     Post,
     Telling,
     post_values,
@@ -29,6 +28,7 @@ from service.store.notifications import (
 from service.store.routing_tables import notification_alerts, notification_posts
 
 IDS = ARRAY(Uuid(as_uuid=False))
+POSTS_MAX = 200  # of one notification that are edited when it is over, beside the newest at each destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +91,99 @@ async def known(
     return tellings, out
 
 
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """Messages, newest first, by notification; which of them, by (id, destination), have arrived, and which never will:
+    their last attempt was refused for good."""
+
+    of: dict[str, list[Post]] = field(default_factory=dict)
+    out: set[tuple[str, str]] = field(default_factory=set)
+    refused: set[tuple[str, str]] = field(default_factory=set)
+
+
+# Without a message and with nothing open that would post it, it was refused.
+IS_OPEN = """EXISTS (SELECT 1 FROM actions a WHERE a.lane = 'notify:' || p.destination || ':' || p.id::text
+        AND a.state IN ('pending', 'running'))"""
 POSTS = (
     text(
         f"""
-    SELECT m.alert_id IS NOT NULL AS is_out, {", ".join(f"p.{one.name}" for one in notification_posts.columns)}
-    FROM notification_posts p LEFT JOIN messages m ON m.alert_id = p.id AND m.destination = p.destination
-    WHERE p.notification_id = ANY(:ids) ORDER BY p.at DESC, p.id DESC
+    SELECT m.alert_id IS NOT NULL AS is_out, m.alert_id IS NULL AND NOT {IS_OPEN} AS is_refused,
+        {", ".join(f"p.{one.name}" for one in notification_posts.columns)}
+    FROM (
+        SELECT *, row_number() OVER (PARTITION BY notification_id ORDER BY at DESC, id DESC) AS nth,
+            row_number() OVER (PARTITION BY notification_id, destination ORDER BY at DESC, id DESC) AS nth_there
+        FROM notification_posts WHERE notification_id = ANY(:ids)
+    ) AS p LEFT JOIN messages m ON m.alert_id = p.id AND m.destination = p.destination
+    WHERE p.nth_there = 1 OR (p.nth <= :most AND p.notification_id = ANY(:closing))
+    ORDER BY p.at DESC, p.id DESC
     """
     )
-    .bindparams(bindparam("ids", type_=IDS))
-    .columns(column("is_out", Boolean()), *notification_posts.columns)
+    .bindparams(bindparam("ids", type_=IDS), bindparam("closing", type_=IDS), bindparam("most", type_=BigInteger()))
+    .columns(column("is_out", Boolean()), column("is_refused", Boolean()), *notification_posts.columns)
 )
 
 
-async def posts_of(conn: AsyncConnection, ids: Collection[str]) -> tuple[dict[str, list[Post]], set[tuple[str, str]]]:
-    """(the messages of each notification, newest first, at most POSTS_MAX each; which of them have arrived)."""
-    found: dict[str, list[Post]] = {one: [] for one in ids}
-    out: set[tuple[str, str]] = set()
-    for row in (await conn.execute(POSTS, {"ids": list(ids)})) if ids else ():
-        values = dict(row._mapping)
-        if values.pop("is_out"):
-            out.add((row.id, row.destination))
-        if len(of_one := found[row.notification_id]) < POSTS_MAX:
-            of_one.append(to_post(values))
-    return found, out
+async def posts_of(conn: AsyncConnection, ids: Collection[str], closing: Collection[str] = ()) -> Posted:
+    """The newest message of each notification at each destination; of those that are `closing` all, up to POSTS_MAX."""
+    found = Posted({one: [] for one in ids})
+    values = {"ids": list(ids), "closing": list(closing), "most": POSTS_MAX}
+    for row in (await conn.execute(POSTS, values)) if ids else ():
+        said = dict(row._mapping)
+        if said.pop("is_out"):
+            found.out.add((row.id, row.destination))
+        if said.pop("is_refused"):
+            found.refused.add((row.id, row.destination))
+        found.of[row.notification_id].append(to_post(said))
+    return found
+
+
+REFUSED = text(
+    """
+    UPDATE notifications n SET repeat_at = least(n.repeat_at, again.at), due_at = least(n.due_at, again.at)
+    FROM (SELECT clock_timestamp() + :wait AS at) AS again
+    WHERE n.closed_at IS NULL AND n.id = ANY(ARRAY(
+        SELECT p.notification_id FROM unnest(:ids, :destinations) AS refused (id, destination)
+        JOIN notification_posts p ON p.id = refused.id AND p.destination = refused.destination
+        WHERE NOT EXISTS (SELECT 1 FROM messages m WHERE m.alert_id = p.id AND m.destination = p.destination)))
+    """
+).bindparams(
+    bindparam("ids", type_=IDS),
+    bindparam("destinations", type_=ARRAY(Text())),
+    bindparam("wait", type_=Interval()),
+)
+ALONE = text("SELECT pg_advisory_xact_lock(:lock)").bindparams(bindparam("lock", LOCK, type_=BigInteger()))
+
+
+async def alone(conn: AsyncConnection) -> None:
+    """Nobody decides until this transaction ends: taken before actions are locked, as whoever decides does."""
+    await conn.execute(ALONE)
+
+
+async def say_again(conn: AsyncConnection, refused: Sequence[tuple[str, str]], wait: timedelta) -> None:
+    """These messages, by (id, destination), were refused for good. Of those that never arrived it is decided after `wait`
+    whether they are sent once more: what they say may still stand, and the destination be mended. Needs `alone`."""
+    if refused:
+        ids, destinations = [one[0] for one in refused], [one[1] for one in refused]
+        await conn.execute(REFUSED, {"ids": ids, "destinations": destinations, "wait": wait})
+
+
+NEVER_ARRIVED = text(
+    f"""
+    SELECT p.destination, min(p.at) AS at FROM (
+        SELECT DISTINCT ON (o.notification_id, o.destination) o.* FROM notifications n
+        JOIN notification_posts o ON o.notification_id = n.id WHERE n.closed_at IS NULL
+        ORDER BY o.notification_id, o.destination, o.at DESC, o.id DESC) AS p
+    WHERE NOT EXISTS (SELECT 1 FROM messages m WHERE m.alert_id = p.id AND m.destination = p.destination)
+        AND NOT {IS_OPEN}
+    GROUP BY p.destination
+    """
+).columns(column("destination", Text()), column("at", DateTime(timezone=True)))
+
+
+async def never_arrived(conn: AsyncConnection) -> dict[str, datetime]:
+    """Destinations that refused, for good, the last message about what still stands, each with when the oldest of these was
+    decided."""
+    return {row.destination: row.at for row in await conn.execute(NEVER_ARRIVED)}
 
 
 ALL = (*COLUMNS, "due_at")

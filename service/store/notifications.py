@@ -19,6 +19,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     cast,
+    column,
     exists,
     func,
     literal,
@@ -30,13 +31,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.routing.grouping import Members, Notification
 from service.store.actions import NOTIFY, Action, to_action
+from service.store.alerts import EPISODES_READ_MAX
 from service.store.keys import any_id
 from service.store.routing_tables import alert_news, notification_alerts, notification_posts, notifications, silences
 from service.store.tables import actions, alerts, messages
 
 LOCK = 7_305_201_016  # of who decides what is told: one at a time
 OPEN_GROUPS_MAX = 10_000
-POSTS_MAX = 50  # of one notification that are edited
+POSTS_MAX = 50  # of one notification that are shown
 COLUMNS = tuple(str(column.name) for column in notifications.columns if column.name != "due_at")
 
 
@@ -193,17 +195,31 @@ MEMBERS = (
         func.count().filter(alerts.c.state != "resolved"),
         func.count().filter(IS_FIRING, or_(alerts.c.snoozed_until.is_(None), ~SNOOZED)),
         func.min(alerts.c.snoozed_until).filter(IS_FIRING, SNOOZED),
+        func.min(cast(alerts.c.id, Text)).filter(alerts.c.state != "resolved"),
     )
     .join(alerts, alerts.c.id == notification_alerts.c.alert_id)
     .where(notification_alerts.c.notification_id == IDS)
     .group_by(notification_alerts.c.notification_id)
 )
-ALERT_IDS = (
-    select(notification_alerts.c.notification_id, notification_alerts.c.alert_id)
-    .where(notification_alerts.c.notification_id == IDS)
-    .order_by(notification_alerts.c.notification_id, notification_alerts.c.at, notification_alerts.c.alert_id)
-    .limit(LIMIT)
-)
+ALL = ""
+UNRESOLVED = "JOIN alerts a ON a.id = na.alert_id AND a.state <> 'resolved'"
+LOUD = "JOIN alerts a ON a.id = na.alert_id AND a.state = 'firing' AND (a.snoozed_until IS NULL OR a.snoozed_until <= :now)"
+# Each notification's by one look into the index: a large group takes no room from the others.
+ALERT_IDS = {
+    which: text(
+        f"""
+    SELECT n.id AS notification_id, of_one.alert_id FROM unnest(:ids) AS n (id) CROSS JOIN LATERAL (
+        SELECT na.alert_id FROM notification_alerts na {which} WHERE na.notification_id = n.id
+        ORDER BY na.at, na.alert_id LIMIT :most OFFSET :skip) AS of_one
+    """
+    )
+    .bindparams(
+        bindparam("ids", type_=ARRAY(Uuid(as_uuid=False))),
+        *((bindparam("now", type_=DateTime(timezone=True)),) if ":now" in which else ()),
+    )
+    .columns(column("notification_id", Uuid(as_uuid=False)), column("alert_id", Uuid(as_uuid=False)))
+    for which in (ALL, UNRESOLVED, LOUD)
+}
 
 
 async def members(conn: AsyncConnection, ids: Collection[str], now: datetime) -> dict[str, Members]:
@@ -211,17 +227,40 @@ async def members(conn: AsyncConnection, ids: Collection[str], now: datetime) ->
     if not ids:
         return {}
     rows = await conn.execute(MEMBERS, {"ids": list(ids), "now": now})
-    return {row[0]: Members(total=row[1], unresolved=row[2], loud=row[3], quiet_until=row[4]) for row in rows}
+    return {
+        row[0]: Members(total=row[1], unresolved=row[2], loud=row[3], quiet_until=row[4], lead=row[5]) for row in rows
+    }
 
 
-async def alert_ids(conn: AsyncConnection, ids: Collection[str], limit: int) -> dict[str, list[str]]:
-    """The alerts of each notification in the order in which they joined; bounded over all of them."""
+async def alert_ids(
+    conn: AsyncConnection,
+    ids: Collection[str],
+    limit: int,
+    *,
+    of: str = ALL,
+    skip: int = 0,
+    now: datetime | None = None,
+) -> dict[str, list[str]]:
+    """The alerts of each notification in the order in which they joined, at most `limit` of each: all, those that are
+    UNRESOLVED, or those that are LOUD by `now`: firing, acknowledged by nobody and not snoozed."""
     found: dict[str, list[str]] = {one: [] for one in ids}
     if ids:
-        rows = await conn.execute(ALERT_IDS, {"ids": list(ids), "most": limit})
-        for row in rows:
+        values = {"ids": list(found), "most": limit, "skip": skip} | ({"now": now} if of == LOUD else {})
+        for row in await conn.execute(ALERT_IDS[of], values):
             found[row.notification_id].append(row.alert_id)
     return found
+
+
+async def standing_decided(conn: AsyncConnection) -> list[str]:
+    """What stands, people may hear of, and is no news: whoever decided about it may have known other routes; bounded."""
+    undecided = select(alert_news.c.alert_id)
+    rows = await conn.execute(
+        select(alerts.c.id)
+        .where(alerts.c.state != "resolved", ~alerts.c.shadow, ~alerts.c.discovered_late, alerts.c.id.not_in(undecided))
+        .order_by(alerts.c.fired_at, alerts.c.id)
+        .limit(EPISODES_READ_MAX)
+    )
+    return [row.id for row in rows]
 
 
 def post_values(post: Post) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def test_its_numbers_are_the_codes() -> None:
     assert f"within {grouping.STORM_GAP.seconds} s of the one before" in TEXT
     assert f"for {grouping.STORM_MAX.seconds // 60} minutes at most" in TEXT
     assert ", ".join(f"{step:,}" for step in grouping.GROWTH_STEPS[:4]) in TEXT
+    assert f"still fires {grouping.REJOIN_WAIT.seconds} s later" in TEXT
+    assert f"every {grouping.REFUSED_RETRY.seconds // 60} minutes while it stands" in TEXT
     rows = {row[1]: row[2] for row in re.finditer(r"^\| `(\w+)` \| ([^|]+) \|", TEXT, re.MULTILINE)}
     assert rows["group_wait"] == f"{tree.GROUP_WAIT.seconds}s"
     assert rows["group_interval"] == f"{tree.GROUP_INTERVAL.seconds}s"
