@@ -58,7 +58,7 @@ FROM (
         CASE WHEN r >= 0.970 AND r < 0.980 THEN 'DISCONNECTED' WHEN r >= 0.980 AND r < 0.985 THEN 'EXPIRED'
             ELSE 'ACTIVE' END AS status
     FROM (
-        SELECT n, now() - make_interval(secs => %(seconds)s) + n * make_interval(secs => %(seconds)s / %(events)s) AS at,
+        SELECT n, now() - make_interval(secs => %(seconds)s) + n * make_interval(secs => %(seconds)s::float8 / %(events)s) AS at,
             (random() * (%(accounts)s - 1))::int AS account, random() AS r
         FROM generate_series(1, %(events)s) AS n) AS drawn) AS e
 ORDER BY n
