@@ -181,7 +181,7 @@ async def test_a_hold_is_not_let_go_while_a_break_of_its_account_is_unread_by_th
             "  severity: P2",
             "  state: {of: account, match: [{status: DISCONNECTED}]}",
             "  actions:",
-            "  - pause_workflows: {stable_for: 1s}",
+            "  - pause_workflows: {stable_for: 6s}",
             "  annotations: {summary: Gone}",
             "",
         ]
