@@ -30,13 +30,6 @@ ELSEWHERE = {
     "playbook": "service.playbook.render:playbook",
     "routes": "service.routes_cli:routes",
 }
-# Commands of a group that reads the database, where the group itself is of code that does no I/O.
-BELOW = {
-    "rules": {
-        "backtest": "service.backtest_command:backtest",
-        "drill": "service.drill_command:drill",
-    },
-}
 WORKER_MAIN = "workers.main:main"
 
 

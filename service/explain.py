@@ -38,7 +38,6 @@ from service.store.workflows import Hold, Workflow
 ALERTS_MAX = 20
 KNOWN_RULES_MAX = 50
 CANDIDATES_MAX = 10
-GROUP_OF_ACCOUNT = ("account_id", "connection_id", "provider", "organization_id", "environment_id", "source")
 RELEASE_WORDS = {
     "account_well": "the account has been well for long enough",
     "person": "a person resumed it",

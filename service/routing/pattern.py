@@ -24,7 +24,6 @@ WORD = [("0", "9"), ("A", "Z"), ("_", "_"), ("a", "z")]
 SPACE = [("\t", "\n"), ("\f", "\r"), (" ", " ")]
 CLASSES = {"d": DIGIT, "w": WORD, "s": SPACE}
 CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
-META = frozenset(r"\.+*?()|[]{}^$")
 
 
 class BadPattern(ValueError):
