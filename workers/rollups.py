@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from service.account_known import follow_known
 from service.observe import log as logger
 from service.runtime import Runtime
-from service.store import readers, reports, rollups
+from service.store import log, readers, reports, rollups
 from service.store.session import begin
 from workers.every import Every
 
 LOG_EVERY_SECONDS = 5.0  # what came in is counted together: the log may grow by thousands of rows a second
 BIND_EVERY_SECONDS = 30.0
 PRUNE_EVERY_SECONDS = 600.0
+# Judging a backlog goes before counting it, since both want the database's processor; but not for ever.
+UNJUDGED_MAX, WAIT_SECONDS_MAX = 5_000, 60.0
 
 
 @dataclass(slots=True)
@@ -21,6 +24,7 @@ class RollingUp:
     """When this process last did what; nothing here is truth."""
 
     log: Every = field(default_factory=lambda: Every(LOG_EVERY_SECONDS))
+    unjudged: Every = field(default_factory=lambda: Every(WAIT_SECONDS_MAX, time.monotonic()))
     bind: Every = field(default_factory=lambda: Every(BIND_EVERY_SECONDS))
     prune: Every = field(default_factory=lambda: Every(PRUNE_EVERY_SECONDS))
 
@@ -29,7 +33,10 @@ class RollingUp:
         full = False
         for name in (rollups.CALLS, rollups.REFRESHES):
             full = await count_once(runtime, name) >= rollups.ROWS_MAX or full
-        if self.log.due:
+        if self.log.due and not self.unjudged.due and await is_behind(runtime):
+            self.log.done()
+        elif self.log.due:
+            self.unjudged.done()
             if await count_once(runtime, rollups.LOG) < rollups.ROWS_MAX:
                 self.log.done()
             else:
@@ -46,6 +53,12 @@ class RollingUp:
             self.prune.done()
             await prune(runtime)
         return full
+
+
+async def is_behind(runtime: Runtime) -> bool:
+    async with begin(runtime.engine) as conn:
+        newest, _ = await log.head(conn)
+        return newest - await readers.position(conn, readers.EVALUATOR) > UNJUDGED_MAX
 
 
 async def count_once(runtime: Runtime, name: str) -> int:

@@ -245,3 +245,22 @@ async def test_a_day_that_is_read_just_now_waits(house: House) -> None:
 def test_every_count_has_its_kind() -> None:
     kinds = (rollups.OF_CALLS, rollups.OF_REFRESHES, *rollups.OF_LOG)
     assert {name for kind in kinds for name in kind.counts} == set(COUNTS)
+
+
+async def test_the_log_is_counted_after_it_was_judged_and_does_not_wait_for_ever(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.rollups.UNJUDGED_MAX", 1)
+    await house.tell("ACTIVE", ago=300)
+    await house.tell("succeeded", ago=290)
+    await house.tell("succeeded", ago=280)
+    waiting, out_of_patience = RollingUp(), RollingUp()
+    await waiting.step(house.runtime)
+    assert await counted(house, "sum(refreshes)") == {}, "it is not judged yet"
+    out_of_patience.unjudged.done_at = None
+    await out_of_patience.step(house.runtime)
+    assert sum(value or 0 for (written, _), value in (await counted(house, "sum(refreshes)")).items() if written) == 2
+    await house.told("succeeded", ago=270)
+    waiting.log.done_at = None
+    await waiting.step(house.runtime)
+    assert sum(value or 0 for (written, _), value in (await counted(house, "sum(refreshes)")).items() if written) == 3
