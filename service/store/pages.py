@@ -36,6 +36,7 @@ OF_SHARDS = text(
     bindparam("shards", type_=ARRAY(BigInteger())),
     bindparam("kinds", type_=ARRAY(Text())),
 )
+GROUPS_REACH = 32  # rows gone through for one that may be found
 NEVER = 2**63 - 1  # a position after all others
 
 
@@ -59,7 +60,8 @@ async def read_page(conn: AsyncConnection, held: Held, kinds: Sequence[str] | No
             return None
         return Page(events, events, events[-1].position, events[-1].received_at, len(events) == limit)
     of_shards = sum(position is not None for position in held.shards)
-    rows = limit * SHARDS // max(of_shards, 1)
+    # Groups read their windows again for every page, and few kinds are theirs: their pages reach further.
+    rows = limit * SHARDS // of_shards if of_shards else limit * (SHARDS if kinds is None else GROUPS_REACH)
     floor = await received_since(conn, held.start) or BEFORE_ALL
     upto, count, as_of = (await conn.execute(AHEAD, {"after": held.start, "floor": floor, "rows": rows})).one()
     if upto != held.start + count if count else await moved_on(conn, held.start):
