@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import KINDS, WELL, AccountKey, Event
+from service.heard import HOUR, hear
 from service.rules import Ruleset
 from service.rules.given import Armed, Sample
-from service.rules.lateness import samples_in_time
+from service.rules.lateness import is_late, samples_in_time
 from service.rules.story import Initial, Story, tell
 from service.store import accounts as account_store
 from service.store.accounts import BEGINNING, EVENTS_PER_ACCOUNT_MAX, Account
@@ -38,14 +39,18 @@ def by_row(key: AccountKey, row: Account | None, new: Sequence[Event], rules: Ru
     """
     if not new or (row is not None and row.not_well):
         return None
-    start = min(event.occurred_at for event in new)
+    times = [event.occurred_at for event in new]
+    start = min(times)
     if row is not None and row.last_event_at is not None and start <= row.last_event_at:
         return None
     initial = Initial(status=row.status, status_since=row.status_since) if row is not None else Initial()
     story = tell(initial, new)
     arms: dict[str, list[Sample]] = {}
+    _, most = hear(row.heard, row.last_event_at, times) if row is not None else hear(None, None, times)
     for step in story.steps:
         for rule in rules.opening_for(step):
+            if rule.events_needed > most and rule.condition.lookback <= HOUR and not is_late(rule, step.event):
+                continue  # a window that all it may have had lately could not fill
             if not (found := rule.samples(step)):
                 continue
             if rule.kind == "absence":
@@ -199,6 +204,7 @@ def project(row: Account | None, key: AccountKey, story: Story, new: Sequence[Ev
         identifier=identifier,
         organization_id=organization_id,
         token_expires_at=token_expires_at,
+        heard=hear(account.heard, account.last_event_at, (event.occurred_at for event in new))[0],
     )
 
 

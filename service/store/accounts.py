@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
 from service.event import AccountKey, Event
+from service.heard import Heard
 from service.report import SOURCE as REPORTED
 from service.store.columns import literal
 from service.store.keys import KEYS_IN_TEXT, any_of, key_values, same_account
@@ -49,6 +50,7 @@ class Account:
     last_refresh_outcome: str | None = None
     failures_in_a_row: int = 0
     token_expires_at: str | None = None
+    heard: Heard | None = None
     first_seen_at: datetime
 
 
@@ -212,6 +214,9 @@ async def save(conn: AsyncConnection, changed: Sequence[Account]) -> None:
             "last_refresh_outcome": account.last_refresh_outcome,
             "failures_in_a_row": account.failures_in_a_row,
             "token_expires_at": account.token_expires_at,
+            "heard_hour": heard.hour if (heard := account.heard) is not None else None,
+            "heard_in_hour": heard.in_hour if heard is not None else 0,
+            "heard_before": heard.before if heard is not None else 0,
             "first_seen_at": account.first_seen_at,
         }
         for account in changed
@@ -346,5 +351,6 @@ def to_account(row: Row[Any]) -> Account:
         last_refresh_outcome=row.last_refresh_outcome,
         failures_in_a_row=row.failures_in_a_row,
         token_expires_at=row.token_expires_at,
+        heard=None if row.heard_hour is None else Heard(row.heard_hour, row.heard_in_hour, row.heard_before),
         first_seen_at=row.first_seen_at,
     )

@@ -149,6 +149,10 @@ accounts = Table(
     Column("failures_in_a_row", Integer, nullable=False, server_default=text("0")),
     Column("token_expires_at", Text),
     Column("first_seen_at", Instant, nullable=False),
+    # service/heard.py: events of the newest hour (since 1970) and of the one before
+    Column("heard_hour", Integer),
+    Column("heard_in_hour", Integer, nullable=False, server_default=text("0")),
+    Column("heard_before", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("source", "environment_id", "account_id"),
     Index(None, "account_id"),
     Index(None, "connection_id"),
