@@ -42,11 +42,6 @@ class Sums:
         ordered = sorted(found)
         return ordered, [found[size] for size in ordered]
 
-    @property
-    def timed(self) -> int:
-        """How many values the sketches hold."""
-        return sum(sum(one[len(one) // 2 :]) for one in self.sketches)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
@@ -65,8 +60,10 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def quantiles(sums: Sums) -> dict[str, float | None]:
-    return dict(zip(QUANTILES, quantiles_of(*sums.sketch, WANTED), strict=True))
+def quantiles(sums: Sums) -> tuple[dict[str, float | None], int]:
+    """And of how many values."""
+    sizes, counts = sums.sketch
+    return dict(zip(QUANTILES, quantiles_of(sizes, counts, WANTED), strict=True)), sum(counts)
 
 
 def success_rate(sums: Sums) -> dict[str, Any]:
@@ -75,7 +72,8 @@ def success_rate(sums: Sums) -> dict[str, Any]:
 
 def refresh_rate(sums: Sums) -> dict[str, Any]:
     rate = ratio(sums["refreshes_succeeded"], sums["refreshes"])
-    return {"value": rate, "count": sums["refreshes"], **quantiles(sums), "timed": sums.timed}
+    said, timed = quantiles(sums)
+    return {"value": rate, "count": sums["refreshes"], **said, "timed": timed}
 
 
 def partial_rate(sums: Sums) -> dict[str, Any]:
@@ -95,7 +93,7 @@ def retry_rate(sums: Sums) -> dict[str, Any]:
 
 
 def delivery_lag(sums: Sums) -> dict[str, Any]:
-    said = quantiles(sums)
+    said, _ = quantiles(sums)
     most = sums.counts.get("lag_seconds_max")
     return {"value": said["p99_seconds"], "count": sums["deliveries"], **said, "max_seconds": most}
 

@@ -137,7 +137,8 @@ async def success_rate_of_refreshes(look: Look) -> Readings | None:
 
 async def latency_of_refreshes(look: Look) -> Readings | None:
     sums = await series.by_provider(look.conn, METRICS["refresh_success_rate"], since=look.now - REFRESHES_WITHIN)
-    slow = {provider: quantiles_of(*one.sketch, (0.99,))[0] for provider, one in sums.items() if one.timed >= TIMED_MIN}
+    timed = {provider: one.sketch for provider, one in sums.items() if sum(one.sketch[1]) >= TIMED_MIN}
+    slow = {provider: quantiles_of(*sketch, (0.99,))[0] for provider, sketch in timed.items()}
     return {(provider,): value for provider, value in slow.items() if provider and value is not None}
 
 

@@ -73,18 +73,19 @@ async def points(
     if metric.sizes:
         sketches = await conn.execute(
             text(
-                f"SELECT date_bin(:step, at, :since), {written(metric.sizes)} FROM {table} {where} AND {metric.sizes} IS NOT NULL"
+                f"SELECT date_bin(:step, at, :since), {metric.sizes}::text FROM {table} {where} AND {metric.sizes} IS NOT NULL"
             ).bindparams(IDS),
             within,
         )
         for at, sketch in sketches.all():
-            found[at].sketches.append(orjson.loads(sketch))
+            found[at].sketches.append(read(sketch))
     return found
 
 
-def written(sketch: str) -> str:
-    """As JSON, which is read in a tenth of the time that the driver takes for an array."""
-    return f"'[' || array_to_string({sketch}, ',') || ']'"
+def read(sketch: str) -> list[int]:
+    """`{1,2}`. As JSON it is read in a tenth of the time that the driver takes for an array."""
+    numbers: list[int] = orjson.loads(f"[{sketch[1:-1]}]")
+    return numbers
 
 
 def added_up(metric: Metric) -> str:
@@ -200,8 +201,8 @@ async def by_provider(
     found = to_sums(rows.all(), metric)
     if metric.sizes:
         sketches = await conn.execute(
-            text(f"SELECT s.provider, {written(metric.sizes)} {of} AND {metric.sizes} IS NOT NULL"), {"since": since}
+            text(f"SELECT s.provider, {metric.sizes}::text {of} AND {metric.sizes} IS NOT NULL"), {"since": since}
         )
         for provider, sketch in sketches.all():
-            found[provider].sketches.append(orjson.loads(sketch))
+            found[provider].sketches.append(read(sketch))
     return found
