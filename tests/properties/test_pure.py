@@ -14,10 +14,22 @@ from hypothesis import strategies as st
 from service.event import Event
 from tests.properties import histories as by_chance
 from tests.properties import reference
-from tests.properties.histories import SIGNALS, STATES, History, arrivals, build, stories, to_yaml
+from tests.properties.histories import (
+    FAILED,
+    SIGNALS,
+    STATES,
+    WELL,
+    Arrival,
+    History,
+    arrivals,
+    build,
+    stories,
+    to_yaml,
+)
 from tests.properties.incremental import Incremental, Restless
 from tests.properties.running import EXAMPLES, Progress, profile
-from tests.unit.told import BEGAN
+from tests.unit.told import BEGAN, make_event
+from tests.unit.told import at as told_at
 
 PLANS = 3  # ways in which the events of one example arrive
 REFERENCE_LINES_MAX = 200
@@ -99,6 +111,22 @@ def test_any_arrival_gives_the_episodes_of_the_reference(name: str) -> None:
             check(rule, arrivals(events, random))
 
     prove()
+
+
+def test_a_success_of_which_the_failures_are_out_of_sight_ends_nothing() -> None:
+    """Six minutes later the slice of samples begins with it; two accounts of the connection were left in the window."""
+    rule = {
+        "id": "distinct",
+        "severity": "P3",
+        "annotations": {"summary": "Two accounts"},
+        "count": {"match": FAILED, "within": "60s", "gte": 2, "distinct": "account_id"},
+        "resolve": {"event": WELL},
+        "group_by": ["connection_id"],
+    }
+    first = [make_event(number, "failed", 0, account=f"ca_{number}") for number in range(3)]
+    first.append(make_event(3, "succeeded", 0.5, account="ca_0"))
+    late = make_event(4, "failed", 360.5, account="ca_0")
+    check(rule, History((Arrival(told_at(1), tuple(first)), Arrival(told_at(361), (late,))), told_at(400)))
 
 
 def test_the_reference_stays_small() -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from service.rules.explaining import Found, length, many, matches_words, when
 from service.rules.fields import Matches, Window
 from service.rules.given import Given, Judged, Sample
-from service.rules.latch import Latch, in_order
+from service.rules.latch import FLAPPING_QUIET, Latch, in_order
 from service.rules.match import Matcher, check_field, compile_matches, reader
 from service.rules.story import Step
 from service.rules.triggers.base import Condition
@@ -88,6 +88,9 @@ class Count(Condition):
         newest: dict[str, str] = {}  # the event by which each was counted last
         last: datetime | None = None
         filling = True
+        # What ended an episode before was judged when it came, and of its window not all is in sight any more; it has a say
+        # only where the end of what flaps may still wait.
+        settled_before = given.judge_from - max(rule.keep_firing_for, FLAPPING_QUIET)
         for sample in in_order(given.samples):
             at = sample.at
             if filling and at >= given.judge_from:
@@ -103,7 +106,7 @@ class Count(Condition):
                     self._slide(window, at)
                     if sample.distinct is not None:
                         window.pop(sample.distinct, None)
-                if len(window) < self.gte:
+                if len(window) < self.gte and at >= settled_before:
                     latch.end(at, "recovered")
                 continue
             name = sample.id if self.distinct is None else sample.distinct
