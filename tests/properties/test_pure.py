@@ -127,6 +127,10 @@ def test_a_success_of_which_the_failures_are_out_of_sight_ends_nothing() -> None
     first.append(make_event(3, "succeeded", 0.5, account="ca_0"))
     late = make_event(4, "failed", 360.5, account="ca_0")
     check(rule, History((Arrival(told_at(1), tuple(first)), Arrival(told_at(361), (late,))), told_at(400)))
+    # The failures in sight and their success so long ago open nothing anew.
+    rule["count"] |= {"within": "1s", "gte": 1}
+    late = make_event(4, "failed", 301, account="ca_0")
+    check(rule, History((Arrival(told_at(1), (first[0], first[3])), Arrival(told_at(301), (late,))), told_at(400)))
 
 
 def test_the_reference_stays_small() -> None:

@@ -88,9 +88,10 @@ class Count(Condition):
         newest: dict[str, str] = {}  # the event by which each was counted last
         last: datetime | None = None
         filling = True
-        # What ended an episode before was judged when it came, and of its window not all is in sight any more; it has a say
-        # only where the end of what flaps may still wait.
-        settled_before = given.judge_from - max(rule.keep_firing_for, FLAPPING_QUIET)
+        # What might have ended an open episode before was judged when it came, and of its window not all is in sight any
+        # more; it has a say only where the end of what flaps may still wait.
+        quiet = max(rule.keep_firing_for, FLAPPING_QUIET)
+        settled_before = None if given.open_since is None else given.judge_from - quiet
         for sample in in_order(given.samples):
             at = sample.at
             if filling and at >= given.judge_from:
@@ -106,7 +107,7 @@ class Count(Condition):
                     self._slide(window, at)
                     if sample.distinct is not None:
                         window.pop(sample.distinct, None)
-                if len(window) < self.gte and at >= settled_before:
+                if len(window) < self.gte and (settled_before is None or at >= settled_before):
                     latch.end(at, "recovered")
                 continue
             name = sample.id if self.distinct is None else sample.distinct
