@@ -51,6 +51,7 @@ class Pace:
     batch that failed, so that one that is too much for the database comes again smaller and not for ever."""
 
     events: int = PACE_EVENTS
+    many: bool = False  # the last page was no trickle: pauses first, messages a few at a time meanwhile
 
     @contextmanager
     def kept(self, seconds_max: float, least: int, most: int) -> Iterator[None]:

@@ -27,6 +27,8 @@ from workers.outcomes import Outcomes
 # and nobody else starts while we may still be sending.
 LEASE = timedelta(seconds=60)
 PLACES_MAX = 64  # attempts of one kind under way at one destination
+# While much comes in to be judged, whose pauses are real at commit: a message takes as much processor time as a verdict.
+PLACES_MAX_MEANWHILE = 4
 QUIET_SECONDS_MAX = 60.0
 
 
@@ -39,8 +41,8 @@ class Places:
     most: int = PLACES_MAX
     quiet_until: float = 0.0
 
-    def free(self, now: float) -> int:
-        return 0 if now < self.quiet_until else max(0, self.most - self.taken)
+    def free(self, now: float, most: int = PLACES_MAX) -> int:
+        return 0 if now < self.quiet_until else max(0, min(self.most, most) - self.taken)
 
     def heard(self, ended: Ended, now: float) -> None:
         if ended.outcome == "done":
@@ -82,12 +84,13 @@ class Acting:
         """(whether anything was claimed and started, whether there is more to decide than nobody else is at). What is
         decided is claimed by the transaction that decides it: it is done as soon as it may be."""
         now = asyncio.get_running_loop().time()
-        rooms = {key: places.free(now) for key, places in self._places.items()}
+        most = PLACES_MAX_MEANWHILE if self._runtime.pace.many else PLACES_MAX
+        rooms = {key: places.free(now, most) for key, places in self._places.items()}
         routing = self._runtime.settings.routing
         async with begin(self._runtime.engine) as conn:
             if deciding and not await tell.decide(conn, routing):
                 return False, False
-            claimed = await actions.claim_and_look(conn, None, lease=LEASE, limit=PLACES_MAX, rooms=rooms)
+            claimed = await actions.claim_and_look(conn, None, lease=LEASE, limit=most, rooms=rooms)
         if claimed.actions:
             self.start([action for action, _died in claimed.actions], now)
         declared = silencing.declared_ids(routing, claimed.at)

@@ -25,6 +25,7 @@ from service.store.session import begin
 from service.store.shards import Held
 
 BATCH_EVENTS_MIN, BATCH_EVENTS_MAX = 50, 2000
+MANY_EVENTS = 20  # of a page: that much at once is no trickle
 BATCH_SECONDS = 1.0  # a batch holds its accounts' locks; what takes longer is halved, what fails too
 ACCOUNTS_DUE_MAX = 200
 GROUPS_DUE_MAX = 200
@@ -108,6 +109,7 @@ async def one_transaction(
     async with begin(runtime.engine) as conn:
         held = await shards.take(conn, names, most)
         if held is None:
+            runtime.pace.many = False
             return False  # other workers are at it
         ruleset = await rule_sets.in_force(conn, runtime)
         out = await step(runtime, conn, held, done, ruleset)
@@ -129,6 +131,7 @@ async def read_on(
     runtime: Runtime, conn: AsyncConnection, held: Held, done: Evaluated, ruleset: Ruleset
 ) -> Consequences | None:
     page = await pages.read_page(conn, held, ruleset.grouped_kinds, min(runtime.pace.events, BATCH_EVENTS_MAX))
+    runtime.pace.many = page is not None and len(page.of_accounts) >= MANY_EVENTS
     if page is None:
         if not held.whole or held.published >= held.start:
             return None

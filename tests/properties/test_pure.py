@@ -115,7 +115,7 @@ def test_any_arrival_gives_the_episodes_of_the_reference(name: str) -> None:
 
 def test_a_success_of_which_the_failures_are_out_of_sight_ends_nothing() -> None:
     """Six minutes later the slice of samples begins with it; two accounts of the connection were left in the window."""
-    rule = {
+    rule: dict[str, Any] = {
         "id": "distinct",
         "severity": "P3",
         "annotations": {"summary": "Two accounts"},
