@@ -13,8 +13,9 @@ import signal
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -32,6 +33,11 @@ ADMIN_TOKEN = "admin-token-of-the-tests"
 DROPS_MAX = 25
 DROP_WAIT_MS = 3000
 SYNC_LOOKS_MAX = 200
+# What the longest files take (`pytest --durations=0`); the others by the number of their tests.
+LONG_FILES_SECONDS = {
+    "crash/test_crash.py": 60,
+}
+SHORT_TEST_SECONDS = 0.3
 numbers = itertools.count(1)
 
 
@@ -48,6 +54,18 @@ def pytest_configure() -> None:
     # slack-sdk obeys these even for loopback addresses, and a test must not depend on the machine's proxy.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files run side by side the longest come first: one that is begun last runs alone for all its time."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+
+    def seconds(path: Path) -> float:
+        return LONG_FILES_SECONDS.get("/".join(path.parts[-2:]), tests[path] * SHORT_TEST_SECONDS)
+
+    items.sort(key=lambda item: -seconds(item.path))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -185,8 +203,9 @@ def drop_database(conn: psycopg.Connection[tuple[object, ...]], name: str) -> No
             time.sleep(0.2)
 
 
-@pytest.fixture
-def make_database(servers: Servers, template: str) -> Iterator[Callable[[], str]]:
+@contextmanager
+def databases(servers: Servers, template: str) -> Iterator[Callable[[], str]]:
+    """Makes a database at each call; all of them go at the end."""
     made: list[str] = []
 
     def make() -> str:
@@ -205,8 +224,21 @@ def make_database(servers: Servers, template: str) -> Iterator[Callable[[], str]
 
 
 @pytest.fixture
+def make_database(servers: Servers, template: str) -> Iterator[Callable[[], str]]:
+    with databases(servers, template) as make:
+        yield make
+
+
+@pytest.fixture
 def database_url(make_database: Callable[[], str]) -> str:
     return make_database()
+
+
+@pytest.fixture(scope="module")
+def database_of_the_file(servers: Servers, template: str) -> Iterator[str]:
+    """One for all tests of a file, whose parts run through all of them."""
+    with databases(servers, template) as make:
+        yield make()
 
 
 @pytest.fixture
