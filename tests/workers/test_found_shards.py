@@ -197,7 +197,7 @@ async def test_a_hold_is_not_let_go_while_a_break_of_its_account_is_unread_by_th
                 await house.tell("failed")
             done = await evaluate(house.runtime)
             assert done.next_due_at is not None
-            await let_pass(house, max(0.0, (done.next_due_at - datetime.now(UTC)).total_seconds()) + 0.05)
+            await asyncio.sleep(max(0.0, (done.next_due_at - datetime.now(UTC)).total_seconds()) + 0.05)
             await evaluate(house.runtime)
         await evaluate(house.runtime)
         assert [alert["rule_id"] for alert in await house.alerts()] == ["gone", "success-rate"]
