@@ -23,7 +23,7 @@ from tests.make_requests import signed
 
 OURS = ("DATABASE_URL", "REDIS_URL", "SCALEKIT_", "SLACK_", "SPLUNK_", "AUTHWATCH_")
 COMMAND = str(Path(sys.executable).with_name("authwatch"))
-READY_SECONDS = 30
+READY_SECONDS = 60
 POLL_SECONDS = 0.05
 # All of this is plain HTTP on loopback. A client left to itself reads the certificates, which takes it a tenth of a second,
 # and a test that waits makes one for every look.

@@ -190,6 +190,6 @@ async def test_an_assignment_that_was_answered_200_and_is_not_there_is_an_alert_
         sent = datetime.now(UTC)
         written = call(account["id"], "salesforce.update", operation="write", provider="salesforce")
         await report(client, [written | {"verification": "missing"}])
-        alert = await first_alert(client, "partial-execution", service, account["id"])
+        alert = await first_alert(client, "partial-execution", service)
         assert (datetime.fromisoformat(alert["fired_at"]) - sent).total_seconds() < WITHIN_SECONDS
         assert alert["account_id"] == account["id"]

@@ -93,7 +93,7 @@ def copied_from(made: Path) -> Callable[[Postgres], None]:
 def up() -> None:
     from service import cli, embedded_postgres, parts, up
 
-    embedded_postgres.Postgres._create = copied_from(Path(os.environ["STAND_IN_CLUSTER"]))  # type: ignore[method-assign]
+    embedded_postgres.Postgres._create = copied_from(Path(os.environ["STAND_IN_CLUSTER"]))  # type: ignore[method-assign, assignment]
 
     def here(part: str) -> tuple[str, ...]:
         return (sys.executable, __file__, part)
