@@ -31,7 +31,7 @@ check: ## What CI runs: lint, format, types, import contract, tests (two files o
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile $(T)
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder $(T)
 
 docs-test: ## Load every rule shown in docs/rules.md and parse every command (also a part of make check)
 	@$(call installed,dev)

@@ -32,7 +32,7 @@ from service.sources import PROBE_PREFIX
 from service.store import readers
 from service.store.session import begin
 from tests.conftest import ADMIN_TOKEN, SECRET, Servers
-from tests.end_to_end.running import COMMAND, OURS
+from tests.end_to_end.running import COMMAND, NO_TLS, OURS
 from tests.fakes import hec, orchestrator, serve, slack
 from tests.fakes.scalekit_api import CLIENT_ID, CLIENT_SECRET, FakeScalekit
 from tests.make_requests import event_body, signed
@@ -81,7 +81,7 @@ class Ward:
         }
 
     async def get(self, path: str) -> Any:
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS) as client:
             answer = await client.get(path, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
             assert answer.status_code == 200, answer.text
             return answer.json()

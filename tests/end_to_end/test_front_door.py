@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -13,7 +12,6 @@ from typing import Any
 
 import httpx
 import psutil
-import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service.signatures import make_secret, parse_secret
 from service.sources import fingerprint
 from service.store.session import begin, open_engine
-from tests.conftest import ADMIN_TOKEN, SECRET, Servers, drop_database, with_database
+from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.end_to_end.running import RULES, Running, post
 from tests.make_requests import event_body, signed
 
@@ -32,16 +30,7 @@ RSS_GROWTH_BYTES_MAX = 48 * MIB
 
 
 @pytest.fixture(scope="module")
-def door_database(servers: Servers, template: str) -> Iterator[str]:
-    name = f"authwatch_front_door_{os.getpid()}"
-    with psycopg.connect(servers.database_url, autocommit=True) as conn:
-        conn.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
-        yield with_database(servers.database_url, name)
-        drop_database(conn, name)
-
-
-@pytest.fixture(scope="module")
-def door(door_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def door(database_of_the_file: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One receiver for all of them: that it still answers the next test is part of each test."""
     folder = tmp_path_factory.mktemp("door")
     (folder / "rules").mkdir()
@@ -49,7 +38,7 @@ def door(door_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     running = Running(
         folder,
         {
-            "DATABASE_URL": door_database,
+            "DATABASE_URL": database_of_the_file,
             "SCALEKIT_WEBHOOK_SECRET": f"{SECRET},{OLD_SECRET}",
             "AUTHWATCH_ADMIN_TOKEN": ADMIN_TOKEN,
             "AUTHWATCH_RULES": str(folder / "rules"),
@@ -64,8 +53,8 @@ def door(door_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-async def engine(door_database: str) -> AsyncIterator[AsyncEngine]:
-    opened = open_engine(door_database, connections_max=2)
+async def engine(database_of_the_file: str) -> AsyncIterator[AsyncEngine]:
+    opened = open_engine(database_of_the_file, connections_max=2)
     yield opened
     await opened.dispose()
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from service.children import choose_port
+from tests.end_to_end.running import NO_TLS
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("DATABASE_URL", "REDIS_URL", "SCALEKIT_", "SLACK_", "SPLUNK_", "AUTHWATCH_")
@@ -78,7 +79,7 @@ def curl(line: str, port: int, token: str) -> httpx.Response:
             data = words.pop(0)
         else:
             url = word
-    return httpx.request(method, url, headers=headers, content=data, trust_env=False)
+    return httpx.request(method, url, headers=headers, content=data, trust_env=False, verify=NO_TLS)
 
 
 SHOWN = {"/v1/workflows/": '"state":"paused"', "/v1/gate": '"allow":false'}

@@ -20,7 +20,7 @@ import pytest
 
 from service.signatures import make_secret
 from tests.conftest import ADMIN_TOKEN
-from tests.end_to_end.running import COMMAND, OURS, RULES, Running, until
+from tests.end_to_end.running import COMMAND, NO_TLS, OURS, RULES, Running, until
 from tests.make_requests import event_body, signed
 from tests.unit.test_secrets import forms
 
@@ -54,7 +54,7 @@ def place(database_url: str, tmp_path: Path) -> Iterator[Running]:
 
 async def answer_of(place: Running, secret: str) -> int:
     body = event_body()
-    async with httpx.AsyncClient(base_url=place.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=place.url, trust_env=False, verify=NO_TLS) as client:
         return (await client.post(DOOR, content=body, headers=signed(body, secret))).status_code
 
 

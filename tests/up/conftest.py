@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from service.children import choose_port
+from service.embedded import Postgres
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 READY_SECONDS = 60
@@ -34,6 +35,15 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
     note = path / "home"
     if note.exists() and (home := Path(note.read_text().strip())).is_absolute():
         shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def made_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster as a first start makes it, which takes seconds. Those who are not about that begin with a copy."""
+    server = Postgres(tmp_path_factory.mktemp("cluster"))
+    server.prepare()
+    yield server.cluster
+    server.remove()
 
 
 class Up:
@@ -131,8 +141,9 @@ class Up:
 
 
 @pytest.fixture
-def program() -> tuple[str, ...]:
+def program(made_cluster: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """What is started: `up` on stand-in parts."""
+    monkeypatch.setenv("STAND_IN_CLUSTER", str(made_cluster))
     return (sys.executable, str(STAND_IN))
 
 

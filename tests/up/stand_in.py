@@ -6,11 +6,19 @@ Called as `stand_in.py up --port N ...` it runs the real `up` with itself as mig
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
+
+if TYPE_CHECKING:
+    from service.embedded import Postgres
 
 
 def option(name: str) -> str:
@@ -67,8 +75,25 @@ def worker() -> None:
         time.sleep(0.1)
 
 
+def copied_from(made: Path) -> Callable[[Postgres], None]:
+    """In the place of `Postgres._create`: a copy of a cluster that was made before, with this one's password."""
+
+    def create(server: Postgres) -> None:
+        from service.embedded_postgres import ROLE
+
+        unfinished = server.folder / "cluster.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        subprocess.run(["cp", "-a", made, unfinished], check=True)
+        server._single_user(unfinished, f"ALTER ROLE {ROLE} PASSWORD '{server.password}'")
+        unfinished.rename(server.cluster)
+
+    return create
+
+
 def up() -> None:
-    from service import cli, parts, up
+    from service import cli, embedded_postgres, parts, up
+
+    embedded_postgres.Postgres._create = copied_from(Path(os.environ["STAND_IN_CLUSTER"]))  # type: ignore[method-assign, assignment]
 
     def here(part: str) -> tuple[str, ...]:
         return (sys.executable, __file__, part)

@@ -18,11 +18,14 @@ import redis
 from service import placement
 from service.children import command_line, wait_until
 from service.embedded import EmbeddedFailed, Postgres, Redis, start_postgres, start_redis
+from tests.up.stand_in import copied_from
 
 
 @pytest.fixture
-def postgres(data_dir: Path) -> Iterator[Postgres]:
-    server = start_postgres(data_dir)
+def postgres(data_dir: Path, made_cluster: Path) -> Iterator[Postgres]:
+    with pytest.MonkeyPatch.context() as first_start:
+        first_start.setattr(Postgres, "_create", copied_from(made_cluster))
+        server = start_postgres(data_dir)
     yield server
     server.remove()
 

@@ -13,6 +13,7 @@ from service.errors import DeliveryFailed
 from service.store import actions, readers
 from service.store.session import begin
 from tests.workers.house import House
+from tests.workers.passing import let_pass
 from workers.act import Acting, act
 from workers.decide import decide
 from workers.evaluate import evaluate
@@ -44,7 +45,7 @@ async def test_an_alert_is_one_message_and_its_changes_edit_it(house: House) -> 
     await house.told("DELETED")
     await house.told("ACTIVE")
     await act(house.runtime)
-    await asyncio.sleep(1.1)
+    await let_pass(house, 1.1)
     await house.work()
     assert house.posts() == 1
     [message] = house.slack.messages
@@ -174,7 +175,7 @@ async def test_the_orchestrator_is_told_once_under_one_key_however_often_it_is_t
     assert (answer["asked"], answer["state"], answer["answer"]["detail"]) == ("pause", "done", "f1 takes no new runs")
     assert answer["answer"]["prior_state"] == {"paused": False}
     await house.told("ACTIVE")
-    await asyncio.sleep(1.1)
+    await let_pass(house, 1.1)
     house.orchestrator.answer_next(JSONResponse({}, 503))
     await evaluate(house.runtime)
     await act(house.runtime)

@@ -14,6 +14,7 @@ from service.store.session import begin
 from tests.end_to_end.running import until
 from tests.workers.editing import THREE_FAILURES, TWO_FAILURES, save
 from tests.workers.house import House, make_event, open_house
+from tests.workers.passing import let_pass
 from workers import evaluate as evaluating
 from workers.evaluate import Evaluated, evaluate
 from workers.rules import keep_rules
@@ -144,8 +145,8 @@ async def test_an_event_from_before_a_deadline_that_is_read_after_it_does_not_ta
 ) -> None:
     async with open_house(database_url, tmp_path / "house", rules=WAITS) as house:
         await house.told("failed", ago=1.0)
+        await let_pass(house, 1.2)
         [waits] = await house.rows("SELECT due_at FROM deadlines")
-        await asyncio.sleep(1.2)
         assert waits["due_at"] < datetime.now(UTC)
         await house.told(
             "PENDING_AUTH", ago=0.5
@@ -216,7 +217,7 @@ async def test_no_deadline_is_judged_while_its_answer_lies_unread(
         await house.accept(make_event("failed", now, account="ca_2"))
         await evaluate(house.runtime)
         assert await house.alerts() == []
-        await asyncio.sleep(1.1)
+        await let_pass(house, 1.1)
         monkeypatch.setattr(evaluating, "ACCOUNTS_DUE_MAX", 1)
         real, rounds = evaluating.judge_due, []
 
@@ -239,6 +240,6 @@ async def test_one_step_alone_reads_what_is_unread(database_url: str, tmp_path: 
     async with open_house(database_url, tmp_path / "house", rules=ABSENCE) as house:
         await house.told("failed")
         await house.tell("succeeded")
-        await asyncio.sleep(1.1)
+        await let_pass(house, 1.1)
         await evaluating.one_transaction(house.runtime, evaluating.judge_due, Evaluated())
         assert await of_rule(house, "not-recovered") == []

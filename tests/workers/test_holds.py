@@ -10,6 +10,7 @@ import pytest
 
 from service.errors import Conflict
 from tests.workers.house import House, make_event, open_house
+from tests.workers.passing import let_pass
 from workers.act import act
 from workers.evaluate import evaluate
 
@@ -17,7 +18,7 @@ STABLE_SECONDS = 1.15  # a little over the rules' `stable_for`
 
 
 async def settled(house: House) -> None:
-    await asyncio.sleep(STABLE_SECONDS)
+    await let_pass(house, STABLE_SECONDS)
     await evaluate(house.runtime)
 
 
