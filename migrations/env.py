@@ -13,6 +13,7 @@ from alembic import context
 from sqlalchemy import create_engine, pool, text
 
 from service.store import (  # noqa: F401 - they add tables
+    hold_tables,
     recovery_tables,
     rejected,
     report_tables,

@@ -17,10 +17,12 @@ from service import silencing
 from service.event import WELL, AccountKey, rfc3339
 from service.store import actions as action_store
 from service.store import alerts as alert_store
+from service.store import asks as ask_store
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.actions import PAUSE, RESUME, NewAction
 from service.store.alerts import Alert
+from service.store.asks import Place
 from service.store.log import Decision
 from service.store.workflows import Hold, Workflow
 from service.tell import announce
@@ -135,13 +137,11 @@ def release_at(
 
 async def paused(conn: AsyncConnection, workflows: Collection[str]) -> set[str]:
     """Which of these are paused as a whole right now."""
-    if not workflows:
-        return set()
-    return {
-        hold.workflow_id
-        for hold in await workflow_store.open_holds(conn, workflow_ids=list(workflows))
-        if hold.scope == "workflow"
-    }
+    return {hold.workflow_id for hold in await open_holds(conn, workflows) if hold.scope == "workflow"}
+
+
+async def open_holds(conn: AsyncConnection, workflows: Collection[str]) -> list[Hold]:
+    return await workflow_store.open_holds(conn, workflow_ids=list(workflows)) if workflows else []
 
 
 async def settle(
@@ -156,19 +156,20 @@ async def settle(
     reason: str,
 ) -> None:
     """Holds have changed: say which workflows are paused or resumed by it, and have their orchestrators told."""
-    after = await paused(conn, workflows)
+    held_by = by_workflow([hold for hold in await open_holds(conn, workflows) if hold.scope == "workflow"])
+    after = set(held_by)
     placed_on, released_from, asks = by_workflow(placed), by_workflow(released), list[Ask]()
     for workflow_id, workflow in sorted(workflows.items()):
         mine, gone = placed_on.get(workflow_id, []), released_from.get(workflow_id, [])
         if workflow_id in after and workflow_id not in before:
+            # None is new where what its holds stop is now the whole of it.
+            because = [hold for hold in mine if hold.scope == "workflow"] or held_by[workflow_id]
             out.decisions.append(
-                workflow_decision(
-                    workflow, "workflow.paused", mine, now, mine[0].reason if mine else reason, "workflow"
-                )
+                workflow_decision(workflow, "workflow.paused", because, now, because[0].reason, "workflow")
             )
             # Still held there from before it was declared inactive: asked twice, it would remember our own pause as its past.
             if workflow.orchestrator_name is not None and not workflow.orchestrator_held:
-                asks.append(Ask(workflow, PAUSE, mine, mine[0].reason if mine else reason))
+                asks.append(Ask(workflow, PAUSE, because, because[0].reason))
         elif workflow_id in before and workflow_id not in after:
             out.decisions.append(workflow_decision(workflow, "workflow.resumed", gone, now, reason, "workflow"))
             if workflow.orchestrator_held and workflow.active:
@@ -202,24 +203,32 @@ class Ask:
 
 
 async def ask_orchestrators(conn: AsyncConnection, out: Consequences, asks: Sequence[Ask], now: datetime) -> None:
-    """One row each; resume undoes only what we did, so it is asked only where our own pause was."""
+    """One row each. What waits and is the opposite is taken back; what a resume has to undo is found out when it is done
+    (workers/ask.py), so it is asked wherever we asked for a pause, arrived or not."""
     if not asks:
         return
+    await ask_store.take_back(conn, {place_of(ask): ask.kind for ask in asks}, now)
     await workflow_store.set_orchestrator_held(conn, {ask.workflow.workflow_id: ask.kind == PAUSE for ask in asks})
     await action_store.add(conn, [action_of(ask) for ask in asks], now)
     out.acted = True
 
 
-def action_of(ask: Ask) -> NewAction:
+def place_of(ask: Ask) -> Place:
     workflow = ask.workflow
     assert workflow.orchestrator_name is not None
+    ref = workflow.orchestrator_ref or workflow.workflow_id
+    return Place(f"workflow:{workflow.workflow_id}", workflow.orchestrator_name, ref)
+
+
+def action_of(ask: Ask) -> NewAction:
+    place = place_of(ask)
     return NewAction(
         kind=ask.kind,
-        destination=workflow.orchestrator_name,
-        lane=f"workflow:{workflow.workflow_id}",
+        destination=place.destination,
+        lane=place.lane,
         alert_id=next((hold.alert_id for hold in ask.holds if hold.alert_id), None),
-        workflow_id=workflow.workflow_id,
-        payload={"ref": workflow.orchestrator_ref or workflow.workflow_id, "reason": ask.reason},
+        workflow_id=ask.workflow.workflow_id,
+        payload={"ref": place.ref, "reason": ask.reason},
     )
 
 

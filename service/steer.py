@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import connection_holds, consequences
 from service.consequences import Consequences
 from service.errors import BadRequest, Conflict, NotFound
-from service.event import WELL, AccountKey, Event
+from service.event import WELL, AccountKey, Event, rfc3339
 from service.judge import Work, judge
 from service.rules import Ruleset
 from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import deadlines as deadline_store
 from service.store import groups as group_store
-from service.store import log, readers, shards
+from service.store import hold_history, log, readers, shards
 from service.store import workflows as workflow_store
 from service.store.actions import PAUSE, RESUME
 from service.store.alerts import Alert
@@ -104,7 +104,7 @@ async def put_workflow(conn: AsyncConnection, wanted: Wanted, context: Context) 
     await workflow_store.save(conn, workflow, new_dependencies)
     if old is not None and old.pause != workflow.pause:
         await workflow_store.rescope(conn, workflow.workflow_id, workflow.pause)
-    dropped = await drop_holds(conn, workflow, new_dependencies, now)
+    dropped = await drop_holds(conn, workflow, new_dependencies, now, context.actor)
     await consequences.settle(
         conn, out, {workflow.workflow_id: workflow}, before, [], dropped, now, reason="dependency_dropped"
     )
@@ -129,27 +129,47 @@ async def delete_workflow(conn: AsyncConnection, workflow_id: str, context: Cont
     out = Consequences()
     before = await consequences.paused(conn, [workflow_id])
     open_holds = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
-    await workflow_store.release_holds(conn, [hold.id for hold in open_holds], now, "workflow_deleted")
+    await workflow_store.release_holds(
+        conn, [hold.id for hold in open_holds], now, "workflow_deleted", by=context.actor
+    )
     # Put back even when it was declared inactive meanwhile: nobody else will remember that we paused it.
     await consequences.settle(
         conn, out, {workflow_id: replace(workflow, active=True)}, before, [], open_holds, now, reason="workflow_deleted"
     )
+    if workflow.orchestrator_held and workflow_id not in before:
+        # Nothing holds it, yet it was not put back: it was inactive when the last hold went.
+        await consequences.ask_orchestrator(conn, out, workflow, RESUME, [], now, "workflow_deleted")
     await workflow_store.remove(conn, workflow_id)
     out.decisions.append(audit(context.actor, "workflow.delete", workflow_id, now))
     await rejudge(conn, dependencies, context, out)
     await log.append(conn, out.decisions)
 
 
-async def pause_workflow(conn: AsyncConnection, workflow_id: str, reason: str, context: Context) -> Workflow:
-    """A person's hold; a second one changes nothing."""
+async def pause_workflow(
+    conn: AsyncConnection, workflow_id: str, reason: str, context: Context, *, lasts: timedelta | None = None
+) -> Workflow:
+    """A person's hold, which goes by itself after `lasts`. A second one changes no more than when it goes: the last word
+    counts, and without a time it stays until a person lets go."""
     workflow, _, now = await open_workflow(conn, workflow_id)
     out = Consequences()
     before = await consequences.paused(conn, [workflow_id])
-    hold = workflow_store.make_hold(workflow, alert_id=None, account=None, scope="workflow", reason=reason, now=now)
+    until = now + lasts if lasts is not None else None
+    hold = workflow_store.make_hold(
+        workflow,
+        alert_id=None,
+        account=None,
+        scope="workflow",
+        reason=reason,
+        now=now,
+        placed_by=context.actor,
+        expires_at=until,
+    )
     placed = [hold] if await workflow_store.place_holds(conn, [hold]) else []
     if placed:
         await consequences.settle(conn, out, {workflow_id: workflow}, before, placed, [], now, reason=reason)
-        out.decisions.append(audit(context.actor, "workflow.pause", workflow_id, now, reason))
+    if placed or await hold_history.set_expiry(conn, workflow_id, until):
+        said = f"{reason} (until {rfc3339(until)})" if until is not None else reason
+        out.decisions.append(audit(context.actor, "workflow.pause", workflow_id, now, said))
     await log.append(conn, out.decisions)
     return workflow
 
@@ -160,7 +180,7 @@ async def resume_workflow(conn: AsyncConnection, workflow_id: str, reason: str, 
     out = Consequences()
     before = await consequences.paused(conn, [workflow_id])
     lifted = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
-    await workflow_store.release_holds(conn, [hold.id for hold in lifted], now, "person")
+    await workflow_store.release_holds(conn, [hold.id for hold in lifted], now, "person", by=context.actor, note=reason)
     if lifted:
         await consequences.settle(conn, out, {workflow_id: workflow}, before, [], lifted, now, reason=reason)
         out.decisions.append(audit(context.actor, "workflow.resume", workflow_id, now, reason))
@@ -289,7 +309,7 @@ async def resolve(conn: AsyncConnection, wanted: Wanted) -> list[Dependency]:
 
 
 async def drop_holds(
-    conn: AsyncConnection, workflow: Workflow, depends_on: Sequence[Dependency], now: datetime
+    conn: AsyncConnection, workflow: Workflow, depends_on: Sequence[Dependency], now: datetime, actor: str
 ) -> list[Hold]:
     """Alerts' holds whose account this workflow no longer depends on, or all of them when it is no longer active."""
     mine = [
@@ -304,7 +324,7 @@ async def drop_holds(
         if not workflow.active or not any(holds_through(dependency, hold, rows) for dependency in depends_on)
     ]
     reason = "dependency_dropped" if workflow.active else "workflow_inactive"
-    await workflow_store.release_holds(conn, [hold.id for hold in gone], now, reason)
+    await workflow_store.release_holds(conn, [hold.id for hold in gone], now, reason, by=actor)
     return gone
 
 

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.notify.base import AlertView, WorkflowLine
+from service.notify.base import AlertView, StopFacts, WorkflowLine
 from service.store import actions as action_store
+from service.store import asks as ask_store
+from service.store import hold_history, owned, showing
 from service.store import notifications as notification_store
-from service.store import owned, showing
 from service.store import workflows as workflow_store
 from service.store.accounts import Account
 from service.store.actions import PAUSE, Action
 from service.store.alerts import Alert
+from service.store.hold_history import Held
 from service.store.owned import Owner
 from service.store.showing import Shown
 from service.store.workflows import Hold, Workflow
 
+HOLDS_SHOWN_MAX = 100  # of one workflow, the oldest; the history has them all
+# What became of a resume that was not sent, as a message says it.
+NOT_RESUMED = {ask_store.LEFT: "left as a person had it", ask_store.NOT_PAUSED: "nothing to resume"}
 
-def workflow_json(workflow: Workflow, holds: Sequence[Hold], asked: Action | None) -> dict[str, Any]:
-    """`holds`: this workflow's open ones. `state` is `paused` while one of scope `workflow` is among them."""
+
+def workflow_json(
+    workflow: Workflow, holds: Sequence[Hold], asked: Action | None, rules: Mapping[str, str]
+) -> dict[str, Any]:
+    """`holds`: this workflow's open ones. `state` is `paused` while one of scope `workflow` is among them. `rules`: by
+    alert id, of the holds that are shown."""
     whole = [hold for hold in holds if hold.scope == "workflow"]
     return {
         "workflow_id": workflow.workflow_id,
@@ -42,6 +51,8 @@ def workflow_json(workflow: Workflow, holds: Sequence[Hold], asked: Action | Non
         "paused_accounts": sorted(
             {hold.account.account_id for hold in holds if hold.scope == "account" and hold.account}
         ),
+        "holds": [hold_json(hold, rules.get(hold.alert_id or "")) for hold in holds[:HOLDS_SHOWN_MAX]],
+        "stops": stops_json(stop_facts(workflow.orchestrator_name, of_action(asked))) if whole else None,
         "orchestrator_answer": asked_json(asked),
         "updated_at": rfc3339(workflow.updated_at),
     }
@@ -51,8 +62,9 @@ def asked_json(asked: Action | None) -> dict[str, Any] | None:
     """The last thing the orchestrator was asked, and what it said."""
     if asked is None:
         return None
+    pause = asked.kind == PAUSE
     return {
-        "asked": "pause" if asked.kind == PAUSE else "resume",
+        "asked": "pause" if pause else "resume",
         "orchestrator": asked.destination,
         "state": asked.state,
         "attempts": asked.attempts,
@@ -60,6 +72,7 @@ def asked_json(asked: Action | None) -> dict[str, Any] | None:
         "error": asked.last_error,
         "asked_at": rfc3339(asked.created_at),
         "answered_at": rfc3339(asked.finished_at),
+        "stops": stops_json(stop_facts(asked.destination, of_action(asked))) if pause else None,
     }
 
 
@@ -67,14 +80,80 @@ async def workflows_json(conn: AsyncConnection, workflows: Sequence[Workflow]) -
     ids = [workflow.workflow_id for workflow in workflows]
     holds = await workflow_store.open_holds(conn, workflow_ids=ids) if ids else []
     asked = await action_store.newest_for_workflows(conn, ids)
+    held: dict[str, list[Hold]] = {}
+    for hold in holds:
+        held.setdefault(hold.workflow_id, []).append(hold)
+    shown = {hold.alert_id for of_one in held.values() for hold in of_one[:HOLDS_SHOWN_MAX] if hold.alert_id}
+    rules = await hold_history.rules_of(conn, shown)
     return [
-        workflow_json(
-            workflow,
-            [hold for hold in holds if hold.workflow_id == workflow.workflow_id],
-            asked.get(workflow.workflow_id),
-        )
+        workflow_json(workflow, held.get(workflow.workflow_id, ()), asked.get(workflow.workflow_id), rules)
         for workflow in workflows
     ]
+
+
+def hold_json(hold: Hold, rule_id: str | None) -> dict[str, Any]:
+    """Whose it is: an alert's with its rule, or a person's."""
+    about = hold.account or hold.connection
+    return {
+        "id": hold.id,
+        "alert_id": hold.alert_id,
+        "rule": rule_id,
+        "person": (hold.placed_by or "unknown") if hold.alert_id is None else None,
+        "scope": hold.scope,
+        "account_id": hold.account.account_id if hold.account else None,
+        "connection_id": hold.connection.account_id if hold.connection else None,
+        "source": about.source if about else None,
+        "environment_id": (about.environment_id or None) if about else None,
+        "reason": hold.reason,
+        "placed_at": rfc3339(hold.placed_at),
+        "expires_at": rfc3339(hold.expires_at),
+    }
+
+
+async def history_json(conn: AsyncConnection, workflow_id: str, page: Sequence[Held]) -> list[dict[str, Any]]:
+    """Each hold with who let go of it and what the orchestrator was asked while it stood, its two ends included."""
+    if not page:
+        return []
+    open_ended = any(one.hold.released_at is None for one in page)
+    until = None if open_ended else max(one.hold.released_at for one in page if one.hold.released_at)
+    asked = await ask_store.between(conn, workflow_id, min(one.hold.placed_at for one in page), until)
+    return [
+        hold_json(one.hold, one.rule_id)
+        | {
+            "released_at": rfc3339(one.hold.released_at),
+            "release_reason": one.hold.release_reason,
+            "released_by": one.hold.released_by,
+            "release_note": one.hold.release_note,
+            "orchestrator": [asked_json(action) for action in asked if is_within(one.hold, action)],
+        }
+        for one in page
+    ]
+
+
+def is_within(hold: Hold, action: Action) -> bool:
+    return hold.placed_at <= action.created_at and (hold.released_at is None or action.created_at <= hold.released_at)
+
+
+def of_action(asked: Action | None) -> Shown | None:
+    """What a workflow's orchestrator was last asked, as messages know it too."""
+    if asked is None:
+        return None
+    return Shown(None, asked.destination, asked.kind, asked.state, asked.last_error, asked.last_code, asked.result)
+
+
+def stop_facts(orchestrator: str | None, asked: Shown | None) -> StopFacts:
+    """What the pause at the orchestrator stops, from the last thing that it was asked and said."""
+    if orchestrator is None or asked is None or asked.asked != PAUSE:
+        return StopFacts(null_means="not_told")
+    if asked.state != "done":
+        return StopFacts(null_means="pause_failed" if asked.state == "failed" else "not_answered")
+    said = (asked.result or {}).get("stops") or {}
+    facts = {name: said.get(name) for name in ("scheduled_starts", "manual_starts", "running_work")}
+    return StopFacts(**facts, null_means="does_not_say" if None in facts.values() else None)
+
+
+def stops_json(facts: StopFacts) -> dict[str, Any]:
+    return asdict(facts)
 
 
 def account_json(account: Account, alerts: Sequence[str], workflows: Sequence[str]) -> dict[str, Any]:
@@ -206,6 +285,7 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
             scope="account" if hold.scope == "account" else "workflow",
             orchestrator=workflows[hold.workflow_id].orchestrator_name if hold.workflow_id in workflows else None,
             orchestrator_state=asked_words(workflows.get(hold.workflow_id)),
+            stops=stops_of(hold, workflows.get(hold.workflow_id)),
         )
         for hold in held
     ]
@@ -244,10 +324,19 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
     )
 
 
+def stops_of(hold: Hold, shown: Shown | None) -> StopFacts | None:
+    if hold.released_at is not None or hold.scope != "workflow":
+        return None
+    return stop_facts(shown.orchestrator_name if shown else None, shown)
+
+
 def asked_words(shown: Shown | None) -> str | None:
     if shown is None or shown.asked is None:
         return None
     verb = "pause" if shown.asked == PAUSE else "resume"
+    result = shown.result or {}
+    if result.get("sent") is False:
+        return NOT_RESUMED.get(result.get("status", ""), "nothing sent")
     if shown.state == "done":
         return f"{verb}d"
     if shown.state == "failed":

@@ -19,9 +19,10 @@ from service.errors import DeliveryFailed, Unavailable
 from service.notify.base import MessageRef, Notifier
 from service.runtime import Runtime
 from service.store import actions, readers
-from service.store.actions import NOTIFY, PAUSE, Action, Message
+from service.store.actions import NOTIFY, Action, Message
 from service.store.session import begin
 from service.together import ToTell, message_id
+from workers.ask import ask
 from workers.persist import persist
 
 EFFECT_SECONDS_MAX = 25
@@ -57,7 +58,7 @@ async def attempt(
     try:
         async with asyncio.timeout_at(until):
             if action.kind != NOTIFY:
-                return await ask(runtime, action)
+                return Ended(action=action, result=await ask(runtime, action))
             assert reading is not None
             return await tell_people(runtime, action, (await reading)[action.id])
     except TimeoutError:
@@ -74,22 +75,6 @@ async def attempt(
             detail=str(exc),
             retry_after_seconds=exc.retry_after_seconds,
         )
-
-
-async def ask(runtime: Runtime, action: Action) -> Ended:
-    orchestrator = runtime.orchestrators.get(action.destination)
-    if orchestrator is None:
-        raise unknown("orchestrator", action)
-    # Safe to repeat: the same idempotency key for every attempt of this action, and pausing twice is pausing once.
-    call = orchestrator.pause if action.kind == PAUSE else orchestrator.resume
-    answer = await call(
-        ref=str(action.payload["ref"]),
-        workflow_id=action.workflow_id or "",
-        reason=str(action.payload["reason"]),
-        idempotency_key=action.id,
-    )
-    result = {"status": answer.status, "detail": answer.detail, "prior_state": answer.prior_state}
-    return Ended(action=action, result=result)
 
 
 async def tell_people(runtime: Runtime, action: Action, known: ToTell) -> Ended:

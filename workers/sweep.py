@@ -18,6 +18,7 @@ from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
 from workers.drills import end_drills
 from workers.every import Every
+from workers.expire import let_go_expired
 from workers.gauges import look_at_gauges
 from workers.rules import keep_rules
 from workers.watch import Watch, watch
@@ -47,6 +48,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         now = await readers.clock(conn)
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
+    await let_go_expired(runtime)
     await keep_rules(runtime)
     await end_drills(runtime)
     await tell_conflicts(runtime, last.conflicts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,8 +12,11 @@ from starlette.responses import JSONResponse, Response
 from service import queue, rule_sets, steer, views
 from service.api.http import (
     Call,
+    Duration,
     Strict,
     Text,
+    cursor_id,
+    cursor_instant,
     cursor_text,
     path_text,
     read_cursor,
@@ -26,10 +30,11 @@ from service.event import TEXT_BYTES_MAX
 from service.rules import Ruleset
 from service.runtime import Runtime
 from service.steer import Context, Wanted
-from service.store import workflows
+from service.store import hold_history, workflows
 from service.store.session import begin
 
 IDS_MAX = 1000
+PAUSE_SECONDS_MAX = 30 * 86400
 
 
 class Orchestrator(Strict):
@@ -63,6 +68,20 @@ class WorkflowsQuery(Strict):
 
 class ReasonBody(Strict):
     reason: Text = Field("", max_length=500)
+
+
+class PauseBody(ReasonBody):
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="30s, 10m, 2h, 1d or seconds: it goes by itself then; given again it goes at the new time, and without"
+        " one it stays until somebody resumes",
+    )
+
+
+class HistoryQuery(Strict):
+    limit: int = Field(100, ge=1, le=1000)
+    cursor: Text | None = None
 
 
 def context_of(request: Request, runtime: Runtime, ruleset: Ruleset | None = None) -> Context:
@@ -139,10 +158,20 @@ async def delete_workflow(request: Request) -> Response:
 
 async def pause_workflow(request: Request) -> Response:
     runtime = runtime_of(request)
-    body = await read_json(request, ReasonBody, optional=True)
+    body = await read_json(request, PauseBody, optional=True)
+    if body.for_ is not None and not 0 < body.for_.total_seconds() <= PAUSE_SECONDS_MAX:
+        days = PAUSE_SECONDS_MAX // 86400
+        raise BadRequest(
+            f"for: more than nothing and at most {days}d; without it the pause stays until somebody resumes",
+            code="invalid_body",
+        )
     async with begin(runtime.engine) as conn:
         workflow = await steer.pause_workflow(
-            conn, workflow_id_of(request), body.reason or "paused by a person", context_of(request, runtime)
+            conn,
+            workflow_id_of(request),
+            body.reason or "paused by a person",
+            context_of(request, runtime),
+            lasts=body.for_,
         )
         answer = (await views.workflows_json(conn, [workflow]))[0]
     wake(runtime)
@@ -159,6 +188,24 @@ async def resume_workflow(request: Request) -> Response:
         answer = (await views.workflows_json(conn, [workflow]))[0]
     wake(runtime)
     return JSONResponse(answer)
+
+
+async def list_history(request: Request) -> Response:
+    query, workflow_id = read_query(request, HistoryQuery), workflow_id_of(request)
+    before: tuple[datetime, str] | None = None
+    if query.cursor:
+        of, at, hold_id = read_cursor("workflow_history", query.cursor, cursor_text, cursor_instant, cursor_id)
+        if of != workflow_id:
+            raise BadRequest("this cursor is of another workflow; start again without it", code="invalid_cursor")
+        before = (at, hold_id)
+    async with begin(runtime_of(request).engine) as conn:
+        found = await hold_history.history(conn, workflow_id, query.limit + 1, before)
+        if not found and before is None and await workflows.load(conn, workflow_id) is None:
+            raise NotFound("no workflow of that id, and nothing that is kept ever held one", code="unknown_workflow")
+        items = await views.history_json(conn, workflow_id, found[: query.limit])
+    last = found[query.limit - 1].hold if len(found) > query.limit else None
+    cursor = write_cursor("workflow_history", workflow_id, last.placed_at.isoformat(), last.id) if last else None
+    return JSONResponse({"items": items, "next_cursor": cursor})
 
 
 def wake(runtime: Runtime) -> None:
@@ -186,7 +233,22 @@ CALLS = (
         "Forget a workflow; what was paused is put back",
         ok=204,
     ),
-    Call("POST", "/v1/workflows/{workflow_id}/pause", pause_workflow, "write", "Hold a workflow", body=ReasonBody),
+    Call(
+        "GET",
+        "/v1/workflows/{workflow_id}/history",
+        list_history,
+        "read",
+        "Every hold it had, newest first, also once it is deleted: whose, why, how long, what its orchestrator was told",
+        query=HistoryQuery,
+    ),
+    Call(
+        "POST",
+        "/v1/workflows/{workflow_id}/pause",
+        pause_workflow,
+        "write",
+        "Hold a workflow, for a while or until somebody resumes it",
+        body=PauseBody,
+    ),
     Call(
         "POST", "/v1/workflows/{workflow_id}/resume", resume_workflow, "write", "Lift the holds of now", body=ReasonBody
     ),

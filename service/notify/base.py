@@ -8,6 +8,21 @@ from typing import Literal, Protocol
 
 AlertState = Literal["firing", "acknowledged", "resolved"]
 HoldScope = Literal["workflow", "account"]
+NullMeans = Literal["not_told", "not_answered", "pause_failed", "does_not_say"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopFacts:
+    """What the pause at the orchestrator stops: scheduled starts, starts by hand or API, running work.
+
+    `null_means` says what a None among them means: `not_told` (there is no orchestrator, or it was asked nothing),
+    `not_answered` (not yet), `pause_failed`, `does_not_say`; None where none of them is None.
+    """
+
+    scheduled_starts: bool | None = None
+    manual_starts: bool | None = None
+    running_work: bool | None = None
+    null_means: NullMeans | None = "not_told"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +31,8 @@ class WorkflowLine:
 
     With scope `account`, `paused` means: paused for the alert's account, while the workflow runs on for the others.
     `orchestrator_state` is what the orchestrator was really told and answered: `pause asked`, `paused`,
-    `pause failed: ...`, `resume asked`, `resumed`, `resume failed: ...`; None when it was told nothing.
+    `pause failed: ...`, `resume asked`, `resumed`, `resume failed: ...`, `left as a person had it` (paused before us, so
+    not resumed), `nothing to resume` (our pause never took effect); None when it was told nothing.
     """
 
     workflow_id: str
@@ -25,6 +41,7 @@ class WorkflowLine:
     scope: HoldScope = "workflow"
     orchestrator: str | None = None
     orchestrator_state: str | None = None
+    stops: StopFacts | None = None  # while it is paused as a whole
 
 
 PostKind = Literal["first", "repeat", "growth", "escalation"]

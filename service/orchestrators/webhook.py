@@ -69,10 +69,21 @@ class WebhookOrchestrator:
         self._timeout_seconds = timeout_seconds
 
     async def pause(self, *, ref: str, workflow_id: str, reason: str, idempotency_key: str) -> Answer:
-        return await self._tell("workflow.pause", "paused", ref, workflow_id, reason, idempotency_key)
+        data = {"workflow_id": workflow_id, "ref": ref, "reason": reason, "idempotency_key": idempotency_key}
+        return await self._tell("workflow.pause", "paused", data, idempotency_key)
 
-    async def resume(self, *, ref: str, workflow_id: str, reason: str, idempotency_key: str) -> Answer:
-        return await self._tell("workflow.resume", "resumed", ref, workflow_id, reason, idempotency_key)
+    async def resume(
+        self,
+        *,
+        ref: str,
+        workflow_id: str,
+        reason: str,
+        idempotency_key: str,
+        prior_state: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        data = {"workflow_id": workflow_id, "ref": ref, "reason": reason, "idempotency_key": idempotency_key}
+        state = dict(prior_state) if prior_state is not None else None
+        return await self._tell("workflow.resume", "resumed", {**data, "prior_state": state}, idempotency_key)
 
     async def check(self) -> str:
         """A webhook has nothing to ask that changes nothing, so this says what would be called and proves no more."""
@@ -81,13 +92,12 @@ class WebhookOrchestrator:
             f"{self.name}: pauses and resumes are posted, signed, to {host}; that it listens shows with the first one."
         )
 
-    async def _tell(self, type_: str, done: str, ref: str, workflow_id: str, reason: str, key: str) -> Answer:
+    async def _tell(self, type_: str, done: str, data: Mapping[str, Any], key: str) -> Answer:
         if not 0 < len(key) <= KEY_CHARS_MAX or not key.isascii() or not key.isprintable() or set(key) & set(". "):
             # The signed text joins its parts by dots, so a dot in the id would make two messages sign alike.
             raise DeliveryFailed("the idempotency key cannot be a webhook-id", code="key_invalid", permanent=True)
         now = datetime.now(UTC)
-        data = {"workflow_id": workflow_id, "ref": ref, "reason": reason, "idempotency_key": key}
-        body = json.dumps({"type": type_, "timestamp": rfc3339(now), "data": data}).encode()
+        body = json.dumps({"type": type_, "timestamp": rfc3339(now), "data": dict(data)}).encode()
         timestamp = int(now.timestamp())
         response = await outbound.post(
             self._http,
@@ -118,7 +128,8 @@ def open_webhook(config: WebhookConfig, http: httpx.AsyncClient) -> WebhookOrche
 
 
 def read_answer(body: bytes, done: str) -> Answer:
-    """A 2xx is done. Its body is a courtesy: `detail` and `state` are kept, and what cannot be read is no failure."""
+    """A 2xx is done. Its body is a courtesy: `detail`, `state`, `was_paused` and `stops` are kept, and what cannot be read is
+    no failure (docs/orchestrators.md)."""
     said: Any = None
     if len(body) <= ANSWER_BYTES_MAX:
         try:
@@ -132,7 +143,24 @@ def read_answer(body: bytes, done: str) -> Answer:
         status=done,
         detail="".join(c for c in detail[:DETAIL_CHARS_MAX] if c.isprintable()) if isinstance(detail, str) else "",
         prior_state=state if isinstance(state, dict) and can_be_kept(state) else None,
+        was_paused=true_or_false(said.get("was_paused")),
+        stops=read_stops(said.get("stops")),
     )
+
+
+def read_stops(said: Any) -> Stops | None:
+    if not isinstance(said, Mapping):
+        return None
+    return Stops(
+        scheduled_starts=true_or_false(said.get("scheduled_starts")),
+        manual_starts=true_or_false(said.get("manual_starts")),
+        running_work=true_or_false(said.get("running_work")),
+    )
+
+
+def true_or_false(said: Any) -> bool | None:
+    """Nothing but JSON's own: a word that only looks like one must not decide whether something is started."""
+    return said if isinstance(said, bool) else None
 
 
 def can_be_kept(state: dict[str, Any]) -> bool:

@@ -308,12 +308,16 @@ async def of_alert(conn: AsyncConnection, alert_id: str, limit: int = 100) -> li
 
 
 async def newest_for_workflows(conn: AsyncConnection, workflow_ids: Sequence[str]) -> dict[str, Action]:
-    """The last thing each workflow's orchestrator was asked."""
+    """The last thing each workflow's orchestrator was asked; what was taken back before it was sent is none."""
     if not workflow_ids:
         return {}
     rows = await conn.execute(
         select(actions)
-        .where(actions.c.workflow_id.in_(list(workflow_ids)), actions.c.kind.in_((PAUSE, RESUME)))
+        .where(
+            actions.c.workflow_id.in_(list(workflow_ids)),
+            actions.c.kind.in_((PAUSE, RESUME)),
+            actions.c.state != "superseded",
+        )
         .ext(distinct_on(actions.c.workflow_id))
         .order_by(actions.c.workflow_id, actions.c.created_at.desc(), actions.c.id.desc())
     )

@@ -33,6 +33,7 @@ OF_ALERTS = (
     " DELETE FROM notifications n USING gone WHERE n.id = gone.notification_id AND NOT EXISTS ("
     " SELECT FROM notification_alerts a WHERE a.notification_id = n.id AND a.alert_id <> ALL (CAST(:ids AS uuid[])))",
     "DELETE FROM holds WHERE alert_id = ANY (CAST(:ids AS uuid[]))",
+    "DELETE FROM past_holds WHERE alert_id = ANY (CAST(:ids AS uuid[]))",
     "DELETE FROM alerts WHERE id = ANY (CAST(:ids AS uuid[]))",
 )
 # What a person's own pause left behind: no alert leads to it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,14 +89,16 @@ class Shown:
     state: str | None
     last_error: str | None
     last_code: str | None
+    result: Mapping[str, Any] | None = None
 
 
 WORKFLOWS = text(
     """
-    SELECT w.workflow_id, w.name, w.orchestrator_name, a.kind, a.state, a.last_error, a.last_code
+    SELECT w.workflow_id, w.name, w.orchestrator_name, a.kind, a.state, a.last_error, a.last_code, a.result
     FROM workflows w LEFT JOIN (
-        SELECT DISTINCT ON (workflow_id) workflow_id, kind, state, last_error, last_code FROM actions
-        WHERE workflow_id = ANY(:ids) AND kind = ANY(:kinds) ORDER BY workflow_id, created_at DESC, id DESC
+        SELECT DISTINCT ON (workflow_id) workflow_id, kind, state, last_error, last_code, result
+        FROM actions WHERE workflow_id = ANY(:ids) AND kind = ANY(:kinds) AND state <> 'superseded'
+        ORDER BY workflow_id, created_at DESC, id DESC
     ) AS a ON a.workflow_id = w.workflow_id
     WHERE w.workflow_id = ANY(:ids)
     """

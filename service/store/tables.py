@@ -89,9 +89,7 @@ receipts = Table(
     Column("body_sha256", LargeBinary, nullable=False),
     Column("secret_name", Text),  # which secret verified it; never the secret
     Column("attempted_at", Instant),
-    Column(
-        "first_received_at", Instant
-    ),  # of what was replayed: when it came, where `received_at` is when it was taken
+    Column("first_received_at", Instant),  # of what was replayed: when it came; `received_at` is when it was taken
     PrimaryKeyConstraint("event_row_id", "received_at"),
     postgresql_partition_by="RANGE (received_at)",
 )
@@ -253,6 +251,10 @@ holds = Table(
     Column("placed_at", Instant, nullable=False),
     Column("released_at", Instant),
     Column("release_reason", Text),
+    Column("placed_by", Text),  # the person of a person's hold
+    Column("expires_at", Instant),  # it goes by itself then
+    Column("released_by", Text),  # the person by whose word it went
+    Column("release_note", Text),  # what they said to it
     Index("uq_holds_episode", "workflow_id", "alert_id", unique=True, postgresql_where=text("alert_id IS NOT NULL")),
     Index(
         "uq_holds_manual", "workflow_id", unique=True, postgresql_where=text("alert_id IS NULL AND released_at IS NULL")

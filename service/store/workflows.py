@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey, new_id
+from service.store.hold_tables import past_holds
 from service.store.keys import KEYS, any_id, any_of, key_values, same_account
 from service.store.tables import dependencies, holds, workflows
 
@@ -51,6 +52,9 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
+    """`placed_by`: the person of a person's hold; of an alert's the alert says whose it is. `expires_at`: it goes by itself
+    then. `released_by` and `release_note`: by whose word it went, and what they said to it."""
+
     id: str
     workflow_id: str
     alert_id: str | None
@@ -61,6 +65,10 @@ class Hold:
     released_at: datetime | None
     release_reason: str | None
     connection: AccountKey | None = None  # source, environment and connection id; its account is None then
+    placed_by: str | None = None
+    expires_at: datetime | None = None
+    released_by: str | None = None
+    release_note: str | None = None
 
 
 async def lock(conn: AsyncConnection, workflow_id: str) -> None:
@@ -229,14 +237,28 @@ async def holds_of_alert(conn: AsyncConnection, alert_id: str) -> list[Hold]:
     return (await holds_of_alerts(conn, [alert_id])).get(alert_id, [])
 
 
-HOLD_COLUMNS = "id, workflow_id, alert_id, scope, source, environment_id, account_id, connection_id, reason, placed_at"
-# One statement and one parameter, however many break at once.
+HOLD_COLUMNS = (
+    "id, workflow_id, alert_id, scope, source, environment_id, account_id, connection_id, reason, placed_at, placed_by,"
+    " expires_at"
+)
+PAST_COLUMNS = ", ".join(column.name for column in past_holds.columns)
+# One statement and one parameter, however many break at once. One that comes back leaves its earlier time behind.
 PLACE = text(
     f"""
-    INSERT INTO holds ({HOLD_COLUMNS})
-    SELECT {HOLD_COLUMNS} FROM jsonb_populate_recordset(NULL::holds, CAST(:rows AS jsonb))
+    WITH wanted AS (
+        SELECT {HOLD_COLUMNS} FROM jsonb_populate_recordset(NULL::holds, CAST(:rows AS jsonb))
+    ), past AS (
+        INSERT INTO past_holds ({PAST_COLUMNS})
+        SELECT {", ".join(f"earlier.{column.name}" for column in past_holds.columns)}
+        FROM wanted CROSS JOIN LATERAL (
+            SELECT * FROM holds h WHERE h.workflow_id = wanted.workflow_id AND h.alert_id = wanted.alert_id
+                AND h.released_at IS NOT NULL AND h.release_reason = ANY(:revivable) LIMIT 1) AS earlier
+        ON CONFLICT DO NOTHING
+    )
+    INSERT INTO holds ({HOLD_COLUMNS}) SELECT {HOLD_COLUMNS} FROM wanted
     ON CONFLICT (workflow_id, alert_id) WHERE alert_id IS NOT NULL
-    DO UPDATE SET released_at = NULL, release_reason = NULL, scope = excluded.scope, placed_at = excluded.placed_at
+    DO UPDATE SET released_at = NULL, release_reason = NULL, released_by = NULL, release_note = NULL,
+        scope = excluded.scope, placed_at = excluded.placed_at
     WHERE holds.released_at IS NOT NULL AND holds.release_reason = ANY(:revivable)
     RETURNING workflow_id, alert_id::text
     """
@@ -282,15 +304,26 @@ def hold_row(hold: Hold) -> dict[str, Any]:
         "connection_id": hold.connection.account_id if hold.connection else None,
         "reason": hold.reason,
         "placed_at": hold.placed_at,
+        "placed_by": hold.placed_by,
+        "expires_at": hold.expires_at,
     }
 
 
-async def release_holds(conn: AsyncConnection, hold_ids: Collection[str], now: datetime, reason: str) -> None:
+async def release_holds(
+    conn: AsyncConnection,
+    hold_ids: Collection[str],
+    now: datetime,
+    reason: str,
+    *,
+    by: str | None = None,
+    note: str | None = None,
+) -> None:
+    """`by`: the person whose word let go of them, `note` what they said to it; None of what goes by itself."""
     if hold_ids:
         await conn.execute(
             update(holds)
             .where(holds.c.id == any_id(hold_ids), holds.c.released_at.is_(None))
-            .values(released_at=now, release_reason=reason)
+            .values(released_at=now, release_reason=reason, released_by=by, release_note=note)
         )
 
 
@@ -329,6 +362,8 @@ def make_hold(
     reason: str,
     now: datetime,
     connection: AccountKey | None = None,
+    placed_by: str | None = None,
+    expires_at: datetime | None = None,
 ) -> Hold:
     return Hold(
         id=new_id(),
@@ -341,6 +376,8 @@ def make_hold(
         released_at=None,
         release_reason=None,
         connection=connection,
+        placed_by=placed_by,
+        expires_at=expires_at,
     )
 
 
@@ -373,4 +410,8 @@ def to_hold(row: Row[Any]) -> Hold:
         released_at=row.released_at,
         release_reason=row.release_reason,
         connection=AccountKey(row.source, row.environment_id, row.connection_id) if row.connection_id else None,
+        placed_by=row.placed_by,
+        expires_at=row.expires_at,
+        released_by=row.released_by,
+        release_note=row.release_note,
     )

@@ -18,6 +18,8 @@ from starlette.routing import Route
 
 SECRET = "whsec_" + "b3JjaGVzdHJhdG9yLXNlY3JldC1vZi10aGUtdGVzdHM="
 PATH = "/hooks/authwatch"
+# What a pause stops here; of running work it says nothing.
+STOPS = {"scheduled_starts": True, "manual_starts": False}
 
 
 class FakeOrchestrator:
@@ -31,6 +33,8 @@ class FakeOrchestrator:
         self.resumes: list[dict[str, Any]] = []
         self.paused: set[str] = set()
         self.slow_seconds = 0.0
+        self.says_was_paused = True  # else it is one of those that only tell their state
+        self.always: tuple[Response, bool] | None = None  # as by `answer_next`, until it is None again
         self._seen: dict[str, dict[str, Any]] = {}
         self._weather: list[tuple[Response, bool]] = []
         self.app = Starlette(routes=[Route(PATH, self._take, methods=["POST"])])
@@ -55,7 +59,7 @@ class FakeOrchestrator:
                 self.requests.append((headers, message))
             case _:
                 return self._refuse(400, f"not a message of ours: {json.dumps(message)[:200]}")
-        response, after = self._weather.pop(0) if self._weather else (None, True)
+        response, after = self._weather.pop(0) if self._weather else self.always or (None, True)
         if not after:
             assert response is not None
             return response
@@ -65,15 +69,21 @@ class FakeOrchestrator:
             await asyncio.sleep(self.slow_seconds)
         return response or JSONResponse(self._seen[key])
 
+    def by_hand(self, ref: str, *, paused: bool) -> None:
+        """Somebody there disables it, or enables it."""
+        (self.paused.add if paused else self.paused.discard)(ref)
+
     def _work(self, type_: str, data: dict[str, Any]) -> dict[str, Any]:
-        before = {"paused": data["ref"] in self.paused}
+        ref, before = data["ref"], {"paused": data["ref"] in self.paused}
         if type_ == "workflow.pause":
             self.pauses.append(data)
-            self.paused.add(data["ref"])
-            return {"detail": f"{data['ref']} takes no new runs", "state": before}
+            self.paused.add(ref)
+            said = {"detail": f"{ref} takes no new runs", "state": before, "stops": STOPS}
+            return said | ({"was_paused": before["paused"]} if self.says_was_paused else {})
         self.resumes.append(data)
-        self.paused.discard(data["ref"])
-        return {"detail": f"{data['ref']} runs again", "state": before}
+        if not (data.get("prior_state") or {}).get("paused"):
+            self.paused.discard(ref)
+        return {"detail": f"{ref} runs again", "state": before}
 
     def _refuse(self, status: int, why: str) -> Response:
         self.refused.append(why)

@@ -77,13 +77,29 @@ async def test_a_pause_then_a_resume_have_one_effect_each_and_record_the_state_b
     orchestrator: Orchestrator, ground: Ground
 ) -> None:
     paused = await orchestrator.pause(**ASK, idempotency_key=KEY)
-    resumed = await orchestrator.resume(**ASK, idempotency_key=f"{KEY}-resume")
+    resumed = await orchestrator.resume(**ASK, idempotency_key=f"{KEY}-resume", prior_state=paused.prior_state)
     assert (paused.status, resumed.status) == ("paused", "resumed")
     assert (paused.prior_state, resumed.prior_state) == ({"paused": False}, {"paused": True})
     assert paused.detail
     assert resumed.detail
     assert [done["ref"] for done in ground.fake.pauses + ground.fake.resumes] == [ASK["ref"]] * 2
     assert ground.fake.paused == set()
+
+
+async def test_a_resume_is_given_what_the_pause_found(orchestrator: Orchestrator, ground: Ground) -> None:
+    ground.fake.by_hand(ASK["ref"], paused=True)
+    found = await orchestrator.pause(**ASK, idempotency_key=KEY)
+    assert found.was_paused is True
+    await orchestrator.resume(**ASK, idempotency_key=f"{KEY}-resume", prior_state=found.prior_state)
+    assert ground.fake.paused == {ASK["ref"]}
+
+
+async def test_a_pause_asked_again_answers_what_it_found_the_first_time(
+    orchestrator: Orchestrator, ground: Ground
+) -> None:
+    await orchestrator.pause(**ASK, idempotency_key=KEY)
+    assert (await orchestrator.pause(**ASK, idempotency_key=KEY)).was_paused is False
+    assert (await orchestrator.pause(**ASK, idempotency_key=f"{KEY}-2")).was_paused is True
 
 
 async def test_the_same_key_twice_has_one_effect_and_the_same_answer(
@@ -252,6 +268,14 @@ async def test_a_receiver_that_is_away_can_be_tried_again(ground: Ground) -> Non
         (b'{"state": {"a": NaN}}', Answer(status="paused", detail="")),
         (b'{"state": {"a": "' + b"x" * 5_000 + b'"}}', Answer(status="paused", detail="")),
         (b'{"detail": "' + b"x" * 5_000 + b'"}', Answer(status="paused", detail="x" * 300)),
+        (b'{"was_paused": true}', Answer(status="paused", detail="", was_paused=True)),
+        (b'{"was_paused": false}', Answer(status="paused", detail="", was_paused=False)),
+        (b'{"was_paused": "false"}', Answer(status="paused", detail="")),
+        (b'{"was_paused": 1, "stops": [true]}', Answer(status="paused", detail="")),
+        (
+            b'{"stops": {"scheduled_starts": true, "manual_starts": false, "running_work": "no"}}',
+            Answer(status="paused", detail="", stops=Stops(scheduled_starts=True, manual_starts=False)),
+        ),
         (b'{"detail": "' + b"x" * 20_000 + b'"}', Answer(status="paused", detail="")),
     ],
 )

@@ -18,7 +18,7 @@ from service.providers import PROVIDERS
 from service.runtime import Runtime, open_runtime
 from service.settings import load_settings
 from service.steer import Context, Wanted
-from service.store import accounts, alerts, log, workflows
+from service.store import accounts, alerts, hold_history, log, workflows
 from service.store.log import Receipt
 from service.store.session import begin
 from tests.fakes import serve
@@ -171,9 +171,9 @@ class House:
             context = replace(self.context, ruleset=await rule_sets.in_force(conn, self.runtime))
             await steer.delete_workflow(conn, workflow_id, context)
 
-    async def pause(self, workflow_id: str = "w1") -> None:
+    async def pause(self, workflow_id: str = "w1", *, lasts: timedelta | None = None) -> None:
         async with begin(self.runtime.engine) as conn:
-            await steer.pause_workflow(conn, workflow_id, "a person's reason", self.context)
+            await steer.pause_workflow(conn, workflow_id, "a person's reason", self.context, lasts=lasts)
 
     async def resume(self, workflow_id: str = "w1") -> None:
         async with begin(self.runtime.engine) as conn:
@@ -210,6 +210,12 @@ class House:
                     evaluation_lag_seconds=await health.evaluation_lag_seconds(conn),
                 )
             )
+
+    async def history(self, workflow_id: str = "w1") -> list[dict[str, Any]]:
+        """GET /v1/workflows/{workflow_id}/history: the first page."""
+        async with begin(self.runtime.engine) as conn:
+            found = await hold_history.history(conn, workflow_id, 1000)
+            return await views.history_json(conn, workflow_id, found)
 
     async def rows(self, query: str) -> list[RowMapping]:
         async with begin(self.runtime.engine) as conn:
