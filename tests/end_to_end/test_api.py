@@ -170,6 +170,8 @@ async def test_every_call_wants_a_token_with_its_own_scope(api: Api) -> None:
         others = await api.token(*(scope for scope in SCOPES if scope != call.scope))
         said = problem(await api.client.request(call.method, url, headers=others), 403, "scope_missing")
         assert f'"{call.scope}"' in said["detail"]
+        if call.media_type == "text/event-stream":
+            continue  # an answer without end: test_gate.py has it
         own = await api.token(call.scope)
         assert (await api.client.request(call.method, url, headers=own)).status_code not in (401, 403, 500)
 
