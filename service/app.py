@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service import intake, problem
+from service import gate_asking, gate_stream, intake, problem
 from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
 from service.api.routes import CALLS
@@ -80,8 +80,11 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                 async with (
                     kept_current(runtime, None if settings else variables),
                     intake.watched(runtime.engine, runtime.sources),
+                    gate_asking.opened(runtime.engine, known.database_url.get_secret_value()) as asker,
+                    gate_stream.opened(runtime.engine, asker) as streams,
                 ):
-                    yield {FRONT_DOOR: front_door}
+                    app.state.gate, app.state.gate_streams = asker, streams
+                    yield {FRONT_DOOR: front_door, gate_stream.STREAMS: streams}
             finally:
                 front_door.runtime = None
                 await stop(watching)

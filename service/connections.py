@@ -17,6 +17,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.commit import Waiting
+from service.gate_stream import STREAMS
 from service.receive import PATH, FrontDoor, said_of
 from service.sources import Source
 
@@ -142,6 +143,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._look is not None:
             self._look.cancel()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server stops: an answer without end is ended, or the stop would wait for it."""
+        streams = self.app_state.get(STREAMS)
+        if streams is not None:
+            streams.close()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         heard = self._heard

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Literal, Protocol
 
-from service.event import WELL
-from service.store.accounts import Account
-from service.store.workflows import Hold, Workflow
+from service.event import WELL, AccountKey
 
 BEHIND_AFTER_SECONDS = 10.0
 # contract.md: from the account's state, alert or not.
@@ -19,6 +18,36 @@ REASONS = {
     "PENDING_AUTH": "account_pending",
     "PENDING_VERIFICATION": "account_pending",
 }
+
+
+# What the gate has to know of each, whether it was read whole or in one statement (service/store/gate.py).
+class Workflow(Protocol):
+    @property
+    def workflow_id(self) -> str: ...
+    @property
+    def active(self) -> bool: ...
+
+
+class Hold(Protocol):
+    @property
+    def workflow_id(self) -> str: ...
+    @property
+    def scope(self) -> str: ...
+    @property
+    def account(self) -> AccountKey | None: ...
+    @property
+    def alert_id(self) -> str | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Account(Protocol):
+    @property
+    def key(self) -> AccountKey: ...
+    @property
+    def status(self) -> str | None: ...
+    @property
+    def status_since(self) -> datetime | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,3 +138,11 @@ def denied_by_ignorance(asked: Asked) -> Answer | None:
 
 def alerts_of(holds: Sequence[Hold]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hold.alert_id for hold in holds if hold.alert_id))
+
+
+def unasked(on_unknown: Literal["deny", "allow"]) -> Answer:
+    """The database cannot be asked: what has happened since is not known, evaluated or not."""
+    said = "the database cannot be asked now, so nothing is known of this workflow and this account"
+    if on_unknown == "allow":
+        return Answer(True, None, f"{said}; allowed because of on_unknown=allow")
+    return Answer(False, "evaluation_behind", f"{said}; denied because of on_unknown=deny")

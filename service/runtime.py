@@ -20,6 +20,7 @@ from service import notify, observe, orchestrators, outbound, queue, sinks
 from service.commit import Committer, Waiting
 from service.errors import ConfigError
 from service.exposition import Seen
+from service.gate_tokens import VerifiedTokens
 from service.notify.base import Notifier
 from service.observe import log
 from service.orchestrators.base import Orchestrator
@@ -86,6 +87,7 @@ class Runtime:
     http: httpx.AsyncClient
     pace: Pace = field(default_factory=Pace)
     seen: Seen = field(default_factory=Seen)
+    verified: VerifiedTokens = field(default_factory=VerifiedTokens)
     caught_up: asyncio.Event = field(default_factory=asyncio.Event)  # with what stood before this config file
 
     @property

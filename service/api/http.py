@@ -22,7 +22,7 @@ from service.errors import BadRequest, Forbidden, RequestTimeout, TooLarge, Unau
 from service.runtime import Runtime
 from service.store import tokens
 from service.store.session import begin
-from service.store.tokens import SCOPES
+from service.store.tokens import SCOPES, Token
 
 JSON_BYTES_MAX = 1024 * 1024
 JSON_SECONDS_MAX = 10
@@ -64,6 +64,8 @@ class Call:
     query: type[BaseModel] | None = None
     body: type[BaseModel | Struct] | None = None
     ok: int = 200
+    media_type: str = "application/json"
+    checks_token: bool = False  # its handler does, in the same look at the database as its answer
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -75,7 +77,7 @@ def guarded(call: Call) -> Handler:
     """401 without a token, 403 outside its scopes."""
 
     async def endpoint(request: Request) -> Response:
-        if call.scope is not None:
+        if call.scope is not None and not call.checks_token:
             request.state.actor, request.state.scopes = await authorize(request, call.scope)
         return await call.handler(request)
 
@@ -85,19 +87,33 @@ def guarded(call: Call) -> Handler:
 async def authorize(request: Request, scope: str) -> tuple[str, frozenset[str]]:
     """The name of who asks, and every scope that they have."""
     runtime = runtime_of(request)
+    digest = presented(request)
+    if digest is None:
+        return "admin", frozenset(SCOPES)
+    async with begin(runtime.engine) as conn:
+        token = await tokens.find(conn, digest)
+        if token is not None:
+            await tokens.used(conn, token.id)
+    runtime.verified.told(digest, token)
+    return allowed(token, scope)
+
+
+def presented(request: Request) -> bytes | None:
+    """The hash of the token that came with it, not looked up yet; None: the admin's own. Raises Unauthorized."""
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     text = text.strip()
     if scheme.lower() != "bearer" or not text or len(text) > 500:
         raise Unauthorized("send `Authorization: Bearer TOKEN`; make a token with `authwatch tokens create`")
-    admin = runtime.settings.admin_token
+    admin = runtime_of(request).settings.admin_token
     if admin is not None and hmac.compare_digest(
         text.encode("utf-8", "surrogatepass"), admin.get_secret_value().encode()
     ):
-        return "admin", frozenset(SCOPES)
-    async with begin(runtime.engine) as conn:
-        token = await tokens.find(conn, text)
-        if token is not None:
-            await tokens.used(conn, token.id)
+        return None
+    return tokens.digest(text)
+
+
+def allowed(token: Token | None, scope: str) -> tuple[str, frozenset[str]]:
+    """Name and scopes of a token as the database knows it. Raises Unauthorized, Forbidden."""
     if token is None:
         raise Unauthorized("this token is not known, or was revoked", code="token_unknown")
     if scope not in token.scopes:

@@ -63,7 +63,8 @@ def operation(call: Call) -> dict[str, Any]:
     for status in [*(["401", "403"] if call.scope else []), *expected]:
         answers[status] = problem()
     if call.ok != 204 and call.path != "/metrics":
-        answers[str(call.ok)]["content"] = {"application/json": {"schema": {"type": "object"}}}
+        shape = "object" if call.media_type == "application/json" else "string"
+        answers[str(call.ok)]["content"] = {call.media_type: {"schema": {"type": shape}}}
     made: dict[str, Any] = {
         "summary": call.summary,
         "operationId": f"{call.method.lower()}{re.sub(r'[^a-z0-9]+', '_', call.path.lower())}".rstrip("_"),

@@ -105,13 +105,16 @@ class Pipeline:
                         outcome.error = "no_answer"  # nothing is taken for kept that was not said to be
                     done(outcome)
                 elif result.status == pq.ExecStatus.TUPLES_OK:
-                    read_rows(result, outcome)
+                    self._rows(result, outcome)
                 else:
                     read_error(result, outcome)
             if self._pg.status == pq.ConnStatus.BAD:
                 self.fail("connection_lost")
         except psycopg.Error:
             self.fail("connection_lost")
+
+    def _rows(self, result: pq.abc.PGresult, outcome: Outcome) -> None:
+        read_rows(result, outcome)
 
     def fail(self, error: str) -> None:
         """Gives the connection up: whatever is under way may or may not have been committed."""

@@ -49,9 +49,10 @@ async def create(conn: AsyncConnection, name: str, scopes: frozenset[str]) -> tu
     return row, text
 
 
-async def find(conn: AsyncConnection, text: str) -> Token | None:
+async def find(conn: AsyncConnection, token_sha256: bytes) -> Token | None:
+    """The live one of that `digest`."""
     row = (
-        await conn.execute(select(tokens).where(tokens.c.token_sha256 == digest(text), tokens.c.revoked_at.is_(None)))
+        await conn.execute(select(tokens).where(tokens.c.token_sha256 == token_sha256, tokens.c.revoked_at.is_(None)))
     ).first()
     return Token(id=row.id, name=row.name, scopes=frozenset(row.scopes)) if row else None
 

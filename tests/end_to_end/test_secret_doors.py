@@ -95,6 +95,8 @@ async def test_no_door_shows_a_key(database_url: str, tmp_path: Path) -> None:
                 assert answer.status_code == 401
                 seen[f"problem {number}"] = answer.text + str(answer.headers)
             for call in CALLS:
+                if call.media_type == "text/event-stream":
+                    continue  # an answer without end
                 for event_id in ids:
                     url = call.path.replace("{id}", event_id) if "events" in call.path else address(call.path)
                     answer = await client.request(call.method, url)

@@ -59,8 +59,8 @@ def test_every_call_answers_as_the_document_says(door: Running) -> None:
         call()
 
     for operation in operations:
-        if operation.path.startswith("/webhooks/"):
-            continue  # test_front_door.py has it
+        if operation.path.startswith("/webhooks/") or operation.path == "/v1/gate/stream":
+            continue  # test_front_door.py has the one, and the other is an answer without end
         run(operation)
     assert min(by_mode[mode.value] for mode in GenerationMode) > len(operations)
     print(
