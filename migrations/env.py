@@ -13,6 +13,8 @@ from alembic import context
 from sqlalchemy import create_engine, pool, text
 
 from service.store import (  # noqa: F401 - they add tables
+    audit_tables,
+    expired,
     hold_tables,
     recovery_tables,
     rejected,

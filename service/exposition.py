@@ -99,6 +99,9 @@ async def how_we_are(conn: AsyncConnection, sinks: Sequence[str]) -> list[Family
         GaugeMetricFamily(
             "authwatch_actions_open", "Actions waiting or under way", value=report["actions"]["lag_items"]
         ),
+        GaugeMetricFamily(
+            "authwatch_accounts_expired", "Accounts that are EXPIRED now", value=report["expired"]["accounts"]
+        ),
         GaugeMetricFamily("authwatch_stranded", "Work that nobody will finish by itself", value=report["stranded"]),
     ]
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.store import actions, deadlines, log, readers, retention
+from service.store import actions, deadlines, expired, log, readers, retention
 
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
@@ -74,8 +75,20 @@ async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
         "behind": sorted(set(behind)),
         **parts,
         "sinks": sink_parts,
+        "expired": await asking(conn, rows.get(expired.READER)),
         "stranded": stranded,
         "at": rfc3339(now),
+    }
+
+
+async def asking(conn: AsyncConnection, row: Row[Any] | None) -> dict[str, Any]:
+    """EXPIRED accounts, and how the provider answers who asks for them; it keeps nothing of ours from being current."""
+    return {
+        "accounts": await expired.count(conn),
+        "last_ok_at": rfc3339(row.last_ok_at) if row else None,
+        "last_error": row.last_error if row else None,
+        "last_code": row.last_code if row else None,
+        "paused_until": rfc3339(row.next_attempt_at) if row else None,
     }
 
 

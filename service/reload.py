@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service import own_alerts
+from service import own_alerts, secret_changes
 from service.errors import ConfigError, Unavailable
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
@@ -88,6 +88,7 @@ class Watch:
         self._told: bool | None = None  # None: an earlier process may have left its alert open
         self._told_at = 0.0
         self.problem: str | None = None
+        self._noted: dict[str, dict[str, str]] | None = None
 
     async def run(self) -> None:
         asked = asyncio.Event()
@@ -121,6 +122,10 @@ class Watch:
         if self._told is not bad or (bad and time.monotonic() - self._told_at > TOLD_SECONDS):
             await self._tell(self.problem)
             self._told, self._told_at = bad, time.monotonic()
+        live = secret_changes.live_secrets(self._runtime.sources)
+        if live != self._noted:
+            await secret_changes.note(self._runtime.engine, live)
+            self._noted = live
 
     def _take(self, new: Mapping[str, Source]) -> None:
         old = self._runtime.sources

@@ -23,11 +23,12 @@ from service.own_alerts import OwnAlert
 from service.retention import EVENTS, RECEIPTS, Plan, plan
 from service.settings import RetentionSettings
 from service.store import alerts as alert_store
-from service.store import log, prune, readers, retention_state, tables
+from service.store import audit_chain, audit_entries, log, prune, readers, retention_state, tables
 from service.store import retention as store
 from service.store.log import Decision
 from service.store.session import begin
 
+NAMED_MAX = 100  # partitions in one audit entry
 BATCHES_MAX = 100  # of each kind in one run; the rest waits for the next
 REFUSED_RULE, LOST_RULE = "retention-refused", "sink-events-lost"
 
@@ -173,7 +174,8 @@ async def write_down(
         unseen = {alert.group_key for alert in lost if alert.state != "resolved"}
         seen = await own_alerts.close_own(conn, LOST_RULE, keep=unseen, now=at, notifiers=notifiers)
         opened = await own_alerts.open_own(conn, alerts, now=at, notifiers=notifiers)
-        await log.append(conn, [*decisions, *closed.decisions, *seen.decisions, *opened.decisions])
+        ran = [run_entry(decided, at, confirmed)] if decided.drops else []
+        await log.append(conn, [*ran, *decisions, *closed.decisions, *seen.decisions, *opened.decisions])
         return Known(decided, at, known.sinks, floor)
 
 
@@ -219,6 +221,24 @@ async def losses(conn: AsyncConnection, known: Known) -> tuple[list[OwnAlert], l
     return alerts, decisions
 
 
+def run_entry(decided: Plan, now: datetime, confirmed: bool) -> Decision:
+    """What this run is about to take away, on the audit log. `confirmed`: a person said that it shall."""
+    names = sorted(drop.day.name for drop in decided.drops)
+    return Decision(
+        kind="audit",
+        subject_id="retention",
+        occurred_at=now,
+        details={
+            "actor": "cli" if confirmed else "retention",
+            "action": "retention.run",
+            "subject": "retention",
+            "reason": f"{len(names)} days are over",
+            "partitions": names[:NAMED_MAX],
+            "confirmed": confirmed,
+        },
+    )
+
+
 def refused_alert(decided: Plan) -> OwnAlert:
     return OwnAlert(
         rule_id=REFUSED_RULE,
@@ -258,9 +278,11 @@ async def remove(engine: AsyncEngine, alone: AsyncConnection, done: Done) -> Non
     for name in days:
         try:
             async with begin(engine, seconds_max=store.FOLD_SECONDS_MAX) as conn:
+                gone = await audit_chain.going(conn, name, floor=floor, before=decided.audit_before)
                 await store.fold(
                     conn, name, floor=floor, alerts_before=decided.alerts_before, audit_before=decided.audit_before
                 )
+                await audit_entries.cut(conn, gone, decided.audit_before, await readers.clock(conn))
         except Unavailable as exc:  # what was carried over before must not stay out of sight for it
             logger.warning("retention.fold_failed", partition=name, error=type(exc.__cause__).__name__)
             done.unfinished.append(f"{name} cannot be carried over")
@@ -274,7 +296,7 @@ async def cut(engine: AsyncEngine, known: Known) -> list[str]:
     """Everything that is deleted row by row, in small transactions; the names of what there is more of."""
     decided = known.plan
     kept = partial(
-        prune.kept,
+        cut_kept,
         floor=known.floor,
         events=decided.events_before,
         alerts=decided.alerts_before,
@@ -300,3 +322,11 @@ async def cut(engine: AsyncEngine, known: Known) -> list[str]:
         else:
             left.append(f"more of {name} than one run cuts")
     return left
+
+
+async def cut_kept(conn: AsyncConnection, *, floor: int, events: datetime, alerts: datetime, audit: datetime) -> bool:
+    """Whether there may be more. The audit chain says in the same transaction where it begins now."""
+    gone = await audit_chain.going(conn, store.KEPT, floor=floor, before=audit)
+    more = await prune.kept(conn, floor=floor, events=events, alerts=alerts, audit=audit)
+    await audit_entries.cut(conn, gone, audit, await readers.clock(conn))
+    return more

@@ -36,6 +36,7 @@ from service.store.workflows import Hold
 SILENCE_MAX = timedelta(days=366)
 LOOK_AGAIN = timedelta(minutes=1)  # at what a recurring silence kept from being paused
 FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)  # of a recurring silence in the config file
+CONFIG_FILE = "the config file"  # who made a declared silence, on the audit log
 NAMESPACE = uuid.UUID("8a1f3a52-4a0f-4c53-9a4a-0d4d6f0c7b15")
 
 
@@ -148,13 +149,16 @@ def declared_ids(routing: Routing, now: datetime) -> set[str]:
     return set(all_declared(routing, now)) if routing.silences else set()
 
 
-async def keep_declared(conn: AsyncConnection, routing: Routing, now: datetime) -> None:
-    """The rows are what the config file of this worker says."""
+async def keep_declared(conn: AsyncConnection, routing: Routing, now: datetime) -> list[Decision]:
+    """The rows are what the config file of this worker says. The caller appends the decisions to the log as its last act."""
     wanted = all_declared(routing, now)
     there = await silence_store.declared_live(conn, now)
     for silence_id in sorted(set(wanted) - there):
         one = wanted[silence_id]
         await silence_store.save(conn, one, intervals_of(one.time_intervals, routing))
+    decisions = [
+        audit(CONFIG_FILE, "silence.create", wanted[silence_id], now) for silence_id in sorted(set(wanted) - there)
+    ]
     gone = sorted(there - set(wanted))
     if gone:
         ended = await silence_store.load_many(conn, gone)
@@ -162,6 +166,8 @@ async def keep_declared(conn: AsyncConnection, routing: Routing, now: datetime) 
         for one in ended.values():
             if one.mutes_pauses:
                 await look_at_pauses(conn, one, now)
+        decisions += [audit(CONFIG_FILE, "silence.end", one, now) for one in ended.values()]
+    return decisions
 
 
 async def may_pause(
@@ -212,6 +218,7 @@ def audit(actor: str, action: str, silence: Silence, now: datetime) -> Decision:
             "subject": silence.id,
             "reason": silence.comment,
             "matchers": [str(matcher) for matcher in silence.matchers],
+            "mutes_pauses": silence.mutes_pauses,
             "until": silence.end.isoformat(),
         },
     )

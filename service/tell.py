@@ -24,11 +24,12 @@ from service.routing import grouping
 from service.routing.grouping import Members, Notification
 from service.routing.tree import Node, Routing
 from service.store import alerts as alert_store
-from service.store import decisions, owned, readers
+from service.store import decisions, log, owned, readers
 from service.store import notifications as store
 from service.store import silences as silence_store
 from service.store.alerts import Alert
 from service.store.decisions import Posted
+from service.store.log import Decision
 from service.store.notifications import Telling, announce
 
 __all__ = ["announce", "catch_up", "tell"]
@@ -80,8 +81,9 @@ async def decide(conn: AsyncConnection, routing: Routing) -> bool:
     if not look.ours:
         return False
     now = look.now
+    declared: list[Decision] = []
     if look.declared != silencing.declared_ids(routing, now):
-        await silencing.keep_declared(conn, routing, now)
+        declared = await silencing.keep_declared(conn, routing, now)
     news = await owned.take_news(conn, NEWS_MAX)
     looked = await store.muted_due(conn, now, LOOK_MAX) if look.muted_due else []
     standing: dict[str, dict[str, str]] = {}
@@ -99,6 +101,7 @@ async def decide(conn: AsyncConnection, routing: Routing) -> bool:
     alerts = [desk.alerts[one] for one in alert_ids if one in desk.alerts]
     touched |= await assign(conn, desk, alerts, tellings, out)
     await settle(conn, desk, touched, any_due=look.due)
+    await log.append(conn, declared)
     return True
 
 

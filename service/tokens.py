@@ -46,7 +46,7 @@ def create(name: str, scopes: tuple[str, ...]) -> None:
         from service.store import tokens as store
 
         row, text = await store.create(conn, name, frozenset(scopes))
-        await note(conn, "token.create", row.id)
+        await note(conn, "token.create", row.id, f"{name}: {', '.join(sorted(scopes))}")
         return row.id, text
 
     token_id, text = in_database(make)
@@ -102,12 +102,12 @@ def when(at: datetime | None) -> str:
     return f"{at:%Y-%m-%d %H:%M}" if at else "-"
 
 
-async def note(conn: AsyncConnection, action: str, subject: str) -> None:
+async def note(conn: AsyncConnection, action: str, subject: str, reason: str | None = None) -> None:
     """The change and its audit entry are one transaction."""
     from service.steer import audit
     from service.store import log, readers
 
-    await log.append(conn, [audit("cli", action, subject, await readers.clock(conn))])
+    await log.append(conn, [audit("cli", action, subject, await readers.clock(conn), reason)])
 
 
 def in_database(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:

@@ -30,6 +30,7 @@ from service.store import readers
 from service.store.session import begin
 from workers.act import Acting
 from workers.evaluate import evaluate
+from workers.expired import Asking, ask_expired
 from workers.otlp import Pushing
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
@@ -128,10 +129,13 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
     async def recovering() -> None:
         await recover(runtime, memory)
 
+    async def asking() -> None:
+        await ask_expired(runtime, asked)
+
     async def counting() -> datetime | None:
         return datetime.now(UTC) if await rolling.step(runtime) else None
 
-    last, retaining, memory, rolling = Sweep(), Retaining(), Recovering(), RollingUp()
+    last, retaining, memory, rolling, asked = Sweep(), Retaining(), Recovering(), RollingUp(), Asking()
     attempts = Acting(runtime, lambda: stories[queue.ACT].want())
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
@@ -140,6 +144,7 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
         "sweep": Story("sweep", sweeping),
         "retain": Story("retain", keeping),
         "recover": Story("recover", recovering),
+        "expired": Story("expired", asking),
         "rollup": Story("rollup", counting),
     }
     if otlp is not None:

@@ -59,8 +59,8 @@ class ProviderApi(Protocol):
 
     async def accounts_page(self, page_token: str | None) -> AccountsPage: ...
 
-    async def account(self, account_id: str) -> RemoteAccount | None:
-        """None: the provider says that there is no such account."""
+    async def account(self, account_id: str, *, tries_max: int | None = None) -> RemoteAccount | None:
+        """None: the provider says that there is no such account. `tries_max`: fewer tries than the adapter's own."""
         ...
 
     async def check(self) -> str:

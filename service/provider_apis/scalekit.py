@@ -117,9 +117,10 @@ class ScalekitApi:
         found = [to_account(item) for item in listed(page, "connected_accounts", "connectedAccounts")]
         return AccountsPage([account for account in found if account is not None], next_token(page))
 
-    async def account(self, account_id: str) -> RemoteAccount | None:
+    async def account(self, account_id: str, *, tries_max: int | None = None) -> RemoteAccount | None:
+        path, query = "/api/v1/connected_accounts/details", {"id": account_id}
         try:
-            answer = await self._read("GET", "/api/v1/connected_accounts/details", {"id": account_id})
+            answer = await self._read("GET", path, query, tries_max=tries_max or ATTEMPTS_MAX)
         except DeliveryFailed as exc:
             if exc.status == 404:
                 return None
@@ -136,13 +137,19 @@ class ScalekitApi:
         return f"answers; it knows {total} connected accounts" if isinstance(total, int) else "answers"
 
     async def _read(
-        self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None = None,
+        *,
+        tries_max: int = ATTEMPTS_MAX,
     ) -> dict[str, Any]:
         """One call that may be repeated, since all of ours only read: with a new token once, after 429 and 5xx by and by."""
         url = f"{self._base}{path}?{urlencode(query, quote_via=quote)}"
         content = json.dumps(body).encode() if body is not None else None
         renewed = False
-        for attempt in range(1, ATTEMPTS_MAX + 2):  # the renewal is no try of its own
+        for attempt in range(1, tries_max + 2):  # the renewal is no try of its own
             try:
                 token = await self._access_token()
                 response = await self._send(method, url, content, {"authorization": f"Bearer {token}"})
@@ -152,7 +159,7 @@ class ScalekitApi:
                     continue
                 return decoded(response)
             except DeliveryFailed as exc:
-                if exc.permanent or attempt - renewed >= ATTEMPTS_MAX:
+                if exc.permanent or attempt - renewed >= tries_max:
                     raise
                 asked = exc.retry_after_seconds
                 if asked is not None and asked > RETRY_AFTER_SECONDS_MAX:

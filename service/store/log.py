@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -19,11 +19,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey, Event, ProviderEvent, new_id
+from service.store import audit_chain
 from service.store.columns import literal
 from service.store.tables import events, log_marks, receipts
 
 LOG_LOCK = 7_305_201_002  # the same number as in accept_receipts
 PARTITION_DAYS_AHEAD = 7
+WORKFLOW_KINDS = frozenset({"workflow.paused", "workflow.resumed"})
 MARK_MARGIN = timedelta(hours=1)  # the small steps of a clock that is kept right; greater ones are noticed (read_after)
 EVENT_COLUMNS = (  # in the order of Event's fields
     "id",
@@ -195,12 +197,23 @@ APPEND = text(
     SELECT {DECIDED} FROM jsonb_populate_recordset(NULL::events, CAST(:rows AS jsonb))
     """
 )
+# With audit entries among them: their positions are hashed, and so given out before.
+APPEND_PLACED = text(
+    f"""
+    INSERT INTO events (position, {DECIDED})
+    SELECT position, {DECIDED} FROM jsonb_populate_recordset(NULL::events, CAST(:rows AS jsonb))
+    """
+)
 
 
 async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
-    """The last thing a transaction does: row locks come before the log's lock, never after."""
+    """The last thing a transaction does: row locks come before the log's lock, never after. Audit entries among them are
+    sealed (service/audit.py)."""
     if not decisions:
         return
+    chained = any(audit_chain.is_chained(decision.kind) for decision in decisions)
+    if chained:
+        decisions = await name_rules(conn, decisions)
     at = (await conn.execute(LOCK)).one()[1]
     rows = [
         {
@@ -223,7 +236,29 @@ async def append(conn: AsyncConnection, decisions: Sequence[Decision]) -> None:
         }
         for decision in decisions
     ]
-    await conn.execute(APPEND, {"rows": orjson.dumps(rows).decode()})
+    if chained:
+        rows = await audit_chain.place(conn, rows, at)
+    await conn.execute(APPEND_PLACED if chained else APPEND, {"rows": orjson.dumps(rows).decode()})
+
+
+async def name_rules(conn: AsyncConnection, decisions: Sequence[Decision]) -> list[Decision]:
+    """Who reads the log later no longer has the alerts: what happened to a workflow says by which rules."""
+    held = [one for one in decisions if one.kind in WORKFLOW_KINDS and one.details.get("alert_ids")]
+    rules = await audit_chain.rules_of(conn, [alert_id for one in held for alert_id in one.details["alert_ids"]])
+    if not rules:
+        return list(decisions)
+    return [
+        replace(
+            one,
+            details={
+                **one.details,
+                "rule_ids": sorted({rules[id_] for id_ in one.details["alert_ids"] if id_ in rules}),
+            },
+        )
+        if one.kind in WORKFLOW_KINDS and one.details.get("alert_ids")
+        else one
+        for one in decisions
+    ]
 
 
 # Built once: the evaluator asks them many times a second.

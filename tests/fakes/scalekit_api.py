@@ -65,6 +65,8 @@ class FakeScalekit:
         self.asked: list[str] = []
         self.refuse_lists = False  # a client without the right to read accounts
         self.without_details: set[str] = set()  # listed, and 404 when asked for
+        self.broken_details: set[str] = set()  # 500 when asked for
+        self.at_once = self.most_at_once = 0  # calls for details under way
         self._pages: dict[str, tuple[str, int]] = {}
         self.app = Starlette(
             routes=[
@@ -159,6 +161,12 @@ class FakeScalekit:
             return no
         account_id = request.query_params.get("id", "")
         self.asked.append(account_id)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.001)  # time in which others may come
+        self.at_once -= 1
+        if account_id in self.broken_details:
+            return refusal(500, "internal")
         if not account_id.startswith("ca_"):
             return refusal(400, "a malformed connected account id")
         if account_id not in self.accounts or account_id in self.without_details:
