@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, pool, text
 
 from service.store import (  # noqa: F401 - they add tables
     recovery_tables,
+    refusals,
     rejected,
     report_tables,
     retention_state,
