@@ -24,6 +24,7 @@ from service.together import ToTell
 from workers.attempt import EFFECT_SECONDS_MAX, Ended, attempt, read
 from workers.decide import ROUNDS_MAX
 from workers.outcomes import Outcomes
+from workers.refusals import learn
 
 # An attempt may take EFFECT_SECONDS_MAX from its claim: with what recording it may take that is well inside the lease,
 # and nobody else starts while we may still be sending.
@@ -112,7 +113,7 @@ class Acting:
         async with begin(self._runtime.engine) as conn:
             names = self._runtime.notifiers
             rows = await refusals.look(conn, names, NOTIFIER_REFUSED, again=PROBE_EVERY, anew=True)
-        self._runtime.refusing.learn(rows)
+        learn(self._runtime, rows)
 
     async def _catch_up(self) -> bool:
         """Once in the life of a process: whether what stands is to be told to somebody whom only this config names."""

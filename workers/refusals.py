@@ -24,21 +24,28 @@ async def keep_refusals(runtime: Runtime) -> None:
     """Once a second, one look into a table of a few rows; more only where something is to be said."""
     async with begin(runtime.engine) as conn:
         rows = await refusals.look(conn, runtime.notifiers, NOTIFIER_REFUSED, again=PROBE_EVERY)
-    runtime.refusing.learn(rows)
+    learn(runtime, rows)
     if any(row.may_probe for row in rows):
         runtime.nudger.nudge(queue.ACT)
     if to_open(rows, runtime.notifiers) or to_close(rows, runtime.notifiers):
         await speak(runtime)
 
 
+def learn(runtime: Runtime, rows: Sequence[Refusal]) -> None:
+    """Of those that this config names: what waits for others is claimed, and fails by their name."""
+    runtime.refusing.learn([row for row in rows if row.destination in runtime.notifiers])
+
+
 def to_open(rows: Sequence[Refusal], notifiers: Collection[str]) -> list[Refusal]:
     """Those of which nobody was told: what a person closed by hand stays closed for as long as it refuses."""
-    return [row for row in rows if row.taken_at is None and row.destination in notifiers and not row.told]
+    return [
+        row for row in rows if row.taken_at is None and row.destination in notifiers and not (row.told or row.is_open)
+    ]
 
 
 def to_close(rows: Sequence[Refusal], notifiers: Collection[str]) -> list[Refusal]:
-    """Those that take messages again, or that this config no longer names."""
-    return [row for row in rows if row.is_open and (row.taken_at is not None or row.destination not in notifiers)]
+    """Those that take messages again, or that this config no longer names: those are forgotten as well."""
+    return [row for row in rows if row.destination not in notifiers or (row.is_open and row.taken_at is not None)]
 
 
 async def speak(runtime: Runtime) -> None:
@@ -52,6 +59,7 @@ async def speak(runtime: Runtime) -> None:
         opened = await own_alerts.open_own(conn, [alert_of(row) for row in new], now=now, notifiers=notifiers)
         keep = {row.destination for row in rows} - {row.destination for row in over}
         closed = await own_alerts.close_own(conn, NOTIFIER_REFUSED, keep=keep, now=now, notifiers=notifiers)
+        await refusals.forget(conn, {row.destination for row in over} - set(notifiers))
         if over:
             await tell_who_hears_again(conn, notifiers)
         await log.append(conn, [*closed.decisions, *opened.decisions])

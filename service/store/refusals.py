@@ -23,6 +23,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    delete,
     func,
     or_,
     select,
@@ -118,6 +119,13 @@ async def take(conn: AsyncConnection, action_ids: Collection[str]) -> set[str]:
     if not action_ids:
         return set()
     return {row[0] for row in await conn.execute(TAKE, {"ids": sorted(action_ids)})}
+
+
+async def forget(conn: AsyncConnection, destinations: Collection[str]) -> None:
+    """That nobody configures any more."""
+    if destinations:
+        gone = notifier_refusals.c.destination.in_(sorted(destinations))
+        await conn.execute(delete(notifier_refusals).where(gone))
 
 
 # Whoever is given a probe is the only one, for as long as `again` says.

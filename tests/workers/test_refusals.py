@@ -225,7 +225,11 @@ async def test_what_no_config_names_any_more_is_said_no_longer(database_url: str
         del house.runtime.notifiers["team"]
         await keep_refusals(house.runtime)
         assert await told_of(house) == [("team", "resolved")]
-        assert (await report(house))["stranded"] == 1
+        assert (await report(house))["notifiers"] == {}
+        await house.run("UPDATE actions SET next_attempt_at = now() WHERE state = 'pending'")
+        await act(house.runtime)
+        rows = await house.rows("SELECT state, last_code FROM actions WHERE destination = 'team'")
+        assert [(row["state"], row["last_code"]) for row in rows] == [("failed", "destination_unknown")]
 
 
 async def test_what_waits_longer_than_a_day_is_given_up(
