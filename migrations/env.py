@@ -17,6 +17,7 @@ from service.store import (  # noqa: F401 - they add tables
     expired,
     hold_tables,
     recovery_tables,
+    refusals,
     rejected,
     report_tables,
     retention_state,

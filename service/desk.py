@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import silencing
 from service.event import new_id, rfc3339
-from service.routing import grouping
+from service.routing import elsewhere, grouping
 from service.routing.grouping import Notification, PostKind
 from service.routing.inhibit import inhibited_by
 from service.routing.mute import Silence, out_of_hours, silenced_by
@@ -32,6 +32,8 @@ class Desk:
     now: datetime
     silences: Sequence[Silence]
     standing: Mapping[str, Mapping[str, str]]  # labels of what is not resolved, where anything inhibits
+    refusing: frozenset[str] = frozenset()  # notifiers that take nothing now
+    incidents: frozenset[str] = frozenset()  # notifiers at which what is told of one group is one incident
     alerts: dict[str, Alert] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     routes: dict[str, dict[str, tuple[Node, ...]]] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Desk:
         for alert_id, (alert, owner) in found.items():
             self.alerts[alert_id] = alert
             self.labels[alert_id] = silencing.labels_with(alert, owner)
-            self.routes[alert_id] = grouping.destinations(self.routing, self.labels[alert_id])
+            self.routes[alert_id] = elsewhere.destinations(self.routing, self.labels[alert_id], self.refusing)
 
     def muted(self, alert_id: str, destination: str) -> Muted | None:
         """What keeps a message about it to this notifier from being sent now: of several routes that lead there each must
@@ -102,18 +104,29 @@ class Desk:
         )
 
     def send(
-        self, one: Notification, kind: PostKind, alert_id: str, node: Node | None, destination: str | None = None
+        self,
+        one: Notification,
+        kind: PostKind,
+        alert_id: str,
+        node: Node | None,
+        destination: str | None = None,
+        there: Post | None = None,
     ) -> Notification:
-        """A message of its own; the first one has its alert's id, as when there were no groups."""
-        post = Post(
-            id=alert_id if kind == "first" else new_id(),
-            destination=destination or one.destination,
-            notification_id=one.id,
-            alert_id=alert_id,
-            kind=kind,
-            at=self.now,
-        )
-        self.posts.append(post)
+        """A message of its own; the first one has its alert's id, as when there were no groups. `there`: the message of
+        this group that stands at that notifier, which where it is an incident is the only one."""
+        where = destination or one.destination
+        if there is not None and where in self.incidents:
+            self.edits[there.id, there.destination] = there
+        else:
+            post = Post(
+                id=alert_id if kind == "first" else new_id(),
+                destination=where,
+                notification_id=one.id,
+                alert_id=alert_id,
+                kind=kind,
+                at=self.now,
+            )
+            self.posts.append(post)
         return grouping.posted(one, node, kind, self.now) if kind != "escalation" else one
 
     def told(self) -> list[NewAction]:

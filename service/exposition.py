@@ -90,9 +90,17 @@ async def how_we_are(conn: AsyncConnection, sinks: Sequence[str]) -> list[Family
     )
     for part, at in (await readers.beats(conn)).items():
         seen.add_metric([part], at.timestamp())
+    refusing = GaugeMetricFamily(
+        "authwatch_notifier_refusing_messages",
+        "Messages that wait at a notifier that takes none until it is mended",
+        labels=["notifier"],
+    )
+    for name, value in report["notifiers"].items():
+        refusing.add_metric([name], value["waiting"])
     return [
         by_alert,
         by_action,
+        refusing,
         lag_events,
         lag_seconds,
         seen,

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.store import actions, deadlines, expired, log, readers, retention
+from service.store import deadlines, expired, log, readers, refusals, retention
 
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
@@ -24,8 +24,9 @@ async def evaluation_lag_seconds(conn: AsyncConnection) -> float:
     return max(0.0, (await readers.clock(conn) - oldest).total_seconds()) if oldest else 0.0
 
 
-async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
-    """Each part with its lag in items and seconds; `current` is what the outside heartbeat depends on."""
+async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequence[str] = ()) -> dict[str, Any]:
+    """Each part with its lag in items and seconds; `current` is what the outside heartbeat depends on. `notifiers` that all
+    refuse leave nobody to be told but whoever waits for that heartbeat."""
     now = await readers.clock(conn)
     beats = await readers.beats(conn)
     rows = {row.name: row for row in await readers.all_readers(conn)}
@@ -33,7 +34,7 @@ async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
 
     evaluator_items, oldest_event = await log.lag_after(conn, await readers.position(conn, readers.EVALUATOR))
     evaluator_seconds = (now - oldest_event).total_seconds() if oldest_event else 0.0
-    open_actions, oldest_action, failed_actions = await actions.waiting(conn)
+    open_actions, oldest_action, failed_actions = await refusals.waiting(conn)
     next_due, _ = await deadlines.next_due(conn)
     deadline_late = bool(next_due and now - next_due > DEADLINE_SLACK)
     parts: dict[str, Any] = {
@@ -66,16 +67,21 @@ async def report(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, Any]:
         or value.get("overdue_deadlines")
         or (name == "evaluator" and evaluator_seconds > BEHIND_AFTER_SECONDS)
     ]
-    stranded = failed_actions + (1 if oldest_action and now - oldest_action > STRANDED_AFTER else 0)
+    refusing = await notifiers_that_refuse(conn)
+    if notifiers and all(name in refusing for name in notifiers):
+        behind.append("notifiers")
+    stranded = sum(each["waiting"] for each in refusing.values())
+    stranded += failed_actions + (1 if oldest_action and now - oldest_action > STRANDED_AFTER else 0)
     if oldest_action and now - oldest_action > STRANDED_AFTER:
         behind.append("actions")
     return {
-        "status": "ok" if not behind else "degraded",
+        "status": "ok" if not behind and not refusing else "degraded",
         "current": not behind,
         "behind": sorted(set(behind)),
         **parts,
         "sinks": sink_parts,
         "expired": await asking(conn, rows.get(expired.READER)),
+        "notifiers": refusing,
         "stranded": stranded,
         "at": rfc3339(now),
     }
@@ -89,6 +95,20 @@ async def asking(conn: AsyncConnection, row: Row[Any] | None) -> dict[str, Any]:
         "last_error": row.last_error if row else None,
         "last_code": row.last_code if row else None,
         "paused_until": rfc3339(row.next_attempt_at) if row else None,
+    }
+
+
+async def notifiers_that_refuse(conn: AsyncConnection) -> dict[str, dict[str, Any]]:
+    """Those alone: a notifier that is not here takes what it is told, or has not been told anything yet."""
+    return {
+        row.destination: {
+            "state": "refusing",
+            "since": rfc3339(row.refused_at),
+            "code": row.code,
+            "error": row.detail,
+            "waiting": row.waiting,
+        }
+        for row in await refusals.standing(conn)
     }
 
 

@@ -25,6 +25,7 @@ from service.notify.base import Notifier
 from service.observe import log
 from service.orchestrators.base import Orchestrator
 from service.queue import Nudger
+from service.refusing import Refusing
 from service.rejections import Rejections
 from service.report import TokenRefresh, ToolCall
 from service.reporting import Reporting, keep_token_refreshes, keep_tool_calls
@@ -88,6 +89,7 @@ class Runtime:
     pace: Pace = field(default_factory=Pace)
     seen: Seen = field(default_factory=Seen)
     verified: VerifiedTokens = field(default_factory=VerifiedTokens)
+    refusing: Refusing = field(default_factory=Refusing)
     caught_up: asyncio.Event = field(default_factory=asyncio.Event)  # with what stood before this config file
 
     @property

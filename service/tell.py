@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import silencing
 from service.desk import Desk
 from service.event import new_id
-from service.routing import grouping
+from service.routing import elsewhere, grouping
 from service.routing.grouping import Members, Notification
 from service.routing.tree import Node, Routing
 from service.store import alerts as alert_store
@@ -68,15 +68,16 @@ async def catch_up(conn: AsyncConnection, routing: Routing) -> bool:
     new = [
         alert_id
         for alert_id, (alert, owner) in known.items()
-        if not grouping.destinations(routing, silencing.labels_with(alert, owner)).keys() <= tellings[alert_id].keys()
+        if not elsewhere.destinations(routing, silencing.labels_with(alert, owner)).keys() <= tellings[alert_id].keys()
     ]
     if new:
         await announce(conn, new, await readers.clock(conn))
     return bool(new)
 
 
-async def decide(conn: AsyncConnection, routing: Routing) -> bool:
-    """The same where it is known that there is something; False where another worker is at it."""
+async def decide(conn: AsyncConnection, routing: Routing, incidents: frozenset[str] = frozenset()) -> bool:
+    """The same where it is known that there is something; False where another worker is at it. `incidents`: the notifiers
+    at which what is told of one group is one incident."""
     look = await decisions.look(conn)
     if not look.ours:
         return False
@@ -91,7 +92,8 @@ async def decide(conn: AsyncConnection, routing: Routing) -> bool:
         # Drills keep nothing real quiet.
         standing = await silencing.labels_of(conn, [one for one in await alert_store.standing(conn) if not one.drill])
     # Read after the news: what was silenced before it broke is not told.
-    desk = Desk(routing, now, await silence_store.live(conn, now), standing)
+    silences = await silence_store.live(conn, now)
+    desk = Desk(routing, now, silences, standing, refusing=look.refusing, incidents=incidents)
     desk.learn(news)
     alert_ids = list(dict.fromkeys((*news, *(one.alert_id for one in looked))))
     await desk.know(conn, alert_ids)
@@ -297,8 +299,11 @@ def step(
     node = desk.node_of(one, standing.lead)
     over = standing.unresolved == 0
     newest = {post.destination: post for post in reversed(posts)}
+    # An incident that is over stays so: what fires after it is another.
+    ended = {(post.id, post.destination) for post in posts if post.destination in desk.incidents} & posted.over
+    there = {name: post for name, post in newest.items() if (post.id, post.destination) not in ended}
     if edit:
-        for post in posts if over else newest.values():
+        for post in posts if over else there.values():
             # What never arrived is not told only that it is over.
             if not (over and (post.id, post.destination) in posted.refused):
                 desk.edits[post.id, post.destination] = post
@@ -312,13 +317,15 @@ def step(
     if standing.lead is None:
         return one
     if edit and grouping.outgrown(one):
-        one = desk.send(one, "growth", desk.joined_by.get(one.id, [standing.lead])[-1], node)
+        one = desk.send(
+            one, "growth", desk.joined_by.get(one.id, [standing.lead])[-1], node, there=there.get(one.destination)
+        )
     after, escalate = grouping.escalation(one, node, standing, now)
     if escalate is not None and not heard:
         after = replace(one, escalate_at=now + LOOK_AGAIN)  # muted for now: the step is taken once it no longer is
     elif escalate is not None:
         for destination in desk.routing.notifiers_of(escalate.to):
-            desk.send(after, "escalation", heard[0], node, destination)
+            desk.send(after, "escalation", heard[0], node, destination, there.get(destination))
     one = after
     mine = newest.get(one.destination)
     out = mine is not None and (mine.id, mine.destination) in posted.out
@@ -327,7 +334,7 @@ def step(
     if not again:
         return one
     if not refused:
-        return desk.send(one, "repeat", heard[0], node)
+        return desk.send(one, "repeat", heard[0], node, there=there.get(one.destination))
     for post in refused:
         desk.edits[post.id, post.destination] = post
     return grouping.said_again(one, node, now, own=mine in refused)

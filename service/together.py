@@ -64,7 +64,7 @@ async def to_tell(conn: AsyncConnection, claimed: Sequence[Action]) -> dict[str,
         elif lead is not None:
             others = [parts[one] for one in shown.get(row.notification_id, ()) if one in parts]
             said = MessageParts(leading(lead, others), others, together_of(row, others))
-        ref = MessageRef(row.channel, row.ts) if row.ts is not None else None
+        ref = MessageRef(row.channel, row.ts, row.said) if row.ts is not None else None
         found[action.id] = ToTell(said, ref, row.times or 0, row.since)
     return found
 

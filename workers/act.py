@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from service import silencing, tell
+from service.notify.refusals import PROBE_EVERY
 from service.observe import log
+from service.routing.elsewhere import NOTIFIER_REFUSED
 from service.runtime import Runtime
-from service.store import actions
+from service.store import actions, refusals
 from service.store.actions import NOTIFY, Action
 from service.store.session import begin
 from service.together import ToTell
 from workers.attempt import EFFECT_SECONDS_MAX, Ended, attempt, read
 from workers.decide import ROUNDS_MAX
 from workers.outcomes import Outcomes
+from workers.refusals import learn
 
 # An attempt may take EFFECT_SECONDS_MAX from its claim: with what recording it may take that is well inside the lease,
 # and nobody else starts while we may still be sending.
@@ -70,6 +73,8 @@ class Acting:
         """Claims what there is room for and starts it; whether there was any. It waits for none of it.
 
         What there is to do comes first, so that no pause waits for whom to tell, and none is lost where that fails."""
+        if not self._runtime.caught_up.is_set() and not self._runtime.refusing.known:
+            await self._who_refuses()
         started, undecided = await self._next(deciding=False)
         if not self._runtime.caught_up.is_set():
             undecided = await self._catch_up() or undecided
@@ -86,15 +91,29 @@ class Acting:
         now = asyncio.get_running_loop().time()
         most = PLACES_MAX_MEANWHILE if self._runtime.pace.many else PLACES_MAX
         rooms = {key: places.free(now, most) for key, places in self._places.items()}
+        refusing = self._runtime.refusing
+        for name in refusing.standing:
+            rooms[name, NOTIFY] = refusing.room(name, rooms.get((name, NOTIFY), most))
         routing = self._runtime.settings.routing
         async with begin(self._runtime.engine) as conn:
-            if deciding and not await tell.decide(conn, routing):
+            if deciding and not await tell.decide(conn, routing, self._of_one_incident()):
                 return False, False
             claimed = await actions.claim_and_look(conn, None, lease=LEASE, limit=most, rooms=rooms)
         if claimed.actions:
+            refusing.probed({action.destination for action, _died in claimed.actions if action.kind == NOTIFY})
             self.start([action for action, _died in claimed.actions], now)
         declared = silencing.declared_ids(routing, claimed.at)
         return bool(claimed.actions), claimed.undecided or claimed.declared != declared
+
+    def _of_one_incident(self) -> frozenset[str]:
+        return frozenset(name for name, notifier in self._runtime.notifiers.items() if notifier.one_incident)
+
+    async def _who_refuses(self) -> None:
+        """Once in the life of a process: a start may be what mended them, so each is tried with one message now."""
+        async with begin(self._runtime.engine) as conn:
+            names = self._runtime.notifiers
+            rows = await refusals.look(conn, names, NOTIFIER_REFUSED, again=PROBE_EVERY, anew=True)
+        learn(self._runtime, rows)
 
     async def _catch_up(self) -> bool:
         """Once in the life of a process: whether what stands is to be told to somebody whom only this config names."""
@@ -125,6 +144,10 @@ class Acting:
             # One that runs out of time takes the reading from no other.
             ended = await attempt(self._runtime, action, asyncio.shield(reading) if reading else None, until)
             places.heard(ended, asyncio.get_running_loop().time())
+            if ended.outcome == "refused":
+                self._runtime.refusing.refused(action.destination)
+            elif not ended.reached and action.kind == NOTIFY:
+                self._runtime.refusing.unused(action.destination)
             await self._outcomes.record(ended)
         except Exception as exc:  # noqa: BLE001 - its lease will end, and it is then of unknown fate
             log.error("action.crashed", action=action.id, kind=action.kind, error=type(exc).__name__, exc_info=exc)

@@ -19,6 +19,7 @@ from service.store import gauges as gauge_store
 from service.store import habits as habit_store
 from service.store.accounts import parse_key
 from service.store.actions import NOTIFY, PAUSE, RESUME
+from service.store.refusals import REFUSING
 from workers.ship import reader_name
 
 HABITS_BEHIND_MAX = timedelta(seconds=15)  # what they have not read by then may be the very event that was missed
@@ -88,10 +89,14 @@ async def actions_lag(look: Look) -> Readings | None:
 
 
 async def notifier_lag(look: Look) -> Readings | None:
-    """What was refused for good and still stands waits as well: nobody has heard of it there."""
-    waiting = await oldest_actions(look, look.runtime.notifiers, (NOTIFY,))
+    """What was refused for good and still stands waits as well: nobody has heard of it there. Of a notifier that takes
+    nothing until it is mended another alert tells, at once (workers/refusals.py)."""
+    refusing = set((await look.conn.execute(REFUSING)).scalars())
+    waiting = await oldest_actions(look, [name for name in look.runtime.notifiers if name not in refusing], (NOTIFY,))
     refused = await decisions.never_arrived(look.conn)
-    return {key: max(age, look.age_seconds(refused.get(key[0]))) for key, age in waiting.items()}
+    return dict.fromkeys(((name,) for name in refusing if name in look.runtime.notifiers), 0.0) | {
+        key: max(age, look.age_seconds(refused.get(key[0]))) for key, age in waiting.items()
+    }
 
 
 async def oldest_actions(look: Look, destinations: Iterable[str], kinds: tuple[str, ...]) -> Readings:

@@ -14,12 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from service.consequences import Consequences, notify
 from service.errors import Unavailable
+from service.notify.refusals import probe_after
 from service.routing.grouping import REFUSED_RETRY
 from service.runtime import LAST_WORDS_SECONDS, Runtime
-from service.store import actions, decisions, readers
+from service.store import actions, decisions, readers, refusals
 from service.store.actions import NOTIFY, Action, Outcome
+from service.store.refusals import Refused
 from service.store.session import begin
 from service.together import message_id
 from workers.attempt import Ended
@@ -30,6 +34,8 @@ BATCH_MAX = 200
 FINAL = ("done", "failed")
 BACKOFF_SECONDS = (1, 2, 5, 15, 30, 60, 120, 300)
 GIVE_UP_AFTER = timedelta(hours=24)
+# What was refused is due again at once, and lies where nothing is tried; until every process knows that.
+REFUSED_SETTLES = timedelta(seconds=5)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,29 +112,50 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
         now = None if over else await readers.clock(conn)
         outcomes = [outcome_of(one, now) for one in ended]
         sent = [one.message for one in ended if one.message is not None]
-        refused = [one.action for one in outcomes if one.action.kind == NOTIFY and one.outcome == "failed"]
-        if refused:
+        failed = [one.action for one in outcomes if one.action.kind == NOTIFY and one.outcome == "failed"]
+        if failed:
             await decisions.alone(conn)
         ours = await actions.conclude_many(conn, outcomes, now, sent)
-        await decisions.say_again(
-            conn, [(message_id(a), a.destination) for a in refused if a.id in ours], REFUSED_RETRY
-        )
-        if now is None:
-            return
+        await decisions.say_again(conn, [(message_id(a), a.destination) for a in failed if a.id in ours], REFUSED_RETRY)
+        taken = await keep_refusals(conn, runtime, [one for one in ended if one.action.id in ours])
         # An orchestrator's final answer is told to people.
         answered = {
             one.action.alert_id
             for one in outcomes
             if one.action.kind != NOTIFY and one.action.id in ours and one.outcome in FINAL
         }
-        await notify(conn, Consequences(), answered, list(runtime.notifiers), now)
+        if now is not None:
+            await notify(conn, Consequences(), answered, list(runtime.notifiers), now)
+    for destination in taken:
+        runtime.refusing.taken(destination)
+
+
+async def keep_refusals(conn: AsyncConnection, runtime: Runtime, ended: Sequence[Ended]) -> set[str]:
+    """Which destinations take nothing from now on, and which do again: those. As nearly always it is none of either."""
+    await refusals.refuse(
+        conn,
+        [
+            Refused(
+                destination=one.action.destination,
+                code=one.code or "refused",
+                detail=one.detail or "",
+                probe_after=probe_after(one.code),
+            )
+            for one in ended
+            if one.outcome == "refused"
+        ],
+    )
+    standing = runtime.refusing.standing
+    tried = [one.action.id for one in ended if one.reached and one.action.destination in standing]
+    return await refusals.take(conn, tried)
 
 
 def outcome_of(ended: Ended, now: datetime | None) -> Outcome:
     """`now` may be missing where it needs no next try."""
     action, outcome, detail, retry_at = ended.action, ended.outcome, ended.detail, None
     if now is not None and outcome not in FINAL:
-        retry_at = next_try(action, now, ended.retry_after_seconds)
+        refused = outcome == "refused"
+        retry_at = now + REFUSED_SETTLES if refused else next_try(action, now, ended.retry_after_seconds)
         if now - action.created_at > GIVE_UP_AFTER:
             outcome, detail, retry_at = "failed", f"gave up after {GIVE_UP_AFTER}: {detail}", None
     return Outcome(

@@ -20,6 +20,7 @@ from workers.drills import end_drills
 from workers.every import Every
 from workers.expire import let_go_expired
 from workers.gauges import look_at_gauges
+from workers.refusals import keep_refusals
 from workers.rules import keep_rules
 from workers.watch import Watch, watch
 
@@ -50,6 +51,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await readers.beat(conn, "sweep", now)
     await let_go_expired(runtime)
     await keep_rules(runtime)
+    await keep_refusals(runtime)
     await end_drills(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
@@ -110,7 +112,7 @@ def reload_rules(runtime: Runtime, last: Sweep) -> None:
 async def outside_heartbeat(runtime: Runtime, url: str) -> None:
     """Called only while evaluator, actions and sweep are current, so that a watchdog outside notices our own death."""
     async with begin(runtime.engine) as conn:
-        report = await health.report(conn, list(runtime.sinks))
+        report = await health.report(conn, list(runtime.sinks), list(runtime.notifiers))
     if not report["current"]:
         logger.warning("heartbeat.withheld", behind=report["behind"])
         return

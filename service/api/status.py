@@ -16,7 +16,7 @@ READY_SECONDS_MAX = 2.0
 async def get_health(request: Request) -> Response:
     runtime = runtime_of(request)
     async with begin(runtime.engine) as conn:
-        return JSONResponse(await health.report(conn, list(runtime.sinks)))
+        return JSONResponse(await health.report(conn, list(runtime.sinks), list(runtime.notifiers)))
 
 
 async def livez(_request: Request) -> Response:

@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 from service.notify.base import Notifier
 from service.notify.console import ConsoleConfig, open_console
+from service.notify.pagerduty import PagerDutyConfig, open_pagerduty
 from service.notify.slack import SlackConfig, open_slack
+from service.notify.webhook import WebhookConfig, open_webhook
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,5 +26,7 @@ class NotifierKind:
 
 NOTIFIERS: dict[str, NotifierKind] = {
     "slack": NotifierKind(SlackConfig, open_slack),
+    "pagerduty": NotifierKind(PagerDutyConfig, open_pagerduty),
+    "webhook": NotifierKind(WebhookConfig, open_webhook),
     "console": NotifierKind(ConsoleConfig, open_console),
 }

@@ -98,24 +98,41 @@ class AlertView:
     workflows: tuple[WorkflowLine, ...] = ()
     url: str | None = None
     together: Together | None = None
+    # The alert that its message was first about, the same whoever of a group leads now; None: this one.
+    incident_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MessageRef:
-    """Where a message is, in the notifier's own words: kept, so that later states edit it and never post again."""
+    """Where a message is, in the notifier's own words: kept, so that later states edit it and never post again.
+
+    `said`: which state it last told there, where the notifier goes by that; else whoever keeps it notes the state told.
+    """
 
     channel: str
     ts: str
+    said: str | None = None
 
 
 class Notifier(Protocol):
-    """One destination for people. Every failure is a `DeliveryFailed`; the retries are the actions' business."""
+    """One destination for people. Every failure is a `DeliveryFailed`; the retries are the actions' business.
+
+    `idempotent`: the same `delivery_id` twice has one effect there, so a post of unknown fate is simply sent again, and
+    `find` is never asked. `one_incident`: what is told of one group is one incident there, which pages by itself until
+    somebody has it in hand: repeats, growth and escalations to who was told already are edits of that.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def idempotent(self) -> bool: ...
+
+    @property
+    def one_incident(self) -> bool: ...
 
     async def post(self, view: AlertView, *, delivery_id: str, possible_repeat: bool) -> MessageRef:
         """Post once. `possible_repeat` is said in the message: an earlier try may have arrived all the same."""

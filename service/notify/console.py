@@ -25,6 +25,8 @@ class ConsoleConfig(BaseModel):
 
 class ConsoleNotifier:
     kind = "console"
+    idempotent = False
+    one_incident = False
 
     def __init__(self, config: ConsoleConfig) -> None:
         self.name = config.name

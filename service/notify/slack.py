@@ -75,6 +75,8 @@ class SlackConfig(BaseModel):
 
 class SlackNotifier:
     kind = "slack"
+    idempotent = False
+    one_incident = False
 
     def __init__(self, config: SlackConfig, *, timeout_seconds: int = TIMEOUT_SECONDS) -> None:
         self.name = config.name

@@ -13,7 +13,6 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import new_id
-from service.store.routing_tables import alert_news
 from service.store.tables import actions, attempts, messages
 
 NOTIFY = "notify"
@@ -222,6 +221,7 @@ class Message:
     destination: str
     channel: str
     ts: str
+    said: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,11 +246,12 @@ CONCLUDE = text(
         SELECT a.id FROM actions a JOIN told ON a.id = told.id
         WHERE a.state = 'running' AND a.attempts = told.number ORDER BY a.lane, a.id FOR UPDATE OF a
     ), sent AS (
-        INSERT INTO messages (alert_id, destination, channel, ts, posted_at)
-        SELECT alert_id, destination, channel, ts, moment.now
+        INSERT INTO messages (alert_id, destination, channel, ts, posted_at, said)
+        SELECT alert_id, destination, channel, ts, moment.now, said
         FROM jsonb_populate_recordset(NULL::messages, CAST(:messages AS jsonb)), moment
         ORDER BY alert_id, destination
-        ON CONFLICT (alert_id, destination) DO UPDATE SET channel = excluded.channel, ts = excluded.ts
+        ON CONFLICT (alert_id, destination) DO UPDATE SET
+            channel = excluded.channel, ts = excluded.ts, said = excluded.said
     ), tried AS (
         UPDATE attempts t SET finished_at = (SELECT now FROM moment), outcome = told.outcome, code = told.code, detail = told.detail
         FROM told WHERE t.action_id = told.id AND t.number = told.number
@@ -346,10 +347,12 @@ async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | N
 
 SAVE_MESSAGES = text(
     """
-    INSERT INTO messages (alert_id, destination, channel, ts, posted_at)
-    SELECT alert_id, destination, channel, ts, :now FROM jsonb_populate_recordset(NULL::messages, CAST(:rows AS jsonb))
+    INSERT INTO messages (alert_id, destination, channel, ts, posted_at, said)
+    SELECT alert_id, destination, channel, ts, :now, said
+    FROM jsonb_populate_recordset(NULL::messages, CAST(:rows AS jsonb))
     ORDER BY alert_id, destination
-    ON CONFLICT (alert_id, destination) DO UPDATE SET channel = excluded.channel, ts = excluded.ts
+    ON CONFLICT (alert_id, destination) DO UPDATE SET
+        channel = excluded.channel, ts = excluded.ts, said = excluded.said
     """
 ).bindparams(bindparam("now", type_=DateTime(timezone=True)))
 
@@ -373,23 +376,6 @@ async def outcome_counts(conn: AsyncConnection) -> list[tuple[str, str, int]]:
         .group_by(actions.c.kind, attempts.c.outcome)
     )
     return [(row[0], row[1], row[2]) for row in rows]
-
-
-async def waiting(conn: AsyncConnection) -> tuple[int, datetime | None, int]:
-    """(open actions, creation time of the oldest of them, failed for good). News of an alert of which nobody has decided yet
-    whom to tell is as good as an action."""
-    undecided = select(func.count()).select_from(alert_news).scalar_subquery()
-    since = select(func.min(alert_news.c.at)).scalar_subquery()
-    row = (
-        await conn.execute(
-            select(
-                func.count().filter(actions.c.state.in_(OPEN)) + undecided,
-                func.least(func.min(actions.c.created_at).filter(actions.c.state.in_(OPEN)), since),
-                func.count().filter(actions.c.state == "failed"),
-            )
-        )
-    ).one()
-    return row[0], row[1], row[2]
 
 
 def to_action(row: Row[Any]) -> Action:

@@ -34,13 +34,15 @@ POSTS_MAX = 200  # of one notification that are edited when it is over, beside t
 @dataclass(frozen=True, slots=True)
 class Look:
     """`ours`: nobody else decides until this transaction ends. What else there is to read is said by one look, as nearly
-    always it is nothing; `declared`: ids of the config file's silences that have rows."""
+    always it is nothing; `declared`: ids of the config file's silences that have rows; `refusing`: notifiers that
+    take nothing now."""
 
     ours: bool
     now: datetime
     due: bool
     muted_due: bool
     declared: frozenset[str]
+    refusing: frozenset[str]
 
 
 LOOK = text(
@@ -49,7 +51,8 @@ LOOK = text(
     SELECT pg_try_advisory_xact_lock(:lock) AS ours, now,
         EXISTS (SELECT 1 FROM notifications WHERE due_at <= (SELECT now FROM moment)) AS due,
         EXISTS (SELECT 1 FROM notification_alerts WHERE look_at <= (SELECT now FROM moment)) AS muted_due,
-        (SELECT array_agg(id::text) FROM silences WHERE declared AND end_at > (SELECT now FROM moment)) AS declared
+        (SELECT array_agg(id::text) FROM silences WHERE declared AND end_at > (SELECT now FROM moment)) AS declared,
+        (SELECT array_agg(destination) FROM notifier_refusals WHERE taken_at IS NULL) AS refusing
     FROM moment
     """
 ).bindparams(bindparam("lock", LOCK, type_=BigInteger()))
@@ -58,7 +61,8 @@ LOOK = text(
 async def look(conn: AsyncConnection) -> Look:
     """It may have looked a moment before the lock was free: what is decided stands on what is read after it."""
     row = (await conn.execute(LOOK)).one()
-    return Look(row.ours, row.now, row.due, row.muted_due, frozenset(row.declared or ()))
+    declared, refusing = frozenset(row.declared or ()), frozenset(row.refusing or ())
+    return Look(row.ours, row.now, row.due, row.muted_due, declared, refusing)
 
 
 KNOWN = (
@@ -93,12 +97,13 @@ async def known(
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """Messages, newest first, by notification; which of them, by (id, destination), have arrived, and which never will:
-    their last attempt was refused for good."""
+    """Messages, newest first, by notification; which of them, by (id, destination), have arrived, which never will, as
+    their last attempt was refused for good, and which have told that all is over."""
 
     of: dict[str, list[Post]] = field(default_factory=dict)
     out: set[tuple[str, str]] = field(default_factory=set)
     refused: set[tuple[str, str]] = field(default_factory=set)
+    over: set[tuple[str, str]] = field(default_factory=set)
 
 
 # Without a message and with nothing open that would post it, it was refused.
@@ -108,6 +113,7 @@ POSTS = (
     text(
         f"""
     SELECT m.alert_id IS NOT NULL AS is_out, m.alert_id IS NULL AND NOT {IS_OPEN} AS is_refused,
+        coalesce(m.said = 'resolved', false) AS is_over,
         {", ".join(f"p.{one.name}" for one in notification_posts.columns)}
     FROM (
         SELECT *, row_number() OVER (PARTITION BY notification_id ORDER BY at DESC, id DESC) AS nth,
@@ -119,7 +125,12 @@ POSTS = (
     """
     )
     .bindparams(bindparam("ids", type_=IDS), bindparam("closing", type_=IDS), bindparam("most", type_=BigInteger()))
-    .columns(column("is_out", Boolean()), column("is_refused", Boolean()), *notification_posts.columns)
+    .columns(
+        column("is_out", Boolean()),
+        column("is_refused", Boolean()),
+        column("is_over", Boolean()),
+        *notification_posts.columns,
+    )
 )
 
 
@@ -133,6 +144,8 @@ async def posts_of(conn: AsyncConnection, ids: Collection[str], closing: Collect
             found.out.add((row.id, row.destination))
         if said.pop("is_refused"):
             found.refused.add((row.id, row.destination))
+        if said.pop("is_over"):
+            found.over.add((row.id, row.destination))
         found.of[row.notification_id].append(to_post(said))
     return found
 

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, Row, Text, Uuid, bindparam, text
+from sqlalchemy import ARRAY, Row, Text, Uuid, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.actions import PAUSE, RESUME
+from service.store.tables import messages as message_table
 
 IDS = ARRAY(Uuid(as_uuid=False))
 # `unsure` is of the whole lane: what an earlier action of this alert may have posted is this one's to find.
@@ -35,7 +36,7 @@ MESSAGES = text(
     ), begun AS (
         SELECT id, first_post_at FROM notifications WHERE id = ANY(ARRAY(SELECT notification_id FROM posts))
     )
-    SELECT w.action_id::text, sent.channel, sent.ts, unsure.times, unsure.since, posts.kind,
+    SELECT w.action_id::text, sent.channel, sent.ts, sent.said, unsure.times, unsure.since, posts.kind,
         counted.*, begun.first_post_at
     FROM wanted w
         LEFT JOIN posts ON posts.id = w.id AND posts.destination = w.destination
@@ -65,7 +66,7 @@ class Wanted:
 
 
 async def messages(conn: AsyncConnection, wanted: Sequence[Wanted]) -> dict[str, Row[Any]]:
-    """By action id: where its message is (`channel`, `ts`), how many attempts of its lane are of unknown fate and since when
+    """By action id: where its message is (`channel`, `ts`, and what it `said`), how many attempts of its lane are of unknown fate and since when
     (`times`, `since`), and how the alerts stand that it tells of (`kind`, `notification_id`, `total` and others)."""
     if not wanted:
         return {}
@@ -110,3 +111,10 @@ async def workflows(conn: AsyncConnection, workflow_ids: Collection[str]) -> dic
         return {}
     rows = await conn.execute(WORKFLOWS, {"ids": sorted(workflow_ids)})
     return {row[0]: Shown(*row[1:]) for row in rows}
+
+
+async def newest_channel(conn: AsyncConnection, destination: str) -> str | None:
+    """Where the last message to this destination was posted."""
+    newest = select(message_table.c.channel).where(message_table.c.destination == destination)
+    found: str | None = (await conn.execute(newest.order_by(message_table.c.posted_at.desc()).limit(1))).scalar()
+    return found

@@ -302,7 +302,7 @@ attempts = Table(
     Column("number", Integer, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("finished_at", Instant),
-    Column("outcome", Text),  # done | retry | failed | ambiguous; null while under way, or when we died in it
+    Column("outcome", Text),  # done | retry | refused | failed | ambiguous; null while under way, or when we died in it
     Column("code", Text),
     Column("detail", Text),
     PrimaryKeyConstraint("action_id", "number"),
@@ -317,6 +317,7 @@ messages = Table(
     Column("channel", Text, nullable=False),
     Column("ts", Text, nullable=False),
     Column("posted_at", Instant, nullable=False),
+    Column("said", Text),  # which state it last told; null where that was told by a version that did not note it
     PrimaryKeyConstraint("alert_id", "destination"),
 )
 

@@ -1,4 +1,4 @@
-"""Every notifier keeps the same promises; then Slack's own traps, each against a strict server of Slack's rules."""
+"""Slack's own traps, each against a strict server of its rules; what every notifier promises is in test_notifiers_conform.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,31 +16,15 @@ from pydantic import ValidationError
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import DeliveryFailed
-from service.notify import NOTIFIERS
-from service.notify.base import AlertView, MessageRef, Notifier, WorkflowLine
+from service.notify.base import AlertView, MessageRef, WorkflowLine
 from service.notify.slack import SlackConfig, SlackNotifier
 from service.notify.slack_answers import PERMANENT
 from service.notify.slack_blocks import BLOCKS_CHARS_MAX, blocks, fallback
 from service.notify.wording import word
 from tests.fakes.front import Front, standing
 from tests.fakes.slack import CHANNEL, TOKEN, FakeSlack, check_content, units
+from tests.plug_ins.notifier_cases.views import OPENED, RESOLVED, VIEW
 
-OPENED = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
-VIEW = AlertView(
-    id="0199-alert",
-    rule_id="token-refresh-failing",
-    severity="P2",
-    state="firing",
-    summary="Token refresh is failing",
-    opened_at=OPENED,
-    fired_at=OPENED + timedelta(seconds=2),
-    account_id="ca_1",
-    provider="GOOGLE_ADS",
-    identifier="clark@example.com",
-    workflows=(WorkflowLine(workflow_id="w1", name="Nightly report", state="paused"),),
-    url="https://authwatch.example.com/#alert=1&x=2",
-)
-RESOLVED = dataclasses.replace(VIEW, state="resolved", resolved_at=OPENED + timedelta(minutes=9))
 NOWHERE = "http://127.0.0.1:9/api/"  # the discard port: nothing listens
 
 
@@ -64,84 +47,6 @@ def notifier_of(
 ) -> SlackNotifier:
     config = SlackConfig.model_validate({"token": token, "channel": channel, "api_url": fake.url})
     return SlackNotifier(config, timeout_seconds=timeout_seconds)
-
-
-def slack_section(fake: FakeSlack) -> dict[str, Any]:
-    return {"kind": "slack", "name": "on-call", "token": TOKEN, "channel": CHANNEL, "api_url": fake.url}
-
-
-# How to open each kind, and where a reader sees what it said. A newcomer adds one line to each.
-SECTIONS: dict[str, Callable[[FakeSlack], dict[str, Any]]] = {
-    "slack": slack_section,
-    "console": lambda fake: {"kind": "console", "name": "on-call"},
-}
-READERS: dict[str, Callable[[FakeSlack, str], str]] = {
-    "slack": lambda fake, printed: "\n".join(fake.text_of(message) for message in fake.messages),
-    "console": lambda fake, printed: printed,
-}
-
-
-def test_every_notifier_of_the_registry_is_in_this_suite() -> None:
-    assert set(NOTIFIERS) == set(SECTIONS) == set(READERS)
-
-
-@pytest.fixture(params=sorted(NOTIFIERS))
-def any_notifier(request: pytest.FixtureRequest, fake: FakeSlack) -> Notifier:
-    kind = NOTIFIERS[request.param]
-    return kind.open(kind.Config.model_validate(SECTIONS[request.param](fake)), None)
-
-
-async def test_a_notifier_knows_its_name_and_kind(any_notifier: Notifier) -> None:
-    assert any_notifier.name == "on-call"
-    assert any_notifier.kind in NOTIFIERS
-
-
-async def test_a_post_reaches_the_reader_with_the_facts(
-    any_notifier: Notifier, fake: FakeSlack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
-    said = READERS[any_notifier.kind](fake, capsys.readouterr().err)
-    assert ref.channel
-    assert ref.ts
-    for fact in (
-        "Token refresh is failing",
-        "clark@example.com",
-        "2026-11-22 10:00:00 UTC",
-        "Nightly report",
-        "What to do",
-    ):
-        assert fact in said
-    assert "possible repeat" not in said
-
-
-async def test_a_possible_repeat_is_said_so(
-    any_notifier: Notifier, fake: FakeSlack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=True)
-    assert "(possible repeat)" in READERS[any_notifier.kind](fake, capsys.readouterr().err)
-
-
-async def test_an_update_keeps_the_reference_and_tells_the_new_state(
-    any_notifier: Notifier, fake: FakeSlack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
-    assert await any_notifier.update(RESOLVED, ref) == ref
-    assert "Resolved at 2026-11-22 10:09:00 UTC" in READERS[any_notifier.kind](fake, capsys.readouterr().err)
-
-
-async def test_a_delivery_never_made_is_not_found(any_notifier: Notifier) -> None:
-    assert await any_notifier.find("never") is None
-
-
-async def test_check_says_something_and_posts_nothing(any_notifier: Notifier, fake: FakeSlack) -> None:
-    assert await any_notifier.check()
-    assert fake.messages == []
-
-
-@pytest.mark.parametrize("kind", sorted(NOTIFIERS))
-def test_an_unknown_key_in_the_config_is_refused(kind: str, fake: FakeSlack) -> None:
-    with pytest.raises(ValidationError, match="chanel"):
-        NOTIFIERS[kind].Config.model_validate({**SECTIONS[kind](fake), "chanel": "C1"})
 
 
 # Slack: what is sent

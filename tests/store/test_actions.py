@@ -8,7 +8,7 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.event import new_id
-from service.store import actions, readers
+from service.store import actions, readers, refusals
 from service.store.actions import NOTIFY, NewAction
 from service.store.session import begin
 
@@ -45,7 +45,7 @@ async def test_a_change_during_the_sending_gets_a_notification_of_its_own(engine
         assert not changing.done()  # it waits to see whether the one it found is still pending
     await changing
     async with begin(engine) as conn:
-        open_actions, _, _ = await actions.waiting(conn)
+        open_actions, _, _ = await refusals.waiting(conn)
     assert open_actions == 2
 
 

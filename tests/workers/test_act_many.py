@@ -36,6 +36,8 @@ class Fake:
 
     name: str = "fake"
     kind: str = "fake"
+    idempotent: bool = False
+    one_incident: bool = False
     stuck: set[str] = field(default_factory=set)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Event = field(default_factory=asyncio.Event)
