@@ -19,7 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service import intake, problem
+from service import intake, interactions, problem
+from service.api import slack
 from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
 from service.api.routes import CALLS
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                 async with (
                     kept_current(runtime, None if settings else variables),
                     intake.watched(runtime.engine, runtime.sources),
+                    interactions.answered(runtime) as app.state.interactions,
                 ):
                     yield {FRONT_DOOR: front_door}
             finally:
@@ -97,6 +99,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
         routes=[
             Route(PATH + "{source:path}", front_door, methods=["POST"]),  # for whoever asks by another method
             *routes_of(CALLS),
+            Route(slack.PATH, slack.interact, methods=["POST"]),
             Route("/openapi.json", openapi, methods=["GET"]),
         ],
         lifespan=lifespan,
