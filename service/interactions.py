@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from service import queue, rule_sets, steer
@@ -71,8 +71,8 @@ async def snooze(doer: Doer) -> Said:
     until = doer.click.at + SNOOZE
     async with begin(doer.runtime.engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
         alert, _ = await steer.open_alert(conn, doer.alert_id)
-        asleep = alert.state != "resolved" and alert.snoozed_until is not None
-        if not asleep or alert.snoozed_until is None or alert.snoozed_until < until - SNOOZE_SAME:
+        asleep_until = alert.snoozed_until if alert.state != "resolved" else None
+        if asleep_until is None or asleep_until < until - SNOOZE_SAME:
             alert = await steer.snooze_alert(conn, doer.alert_id, until, doer.context)
     assert alert.snoozed_until is not None
     return Said("snoozed", f"Snoozed until {alert.snoozed_until:%H:%M} UTC, pauses stay: {alert.summary}")
@@ -81,13 +81,7 @@ async def snooze(doer: Doer) -> Said:
 async def resolve(doer: Doer) -> Said:
     async with begin(doer.runtime.engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
         ruleset = await rule_sets.in_force(conn, doer.runtime)
-        context = Context(
-            actor=doer.context.actor,
-            notifiers=doer.context.notifiers,
-            orchestrators=doer.context.orchestrators,
-            ruleset=ruleset,
-        )
-        alert = await steer.resolve_alert(conn, doer.alert_id, context)
+        alert = await steer.resolve_alert(conn, doer.alert_id, replace(doer.context, ruleset=ruleset))
     return Said("resolved", f"Resolved. What it paused stays so until the account is well, or Resume: {alert.summary}")
 
 
@@ -111,6 +105,8 @@ async def resume(doer: Doer) -> Said:
         of_alert = await workflows.holds_of_alert(conn, doer.alert_id)
         lifted = {hold.workflow_id for hold in of_alert if hold.release_reason == "person"}
         still = {hold.workflow_id for hold in await workflows.open_holds(conn, workflow_ids=lifted)}
+    if not lifted and standing:
+        return Said("older_than_the_pause", "Paused anew since that click, so nothing was done. Click again.")
     if not lifted:
         return Said("nothing_held", "Nothing is paused because of this alert any more.")
     words = f"Resumed: {named(lifted - still)}. " if lifted - still else ""
@@ -209,7 +205,7 @@ class Interactions:
         except AuthwatchError as exc:
             return Said(exc.code, WORDS.get(exc.code, str(exc)))
         except TimeoutError:
-            return Said("too_slow", WORDS["database_unavailable"])
+            return Said("too_slow", "Authwatch did not get it done in time. Click again in a minute.")
         except Exception as exc:  # noqa: BLE001 - the edge: a bug of ours is an answer too
             log.error("slack.click_crashed", action=click.action, error=type(exc).__name__, exc_info=exc)
             return Said("crashed", "Something went wrong in Authwatch, and it is logged there. Click again.")

@@ -72,13 +72,10 @@ class People:
             )
         if click.user_id in may.users:
             return
-        unknown: DeliveryFailed | None = None
-        for group in may.groups:
-            try:
-                if click.user_id in await self.members(config, group):
-                    return
-            except DeliveryFailed as exc:
-                unknown = exc
+        asked = await asyncio.gather(*(self._asked(config, group) for group in may.groups))
+        if any(click.user_id in members for members in asked if isinstance(members, frozenset)):
+            return
+        unknown = next((failure for failure in asked if isinstance(failure, DeliveryFailed)), None)
         if unknown is not None:
             raise Forbidden(
                 f"Slack could not be asked who is in the permitted groups, so nothing was done: {unknown}."
@@ -90,6 +87,12 @@ class People:
             f" {where} or to SLACK_MAY_ACT.",
             code="not_permitted",
         )
+
+    async def _asked(self, config: SlackConfig, group_id: str) -> frozenset[str] | DeliveryFailed:
+        try:
+            return await self.members(config, group_id)
+        except DeliveryFailed as exc:
+            return exc
 
     async def members(self, config: SlackConfig, group_id: str) -> frozenset[str]:
         """The users of a group, as Slack said at most a minute ago. Raises DeliveryFailed when it cannot be asked."""
@@ -107,7 +110,7 @@ class People:
 
 
 async def ask(http: httpx.AsyncClient, config: SlackConfig, group_id: str) -> frozenset[str]:
-    """usergroups.users.list, once. A group that is switched off has no members."""
+    """usergroups.users.list, once. Raises DeliveryFailed with the mend; no message holds the token."""
     answer = await outbound.call(
         http,
         "GET",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,9 +20,10 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.clicks import PATH
 from service.clicks.payload import ACTIONS, Click, read_click
+from service.clicks.people import People
 from service.clicks.reply import Said, is_slacks, message
 from service.clicks.signature import WINDOW_SECONDS, sign, verify
-from service.errors import ConfigError, SignatureInvalid
+from service.errors import ConfigError, Forbidden, SignatureInvalid
 from service.interactions import DEEDS, Interactions
 from service.notify.slack import SlackConfig
 from service.runtime import Runtime
@@ -29,7 +31,7 @@ from service.settings import load_settings
 from service.slack_settings import SECRETS_MAX
 from tests.conftest import SECRET
 from tests.fakes.slack import CHANNEL, TOKEN
-from tests.fakes.slack_clicks import DIANA, SIGNING_SECRET, FakeClicks, form, signed
+from tests.fakes.slack_clicks import CLARK, DIANA, SIGNING_SECRET, FakeClicks, form, signed
 
 NOW = datetime(2026, 11, 26, 2, 0, tzinfo=UTC)
 AT = int(NOW.timestamp())
@@ -316,3 +318,38 @@ def test_a_section_of_nobody_permits_nobody() -> None:
     for bad in ("", "  ", "short", "x" * 15):
         with pytest.raises(ValidationError):
             config(signing_secret=bad)
+
+
+# Who may, where one Slack app has several channels.
+
+
+@pytest.mark.parametrize(
+    ("channel", "user", "code"),
+    [
+        ({"id": CHANNEL, "name": "on-call"}, DIANA, None),
+        ({"id": CHANNEL, "name": "on-call"}, CLARK, "not_permitted"),
+        ({"id": "C0PAYMENTS", "name": "payments"}, CLARK, None),
+        ({"id": "C0PAYMENTS", "name": "payments"}, DIANA, "not_permitted"),
+        ({"id": "C0ANYWHERE", "name": "random"}, DIANA, "not_permitted"),
+        ({"id": "C0ANYWHERE", "name": "random"}, CLARK, "not_permitted"),
+        ({"id": "C0ANYWHERE", "name": "random"}, "U0BOTH0001", None),
+        (None, DIANA, "not_permitted"),
+    ],
+)
+async def test_the_notifier_of_the_channel_decides_and_elsewhere_all_do(
+    channel: dict[str, str] | None, user: str, code: str | None
+) -> None:
+    notifiers = [
+        config(name="oncall", may_act={"users": [DIANA, "U0BOTH0001"]}),
+        config(name="payments", channel="#payments", may_act={"users": [CLARK, "U0BOTH0001"]}),
+    ]
+    click = read_click(form(FakeClicks().payload("resume", ALERT, user=user) | {"channel": channel}), NOW)
+    assert click is not None
+    async with httpx.AsyncClient() as http:
+        people = People(http)
+        if code is None:
+            await people.permit(click, notifiers)
+        else:
+            with pytest.raises(Forbidden) as caught:
+                await people.permit(click, notifiers)
+            assert caught.value.code == code
