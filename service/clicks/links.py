@@ -55,7 +55,9 @@ async def ask_for(conn: AsyncConnection, click: Click, alert_id: str, api: Provi
         )
     account = (await accounts.load(conn, [alert.account])).get(alert.account)
     if alert.state == "resolved" and (account is None or account.status == WELL):
-        raise Conflict("This alert is resolved and its account is well: nothing is left to re-authorize.", code="is_well")
+        raise Conflict(
+            "This alert is resolved and its account is well: nothing is left to re-authorize.", code="is_well"
+        )
     if alert.account.source not in sources_of(settings, api.provider):
         raise BadRequest(
             f'The account is of the source "{alert.account.source}", and the credentials that Authwatch has are for'

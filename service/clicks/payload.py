@@ -108,7 +108,7 @@ def read_click(body: bytes, at: datetime) -> Click | None:
         action=ACTIONS[button.action_id],
         alert_id=as_uuid(button.value),
         user_id=said.user.id,
-        user_name=clean(redact_text(said.user.username or said.user.name or ""), NAME_CHARS_MAX),
+        user_name=shown(said.user.username or said.user.name or ""),
         at=at,
         team_id=said.team.id if said.team else None,
         app_id=said.api_app_id,
@@ -116,6 +116,11 @@ def read_click(body: bytes, at: datetime) -> Click | None:
         channel_name=said.channel.name if said.channel else None,
         response_url=said.response_url,
     )
+
+
+def shown(name: str) -> str:
+    """A name that anybody may have given themselves, as one short line without links, secrets and unseen characters."""
+    return clean("".join(char for char in redact_text(name) if char.isprintable()), NAME_CHARS_MAX)
 
 
 def read_payload(body: bytes) -> dict[str, Any]:

@@ -24,9 +24,7 @@ async def examine(runtime: Runtime, url: str | None) -> dict[str, Finding]:
 
 async def test_where_all_is_well_it_is_said(database_url: str, tmp_path: Path) -> None:
     url = "https://authwatch.example.com"
-    async with open_desk(
-        database_url, tmp_path, SLACK_MAY_ACT=f"U0CLARK001,{GROUP}", AUTHWATCH_PUBLIC_URL=url
-    ) as desk:
+    async with open_desk(database_url, tmp_path, SLACK_MAY_ACT=f"U0CLARK001,{GROUP}", AUTHWATCH_PUBLIC_URL=url) as desk:
         found = await examine(desk.runtime, str(desk.client.base_url))
         assert set(found) == {"clicks of slack", "click URL of slack", "click probe of slack"}
         assert all(finding.ok for finding in found.values())

@@ -19,7 +19,7 @@ from service.store.session import begin
 from tests.end_to_end.slack_desk import Desk, open_desk
 from tests.end_to_end.test_api import FAILED, NOWHERE, STATUS, problem
 from tests.fakes import serve
-from tests.fakes.slack_clicks import APP, CLARK, DIANA, GROUP, SIGNING_SECRET, TEAM, FakeClicks, form, signed
+from tests.fakes.slack_clicks import CLARK, DIANA, GROUP, SIGNING_SECRET, FakeClicks, form, signed
 from tests.make_requests import event_body
 from workers.evaluate import evaluate
 
@@ -241,7 +241,9 @@ async def test_members_of_a_group_may_and_slack_is_asked_once_a_minute(database_
         alert_id = await desk.failed_three_times()
         desk.slack.refuse_next("fatal_error")
         said = await desk.click("acknowledge", alert_id)
-        assert said.startswith("Slack could not be asked who is in the permitted groups, so nothing was done: Slack: fatal")
+        assert said.startswith(
+            "Slack could not be asked who is in the permitted groups, so nothing was done: Slack: fatal"
+        )
         assert (await desk.alert(alert_id))["state"] == "firing"
         desk.slack.refuse_next("fatal_error")
         assert "Acknowledged by" in await desk.click("acknowledge", alert_id, user=CLARK, name="clark"), "is named"
@@ -312,7 +314,7 @@ async def test_what_is_not_signed_now_and_whole_is_401(desk: Desk) -> None:
         ({**good, "x-slack-signature": good["x-slack-signature"].upper()}, body),
         ({**good, "x-slack-signature": good["x-slack-signature"][3:]}, body),
         ({**good, "x-slack-request-timestamp": "now"}, body),
-        ({**good, "x-slack-request-timestamp": f" {now}"}, body + b"&x=1"),
+        ({**good, "x-slack-request-timestamp": f"+{now}"}, body),
         (good, body + b" "),
         (good, b""),
         signed(body, at=now - 310),
@@ -327,7 +329,14 @@ async def test_what_is_not_signed_now_and_whole_is_401(desk: Desk) -> None:
     for bad in (b"", b"payload", b"payload=", b"payload=%ff", b"payload={}&payload={}", form([1]), form("x"), b"p=1"):
         head, sent = signed(bad)
         problem(await desk.client.post(PATH, content=sent, headers=head), 401, "payload_malformed")
-    for payload in ({"actions": 1}, {"user": {"id": 5}}, {"user": None}, {"user": {"id": "U 1"}}, {"actions": [{}]}):
+    wrong: tuple[dict[str, Any], ...] = (
+        {"actions": 1},
+        {"user": {"id": 5}},
+        {"user": None},
+        {"user": {"id": "U 1"}},
+        {"actions": [{}]},
+    )
+    for payload in wrong:
         head, sent = signed(form(desk.slack.payload("acknowledge", alert_id) | payload))
         problem(await desk.client.post(PATH, content=sent, headers=head), 401, "payload_malformed")
     assert (await desk.alert(alert_id))["state"] == "firing"

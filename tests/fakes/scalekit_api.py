@@ -45,9 +45,7 @@ LIST_PARAMETERS = frozenset(
 EVENT_FIELDS = frozenset(
     {"spec_version", "id", "type", "occurred_at", "environment_id", "organization_id", "object", "data", "display_name"}
 )
-LINK_FIELDS = frozenset(
-    {"id", "connector", "identifier", "organization_id", "user_id", "state", "user_verify_url"}
-)
+LINK_FIELDS = frozenset({"id", "connector", "identifier", "organization_id", "user_id", "state", "user_verify_url"})
 STATUSES = frozenset({"ACTIVE", "EXPIRED", "PENDING_AUTH", "PENDING_VERIFICATION", "DISCONNECTED"})
 PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX = 10, 100
 UNSET = "1970-01-01T00:00:00"

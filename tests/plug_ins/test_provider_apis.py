@@ -223,7 +223,18 @@ async def test_a_link_is_asked_for_once_and_with_a_new_token_where_the_old_one_e
 @pytest.mark.parametrize(
     "link",
     [
-        *(None, 5, "", "x", "javascript:alert(1)", "https:///x", "https://[::1", "https://a/ b", "https://a/<b>", "ftp://a/b"),
+        *(
+            None,
+            5,
+            "",
+            "x",
+            "javascript:alert(1)",
+            "https:///x",
+            "https://[::1",
+            "https://a/ b",
+            "https://a/<b>",
+            "ftp://a/b",
+        ),
         *('https://a/"b', "https://a\\b", "https://a/\u202e", "https://a/" + "b" * 3_000),
     ],
 )

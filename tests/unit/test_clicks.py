@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -91,12 +90,12 @@ def test_every_notifier_whose_secret_matches_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def door() -> Iterator[TestClient]:
+def door() -> TestClient:
     """The app without its database: nothing that is not a click gets that far."""
     given = {"DATABASE_URL": "postgresql://u@127.0.0.1:9/none", "SCALEKIT_WEBHOOK_SECRET": SECRET}
     app = create_app(load_settings(given), {})
     app.state.interactions = Interactions(cast(Runtime, SimpleNamespace(http=None)), [config()])
-    yield TestClient(app, raise_server_exceptions=True)
+    return TestClient(app, raise_server_exceptions=True)
 
 
 def config(**more: Any) -> SlackConfig:
@@ -226,7 +225,12 @@ def test_words_go_to_slack_and_nowhere_else(url: str, taken: bool) -> None:
 def test_a_configured_api_elsewhere_is_that_place_alone() -> None:
     own = config(api_url="http://127.0.0.1:8123/api/")
     assert is_slacks("http://127.0.0.1:8123/actions/1", [own])
-    for url in ("http://127.0.0.1:8124/actions/1", "https://127.0.0.1:8123/a", "http://localhost:8123/a", "https://slack.com/a"):
+    for url in (
+        "http://127.0.0.1:8124/actions/1",
+        "https://127.0.0.1:8123/a",
+        "http://localhost:8123/a",
+        "https://slack.com/a",
+    ):
         assert not is_slacks(url, [own])
 
 
@@ -251,7 +255,9 @@ def load(**given: str) -> Any:
 
 
 def test_the_environment_says_who_may_click() -> None:
-    section = load(SLACK_SIGNING_SECRET=f"{SIGNING_SECRET}, {'a' * 32}", SLACK_MAY_ACT="U012AB3CDE, S0GROUP001,T0TEAM001,A0APP001")
+    section = load(
+        SLACK_SIGNING_SECRET=f"{SIGNING_SECRET}, {'a' * 32}", SLACK_MAY_ACT="U012AB3CDE, S0GROUP001,T0TEAM001,A0APP001"
+    )
     made = SlackConfig.model_validate(section)
     assert made.may_act is not None
     assert (made.may_act.users, made.may_act.groups) == (("U012AB3CDE",), ("S0GROUP001",))

@@ -84,7 +84,10 @@ def test_every_command_is_one_of_the_command_line(compose: dict[str, Any], name:
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_passed_on_is_one_we_know(compose: dict[str, Any], name: str) -> None:
-    read = "".join((ROOT / "service" / file).read_text(encoding="utf-8") for file in ("settings.py", "slack_settings.py", "observe.py"))
+    read = "".join(
+        (ROOT / "service" / file).read_text(encoding="utf-8")
+        for file in ("settings.py", "slack_settings.py", "observe.py")
+    )
     told = (ROOT / "README.md").read_text(encoding="utf-8")
     for variable in compose["services"][name]["environment"].keys() - LIBPQ:
         assert f'"{variable}"' in read or f"`{variable}`" in told, f"nobody reads {variable}"
