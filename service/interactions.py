@@ -15,6 +15,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from service import queue, rule_sets, steer
 from service.clicks import links, reply
 from service.clicks.payload import Click, read_click
@@ -33,7 +36,9 @@ from service.store.session import begin
 from service.store.workflows import Hold
 
 ANSWER_SECONDS_MAX = 2.0  # of Slack's three; the rest is for the way
-DATABASE_SECONDS_MAX = 2.0  # of each transaction
+# Of each statement: the server gives up, what was begun is rolled back, and the connection is as good as before.
+STATEMENT_MS_MAX = 1500
+TRANSACTION_SECONDS_MAX = 5.0  # where the server itself hangs
 CLICK_SECONDS_MAX = 20.0  # of all that one click may take, after the answer too
 CLICKS_MAX = 50  # on their way in one process
 STOP_SECONDS_MAX = 3.0
@@ -42,6 +47,7 @@ SNOOZE_SAME = timedelta(minutes=1)  # a snooze that ends this near is the one th
 # Slack signs by its clock, in whole seconds, and holds are placed by the database's.
 CLOCKS_APART = timedelta(seconds=10)
 WORKFLOWS_NAMED_MAX = 10
+SHORT = text(f"SET LOCAL statement_timeout = {STATEMENT_MS_MAX}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,22 @@ class Doer:
         )
 
 
+@asynccontextmanager
+async def bounded(runtime: Runtime) -> AsyncIterator[AsyncConnection]:
+    async with begin(runtime.engine, seconds_max=TRANSACTION_SECONDS_MAX) as conn:
+        await conn.execute(SHORT)
+        yield conn
+
+
 async def acknowledge(doer: Doer) -> Said:
-    async with begin(doer.runtime.engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+    async with bounded(doer.runtime) as conn:
         alert = await steer.acknowledge_alert(conn, doer.alert_id, doer.context)
     return Said("acknowledged", f"Acknowledged by {alert.acknowledged_by}: {alert.summary}")
 
 
 async def snooze(doer: Doer) -> Said:
     until = doer.click.at + SNOOZE
-    async with begin(doer.runtime.engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+    async with bounded(doer.runtime) as conn:
         alert, _ = await steer.open_alert(conn, doer.alert_id)
         asleep_until = alert.snoozed_until if alert.state != "resolved" else None
         if asleep_until is None or asleep_until < until - SNOOZE_SAME:
@@ -79,7 +92,7 @@ async def snooze(doer: Doer) -> Said:
 
 
 async def resolve(doer: Doer) -> Said:
-    async with begin(doer.runtime.engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+    async with bounded(doer.runtime) as conn:
         ruleset = await rule_sets.in_force(conn, doer.runtime)
         alert = await steer.resolve_alert(conn, doer.alert_id, replace(doer.context, ruleset=ruleset))
     return Said("resolved", f"Resolved. What it paused stays so until the account is well, or Resume: {alert.summary}")
@@ -88,20 +101,20 @@ async def resolve(doer: Doer) -> Said:
 async def resume(doer: Doer) -> Said:
     """One transaction for each workflow, because each has its own locks. Only this alert's holds: who reads of one trouble
     does not know of another that holds the same workflow."""
-    engine, upto = doer.runtime.engine, doer.click.at + CLOCKS_APART
+    upto = doer.click.at + CLOCKS_APART
 
     def meant(hold: Hold) -> bool:
         return hold.alert_id == doer.alert_id and hold.placed_at <= upto
 
-    async with begin(engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+    async with bounded(doer.runtime) as conn:
         if await alerts.load(conn, doer.alert_id) is None:
             raise NotFound("no alert of that id", code="unknown_alert")
         standing = await workflows.open_holds(conn, alert_ids=[doer.alert_id])
     reason = f"resumed from Slack, on alert {doer.alert_id}"
     for workflow_id in sorted({hold.workflow_id for hold in standing if meant(hold)}):
-        async with begin(engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+        async with bounded(doer.runtime) as conn:
             await steer.resume_workflow(conn, workflow_id, reason, doer.context, which=meant)
-    async with begin(engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+    async with bounded(doer.runtime) as conn:
         of_alert = await workflows.holds_of_alert(conn, doer.alert_id)
         lifted = {hold.workflow_id for hold in of_alert if hold.release_reason == "person"}
         still = {hold.workflow_id for hold in await workflows.open_holds(conn, workflow_ids=lifted)}
@@ -122,7 +135,7 @@ async def reauthorize(doer: Doer) -> Said:
             "Authwatch cannot make a link: whoever runs it can set SCALEKIT_ENV_URL, SCALEKIT_CLIENT_ID and"
             " SCALEKIT_CLIENT_SECRET. Until then make it in the provider's own dashboard.",
         )
-    async with begin(doer.runtime.engine, seconds_max=DATABASE_SECONDS_MAX) as conn:
+    async with bounded(doer.runtime) as conn:
         wanted = await links.ask_for(conn, doer.click, doer.alert_id, api, doer.runtime.settings)
     if wanted.asked_before:
         again = int(links.AGAIN_AFTER.total_seconds())
