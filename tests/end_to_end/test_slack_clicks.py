@@ -163,6 +163,17 @@ async def test_two_people_and_a_later_click_get_links_of_their_own(
         assert len(set(desk.provider.links)) == 3
 
 
+async def test_another_process_knows_of_the_first_click(desk: Desk, database_url: str, tmp_path: Path) -> None:
+    desk.provider.set_account("ca_1", "EXPIRED")
+    alert_id = await desk.failed_three_times()
+    await desk.click("reauthorize", alert_id)
+    async with open_desk(database_url, tmp_path) as other:
+        other.provider.set_account("ca_1", "EXPIRED")
+        assert (await other.click("reauthorize", alert_id)).startswith("You asked for a link a moment ago.")
+        assert other.provider.links == []
+    assert len(await desk.audit("alert.reauthorize")) == 1
+
+
 async def test_why_there_is_no_link_is_said(desk: Desk) -> None:
     alert_id = await desk.failed_three_times()
     said = await desk.click("reauthorize", alert_id)
