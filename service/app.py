@@ -19,7 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service import gate_asking, gate_stream, intake, problem
+from service import gate_asking, gate_stream, intake, interactions, problem
+from service.api import slack
 from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
 from service.api.routes import CALLS
@@ -82,6 +83,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                     intake.watched(runtime.engine, runtime.sources),
                     gate_asking.opened(runtime.engine, known.database_url.get_secret_value()) as asker,
                     gate_stream.opened(runtime.engine, asker) as streams,
+                    interactions.answered(runtime) as app.state.interactions,
                 ):
                     app.state.gate, app.state.gate_streams = asker, streams
                     yield {FRONT_DOOR: front_door, gate_stream.STREAMS: streams}
@@ -100,6 +102,7 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
         routes=[
             Route(PATH + "{source:path}", front_door, methods=["POST"]),  # for whoever asks by another method
             *routes_of(CALLS),
+            Route(slack.PATH, slack.interact, methods=["POST"]),
             Route("/openapi.json", openapi, methods=["GET"]),
         ],
         lifespan=lifespan,

@@ -68,6 +68,8 @@ async def findings(url: str | None, variables: Mapping[str, str]) -> AsyncIterat
 
 
 async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, str]) -> AsyncIterator[Finding]:
+    from service import doctor_clicks
+
     database = await of_database(runtime)
     yield database
     readable = False
@@ -100,9 +102,11 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
     ):
         for name, plug_in in plug_ins.items():
             yield await of_plug_in(f"{where} {name}", plug_in)
+    base = url or variables.get("AUTHWATCH_URL") or runtime.settings.public_url
+    for finding in await doctor_clicks.of_clicks(runtime, base):
+        yield finding
     yield await of_provider_api(runtime)
     if readable:
-        base = url or variables.get("AUTHWATCH_URL") or runtime.settings.public_url
         for name in runtime.sources:
             yield await of_front_door(runtime, name, base)
 

@@ -36,6 +36,7 @@ from service.retention_settings import RetentionSettings as RetentionSettings
 from service.routing import mistakes
 from service.routing.model import RoutingKeys
 from service.routing.tree import BadRouting, Routing, everybody, routing_in_force
+from service.slack_settings import clicks_section
 from service.strict import Strict
 
 CONFIG_BYTES_MAX = 256 * 1024
@@ -277,11 +278,14 @@ def built_in_notifiers(env: Environment) -> dict[str, dict[str, Any]]:
     )
     if token is None and channel is not None:
         raise ConfigError("SLACK_CHANNEL is set but SLACK_BOT_TOKEN is not; without it nothing would be posted")
+    clicks = clicks_section(env.get)
+    if token is None and clicks:
+        raise ConfigError("SLACK_SIGNING_SECRET and SLACK_MAY_ACT are of no use without SLACK_BOT_TOKEN; set it too")
     if token is None:
         return {"console": {"kind": "console"}}
     if channel is None:
         raise ConfigError("SLACK_BOT_TOKEN is set but SLACK_CHANNEL is not; name the on-call channel")
-    section: dict[str, Any] = {"kind": "slack", "token": token, "channel": channel}
+    section: dict[str, Any] = {"kind": "slack", "token": token, "channel": channel, **clicks}
     return {"slack": section | ({"api_url": api_url} if api_url else {})}
 
 

@@ -4,7 +4,7 @@ snooze, resolve. The same locks and the same judgement as the evaluator's, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -174,12 +174,19 @@ async def pause_workflow(
     return workflow
 
 
-async def resume_workflow(conn: AsyncConnection, workflow_id: str, reason: str, context: Context) -> Workflow:
-    """Lifts the holds of now, whoever placed them; the same episodes do not hold it again."""
+async def resume_workflow(
+    conn: AsyncConnection,
+    workflow_id: str,
+    reason: str,
+    context: Context,
+    *,
+    which: Callable[[Hold], bool] = lambda _hold: True,
+) -> Workflow:
+    """Lifts the holds of now, whoever placed them; the same episodes do not hold it again. `which`: only those."""
     workflow, _, now = await open_workflow(conn, workflow_id)
     out = Consequences()
     before = await consequences.paused(conn, [workflow_id])
-    lifted = await workflow_store.open_holds(conn, workflow_ids=[workflow_id])
+    lifted = list(filter(which, await workflow_store.open_holds(conn, workflow_ids=[workflow_id])))
     await workflow_store.release_holds(conn, [hold.id for hold in lifted], now, "person", by=context.actor, note=reason)
     if lifted:
         await consequences.settle(conn, out, {workflow_id: workflow}, before, [], lifted, now, reason=reason)

@@ -34,6 +34,7 @@ PATH_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 def document(calls: Sequence[Call], *, server: str) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {
         "/webhooks/{source}": {"post": front_door()},
+        "/slack/interactions": {"post": clicks()},
     }
     for call in calls:
         path = PATH_PARAMETER.sub(r"{\1}", call.path)
@@ -144,5 +145,23 @@ def front_door() -> dict[str, Any]:
             ),
         ],
         "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}},
+        "responses": answers,
+    }
+
+
+def clicks() -> dict[str, Any]:
+    answers: dict[str, Any] = {"200": {"description": "done, or under way: what came of it is told in Slack"}}
+    for code in ("400", "401", "404", "408", "413", "503"):
+        answers[code] = problem()
+    form = {"type": "object", "required": ["payload"], "properties": {"payload": {"type": "string"}}}
+    return {
+        "summary": "A click on a button in Slack",
+        "description": "Authenticated by Slack's signature alone.",
+        "operationId": "post_slack_interactions",
+        "parameters": [
+            {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+            for name in ("X-Slack-Request-Timestamp", "X-Slack-Signature")
+        ],
+        "requestBody": {"content": {"application/x-www-form-urlencoded": {"schema": form}}},
         "responses": answers,
     }

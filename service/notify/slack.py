@@ -25,6 +25,7 @@ from service.notify.base import AlertView, MessageRef
 from service.notify.slack_answers import MEND, reference, refused, unreadable
 from service.notify.slack_blocks import blocks, fallback
 from service.notify.wording import clean, word
+from service.slack_settings import MayAct, check_signing_secret
 
 TIMEOUT_SECONDS = 10
 TOKEN_CHARS_MIN = 6
@@ -48,6 +49,8 @@ class SlackConfig(BaseModel):
     token: SecretStr
     channel: str = Field(min_length=1, max_length=200)
     api_url: str = AsyncWebClient.BASE_URL
+    signing_secret: SecretStr | None = None  # without one, messages carry no buttons
+    may_act: MayAct | None = None
 
     @field_validator("token")
     @classmethod
@@ -56,6 +59,11 @@ class SlackConfig(BaseModel):
         if len(value) < TOKEN_CHARS_MIN or not value.isascii() or not value.isprintable() or " " in value:
             raise ValueError("not a Slack bot token; it looks like xoxb-...")
         return token
+
+    @field_validator("signing_secret")
+    @classmethod
+    def signing_secret_can_be_right(cls, secret: SecretStr | None) -> SecretStr | None:
+        return check_signing_secret(secret) if secret is not None else None
 
     @field_validator("api_url")
     @classmethod

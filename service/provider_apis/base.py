@@ -1,4 +1,5 @@
-"""What an adapter of a provider's API promises: pages of events and accounts, one account's state now. Reads only.
+"""What an adapter of a provider's API promises: pages of events and accounts, one account's state now, and a link
+to re-authorize it. All else only reads.
 
 Every call raises DeliveryFailed and nothing else, after bounded tries of its own; no message holds a credential.
 """
@@ -32,6 +33,14 @@ class RemoteAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class ReauthorizationLink:
+    """Whoever opens it authorizes as the account's user: it goes to one person, and into no log, row or error."""
+
+    url: str = field(repr=False)
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class EventsPage:
     """Newest first. Each of `bodies` is an event in the shape of the provider's webhook, for `Provider.normalise`."""
 
@@ -61,6 +70,10 @@ class ProviderApi(Protocol):
 
     async def account(self, account_id: str, *, tries_max: int | None = None) -> RemoteAccount | None:
         """None: the provider says that there is no such account. `tries_max`: fewer tries than the adapter's own."""
+        ...
+
+    async def reauthorization_link(self, account_id: str) -> ReauthorizationLink:
+        """A fresh one each time, asked for once and never twice by itself: a person waits, and may ask again."""
         ...
 
     async def check(self) -> str:

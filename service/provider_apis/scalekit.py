@@ -1,4 +1,4 @@
-"""Scalekit's REST API: events of a time span, the list of connected accounts, one account's details.
+"""Scalekit's REST API: events of a time span, connected accounts, one account's details, a link to re-authorize it.
 
 Documented (OpenAPI, and the annotations in the SDK's protobuf files): the paths, the parameters, `page_size` up to 100,
 `page_token` as a query parameter, events most recent first, 400 for a malformed page token, the fields of a list entry,
@@ -18,14 +18,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
 from service import outbound
 from service.errors import DeliveryFailed, PayloadUnreadable
 from service.outbound import TRANSIENT_4XX, Response, retry_after_seconds
-from service.provider_apis.base import AccountsPage, EventsPage, RemoteAccount
+from service.provider_apis.base import AccountsPage, EventsPage, ReauthorizationLink, RemoteAccount
 from service.providers import scalekit
 from service.providers.scalekit import STATUS_KINDS
 from service.settings import ProviderApi as Credentials
@@ -37,6 +37,7 @@ CALL_SECONDS_MAX = 20.0
 ATTEMPTS_MAX = 5
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 0.5, 30.0
 RETRY_AFTER_SECONDS_MAX = 60.0  # longer than that is the caller's affair: it comes back later
+LINK_CHARS_MAX = 3_000  # what a button in Slack takes
 TOKEN_SPARE_SECONDS = 60.0
 TOKEN_SECONDS_DEFAULT = 300.0
 # The filter names them, or every login of every user would be listed too.
@@ -131,6 +132,14 @@ class ScalekitApi:
             raise unreadable("answered details that are not those of the account asked for")
         return found
 
+    async def reauthorization_link(self, account_id: str) -> ReauthorizationLink:
+        """Scalekit calls it a magic link, and tells of it by the event `magic_link_generated`."""
+        answer = await self._read("POST", "/api/v1/connected_accounts/magic_link", {}, {"id": account_id}, tries_max=1)
+        link = answer.get("link")
+        if not isinstance(link, str) or not is_link(link, insecure=self._base.startswith("http://")):
+            raise unreadable("answered something that is no link")
+        return ReauthorizationLink(link, scalekit.instant(answer.get("expiry")))
+
     async def check(self) -> str:
         page = await self._read("GET", "/api/v1/connected_accounts", {"page_size": "1"})
         total = page.get("total_size", page.get("totalSize"))
@@ -145,8 +154,9 @@ class ScalekitApi:
         *,
         tries_max: int = ATTEMPTS_MAX,
     ) -> dict[str, Any]:
-        """One call that may be repeated, since all of ours only read: with a new token once, after 429 and 5xx by and by."""
-        url = f"{self._base}{path}?{urlencode(query, quote_via=quote)}"
+        """One call that may be repeated, since all but one of ours only read: with a new token once, after 429 and 5xx by
+        and by."""
+        url = f"{self._base}{path}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
         content = json.dumps(body).encode() if body is not None else None
         renewed = False
         for attempt in range(1, tries_max + 2):  # the renewal is no try of its own
@@ -257,6 +267,17 @@ def decoded(response: Response) -> dict[str, Any]:
 
 def unreadable(what: str) -> DeliveryFailed:
     return DeliveryFailed(f"the provider's API {what}", code="answer_unreadable", permanent=True)
+
+
+def is_link(text: str, *, insecure: bool) -> bool:
+    """One that a person may be given to open: https, or what an API without TLS gives."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    schemes = ("https", "http") if insecure else ("https",)
+    printable = text.isascii() and text.isprintable() and not any(char in ' <>"\\' for char in text)
+    return len(text) <= LINK_CHARS_MAX and printable and parts.scheme in schemes and bool(parts.hostname)
 
 
 def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
     found = await ward.examine()
     hints = {what for what, finding in found.items() if finding.ok is None}
     assert {what: finding for what, finding in found.items() if finding.ok is False} == {}
-    assert hints == {"public URL", "provider API"}
+    assert hints == {"public URL", "provider API", "clicks of oncall"}
     assert set(found) == {
         "settings",
         "database",
@@ -154,6 +154,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
         "rules",
         "rules in force",
         "notifier oncall",
+        "clicks of oncall",
         "sink siem",
         "orchestrator jobs",
         "provider API",

@@ -45,6 +45,7 @@ LIST_PARAMETERS = frozenset(
 EVENT_FIELDS = frozenset(
     {"spec_version", "id", "type", "occurred_at", "environment_id", "organization_id", "object", "data", "display_name"}
 )
+LINK_FIELDS = frozenset({"id", "connector", "identifier", "organization_id", "user_id", "state", "user_verify_url"})
 STATUSES = frozenset({"ACTIVE", "EXPIRED", "PENDING_AUTH", "PENDING_VERIFICATION", "DISCONNECTED"})
 PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX = 10, 100
 UNSET = "1970-01-01T00:00:00"
@@ -67,6 +68,7 @@ class FakeScalekit:
         self.without_details: set[str] = set()  # listed, and 404 when asked for
         self.broken_details: set[str] = set()  # 500 when asked for
         self.at_once = self.most_at_once = 0  # calls for details under way
+        self.links: list[str] = []  # magic links handed out, newest last
         self._pages: dict[str, tuple[str, int]] = {}
         self.app = Starlette(
             routes=[
@@ -74,6 +76,7 @@ class FakeScalekit:
                 Route("/api/v1/events/paginated", self._list_events, methods=["POST"]),
                 Route("/api/v1/connected_accounts", self._list_accounts, methods=["GET"]),
                 Route("/api/v1/connected_accounts/details", self._details, methods=["GET"]),
+                Route("/api/v1/connected_accounts/magic_link", self._magic_link, methods=["POST"]),
             ]
         )
 
@@ -172,6 +175,23 @@ class FakeScalekit:
         if account_id not in self.accounts or account_id in self.without_details:
             return refusal(404, "connected account not found")
         return JSONResponse({"connected_account": self.accounts[account_id]})
+
+    async def _magic_link(self, request: Request) -> Response:
+        if (no := await self._guard(request, "magic_link", set())) is not None:
+            return no
+        try:
+            wanted = json.loads(await request.body())
+        except ValueError:
+            return refusal(400, "the body must be JSON")
+        if not isinstance(wanted, dict) or set(wanted) - LINK_FIELDS:
+            return refusal(400, f"unknown fields: {wanted}")
+        account_id = wanted.get("id")
+        if not isinstance(account_id, str) or not account_id.startswith("ca_"):
+            return refusal(400, "a malformed connected account id")
+        if account_id not in self.accounts:
+            return refusal(404, "connected account not found")
+        self.links.append(f"https://acme.scalekit.dev/magicLink/{secrets.token_urlsafe(18)}_c?a=1&b=2")
+        return JSONResponse({"link": self.links[-1], "expiry": "2026-12-01T10:00:00.000000123Z"})
 
     async def _guard(self, request: Request, what: str, parameters: set[str] | frozenset[str]) -> Response | None:
         self.calls[what] += 1

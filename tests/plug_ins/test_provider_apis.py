@@ -193,3 +193,60 @@ async def test_an_answer_that_cannot_be_read_is_an_error_of_its_own(asked: Asked
     with pytest.raises(DeliveryFailed) as caught:
         await asked.api.accounts_page(None)
     assert caught.value.code == "answer_unreadable"
+
+
+async def test_a_link_is_fresh_each_time_and_shows_itself_nowhere(asked: Asked) -> None:
+    asked.fake.set_account("ca_1", "EXPIRED")
+    first, second = [await asked.api.reauthorization_link("ca_1") for _ in range(2)]
+    assert [first.url, second.url] == asked.fake.links
+    assert first.url != second.url
+    assert first.expires_at == datetime(2026, 12, 1, 10, tzinfo=UTC)
+    assert first.url not in repr(first)
+    with pytest.raises(DeliveryFailed) as caught:
+        await asked.api.reauthorization_link("ca_2")
+    assert (caught.value.status, caught.value.permanent) == (404, True)
+
+
+async def test_a_link_is_asked_for_once_and_with_a_new_token_where_the_old_one_ended(asked: Asked) -> None:
+    asked.fake.set_account("ca_1", "EXPIRED")
+    await asked.api.check()
+    asked.fake.expire_tokens()
+    await asked.api.reauthorization_link("ca_1")
+    asked.fake.weather = [JSONResponse({"echo": asked.fake.links[-1]}, 503)]
+    before = asked.fake.calls["magic_link"]
+    with pytest.raises(DeliveryFailed) as caught:
+        await asked.api.reauthorization_link("ca_1")
+    assert (asked.fake.calls["magic_link"], asked.waited) == (before + 1, [])
+    assert asked.fake.links[-1] not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *(
+            None,
+            5,
+            "",
+            "x",
+            "javascript:alert(1)",
+            "https:///x",
+            "https://[::1",
+            "https://a/ b",
+            "https://a/<b>",
+            "ftp://a/b",
+        ),
+        *('https://a/"b', "https://a\\b", "https://a/\u202e", "https://a/" + "b" * 3_000),
+    ],
+)
+async def test_what_is_no_link_is_given_to_nobody(asked: Asked, link: object) -> None:
+    await asked.api.check()
+    asked.fake.weather = [JSONResponse({"link": link, "expiry": None})]
+    with pytest.raises(DeliveryFailed) as caught:
+        await asked.api.reauthorization_link("ca_1")
+    assert caught.value.code == "answer_unreadable"
+
+
+async def test_a_link_without_an_expiry_is_a_link(asked: Asked) -> None:
+    await asked.api.check()
+    asked.fake.weather = [JSONResponse({"link": "https://acme.scalekit.dev/magicLink/1"})]
+    assert (await asked.api.reauthorization_link("ca_1")).expires_at is None

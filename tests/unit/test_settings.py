@@ -85,6 +85,8 @@ def test_the_public_url_holds_no_password_because_it_is_shown_to_people() -> Non
         "SCALEKIT_CLIENT_SECRET",
         "SLACK_BOT_TOKEN",
         "SLACK_CHANNEL",
+        "SLACK_SIGNING_SECRET",
+        "SLACK_MAY_ACT",
         "SLACK_API_URL",
         "SPLUNK_HEC_URL",
         "SPLUNK_HEC_TOKEN",

@@ -84,14 +84,17 @@ def test_every_command_is_one_of_the_command_line(compose: dict[str, Any], name:
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_passed_on_is_one_we_know(compose: dict[str, Any], name: str) -> None:
-    read = "".join((ROOT / "service" / file).read_text(encoding="utf-8") for file in ("settings.py", "observe.py"))
+    read = "".join(
+        (ROOT / "service" / file).read_text(encoding="utf-8")
+        for file in ("settings.py", "slack_settings.py", "observe.py")
+    )
     told = (ROOT / "README.md").read_text(encoding="utf-8")
     for variable in compose["services"][name]["environment"].keys() - LIBPQ:
         assert f'"{variable}"' in read or f"`{variable}`" in told, f"nobody reads {variable}"
 
 
 def test_no_variable_that_start_up_reads_is_held_back(compose: dict[str, Any]) -> None:
-    settings = (ROOT / "service" / "settings.py").read_text(encoding="utf-8")
+    settings = "".join((ROOT / "service" / file).read_text() for file in ("settings.py", "slack_settings.py"))
     read = set(re.findall(r'"((?:AUTHWATCH|SCALEKIT|SLACK|SPLUNK)_[A-Z_]+)"', settings))
     assert len(read) > 10
     # The rules are mounted, and a container has no data dir.
