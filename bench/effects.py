@@ -18,7 +18,7 @@ from bench import effects_dead, effects_drain, machine, results
 from bench.figure import Figure
 from bench.house import BenchFailed, House, open_house, say
 
-SECONDS_MAX, SECONDS_MAX_SHORT = 1500, 120
+SECONDS_MAX = 1500
 PARTS: dict[str, tuple[str, Callable[[House], list[Figure]]]] = {
     "drain": ("open actions drained by one worker", effects_drain.measure),
     "dead": ("the others beside a dead destination", effects_dead.measure),
@@ -36,7 +36,7 @@ def main() -> None:
         sys.exit(f"bench: there is no part {unknown[0]}; alone run {', '.join(PARTS)}")
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, stopped)
-    signal.alarm(SECONDS_MAX_SHORT if short else SECONDS_MAX)
+    signal.alarm(SECONDS_MAX)
     cores = machine.keep_to_two_cores()
     figures: list[Figure] = []
     try:

@@ -44,7 +44,9 @@ ASKED = {
     "resume": ["workflow.pause", "workflow.resume", "workflow.pause"],
 }
 SETTLED = """
-    SELECT NOT EXISTS (SELECT FROM actions WHERE state IN ('pending', 'running'))
+    SELECT coalesce((SELECT position FROM readers WHERE name = 'evaluator'), 0)
+            = (SELECT coalesce(max(position), 0) FROM events)
+        AND NOT EXISTS (SELECT FROM actions WHERE state IN ('pending', 'running'))
         AND NOT EXISTS (SELECT FROM alert_news) AND NOT EXISTS (SELECT FROM deadlines)
 """
 RUNNING = "SELECT id::text FROM actions WHERE state = 'running'"
