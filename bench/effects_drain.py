@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.effects_fill import fill, message, open_all, pause
 from bench.figure import Figure, ratio_of
-from bench.house import HOST, BenchFailed, House, say
+from bench.house import HOST, BenchFailed, House, cpu_seconds, say
 from bench.slack import CHANNEL, Ears, start_slack
 from service import outbound
 from service.signatures import make_secret
@@ -55,8 +56,9 @@ async def measured(house: House) -> list[Figure]:
     ears = Ears(port)
     await ears.open()
     try:
-        told = await one_drain(engine, url, ears, "messages", actions, port, bare)
-        mixed = await one_drain(engine, url, ears, "pauses", actions, port, bare)
+        scene = Scene(engine, url, ears, port, worker.pid, bare)
+        told = await one_drain(scene, "messages", actions)
+        mixed = await one_drain(scene, "pauses", actions)
     finally:
         ears.close()
         await engine.dispose()
@@ -74,26 +76,43 @@ def environment(port: int, config: Path) -> dict[str, str]:
     }
 
 
-async def one_drain(engine: AsyncEngine, url: str, ears: Ears, what: str, count: int, port: int, bare: int) -> Figure:
+@dataclass(frozen=True, slots=True)
+class Scene:
+    engine: AsyncEngine
+    url: str
+    ears: Ears
+    port: int  # of the stand-in
+    worker: int  # its process
+    bare: int  # POSTs of the control
+
+
+async def one_drain(scene: Scene, what: str, count: int) -> Figure:
     """`messages`: one for each of so many alerts. `pauses`: half as many alerts, for each a message and a pause."""
-    before = await bare_posts(port, bare)
+    engine, url, ears, bare = scene.engine, scene.url, scene.ears, scene.bare
+    before, before_us = await bare_posts(scene.port, bare)
     both = what == "pauses"
     broken = await fill(engine, what, count // 2 if both else count, orchestrator="flows" if both else None)
     new: list[NewAction] = [message(each, "slack") for each in broken]
     if both:
         new += [pause(each, "flows") for each in broken]
     await heard_until_now(ears)
+    cpu = cpu_seconds(scene.worker)
     began = await open_all(engine, new)
     seconds, total, total_seconds = await drained(url, began, len(new))
+    cpu_us = (cpu_seconds(scene.worker) - cpu) / total * 1e6
     once_each(await heard_until_now(ears), [each.alert_id for each in broken])
-    after = await bare_posts(port, bare)
+    after, after_us = await bare_posts(scene.port, bare)
     per_second, all_per_second = len(new) / seconds, total / total_seconds
-    named = "5,000 messages and 5,000 pauses" if both and count == ACTIONS else f"{len(new):,} {what}"
-    say(f"{named}: {seconds:.1f} s, {per_second:,.0f}/s; the bare loop {before:,.0f} and {after:,.0f}/s")
+    half = len(new) // 2
+    named = f"{half:,} messages and {len(new) - half:,} pauses" if both else f"{len(new):,} messages"
+    say(
+        f"{named}: {seconds:.1f} s, {per_second:,.0f}/s, {cpu_us:,.0f} us each; the bare loop {before:,.0f} and {after:,.0f}/s"
+    )
     notes = [
         f"one worker process, {PLACES_MAX} under way at most of one kind at one destination; from the commit that makes"
         " them due to the last one's end, by the database's clock; every message came once",
         f"the control: {bare:,} POSTs, {PLACES_MAX} at once, before and after",
+        f"processor time: the worker {cpu_us:,.0f} us an action, the bare loop {(before_us + after_us) / 2:,.0f} us a POST",
     ]
     if both:
         notes.append(
@@ -154,8 +173,8 @@ def once_each(heard: Sequence[tuple[float, str, str, str]], alert_ids: Sequence[
         raise BenchFailed(f"{len(wrong)} of {len(alert_ids)} messages did not come exactly once")
 
 
-async def bare_posts(port: int, count: int) -> float:
-    """POSTs a second."""
+async def bare_posts(port: int, count: int) -> tuple[float, float]:
+    """POSTs a second, and microseconds of this process's time that one of them took."""
     raw = json.dumps({"channel": CHANNEL, "text": "x" * BODY_CHARS}).encode()
     url, left = f"http://{HOST}:{port}/api/chat.bare", iter(range(count))
 
@@ -167,7 +186,8 @@ async def bare_posts(port: int, count: int) -> float:
                 if answer.status_code != 200:
                     raise BenchFailed(f"the stand-in answered the bare loop {answer.status_code}")
 
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         async with asyncio.timeout(DRAIN_SECONDS_MAX):
             await asyncio.gather(*(some() for _ in range(PLACES_MAX)))
-    return count / (time.monotonic() - began)
+        took, cpu_took = time.monotonic() - began, time.process_time() - cpu
+    return count / took, cpu_took / count * 1e6
