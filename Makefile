@@ -12,7 +12,7 @@ BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check docs-test bench fuzz crash properties lock test-containers compose-test
+.PHONY: help run test check docs-test bench bench-effects weather fuzz crash properties lock test-containers compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -49,12 +49,21 @@ bench: ## The speed figures, each with its control in the same run, into bench/R
 	@$(call installed,embedded)
 	@AUTHWATCH_BENCH="$${AUTHWATCH_BENCH:-$(BENCH)}" $(BIN)/python -m bench.run
 
+bench-effects: ## Open actions drained by one worker, and what a dead destination costs the others (BENCH=short tries it)
+	@$(call installed,embedded)
+	@AUTHWATCH_BENCH="$${AUTHWATCH_BENCH:-$(BENCH)}" $(BIN)/python -m bench.effects
+
+weather: ## Slack answers 429 for ten minutes, a pager is down for an hour, 30 times faster than life (WEATHER=full waits)
+	@$(call installed,dev)
+	@$(BIN)/python -m bench.weather
+
 fuzz: ## The front door and the API under generated input, the long form (about four minutes)
 	@$(call installed,dev)
 	@AUTHWATCH_FUZZ_EXAMPLES=$${AUTHWATCH_FUZZ_EXAMPLES:-1500} $(BIN)/python -m pytest -s --timeout 600 tests/fuzz
 
-crash: ## The crash suite in full: 500 kills under load; AUTHWATCH_CRASH_SEED, _KILLS and _EVENTS choose
+crash: ## The crash suite in full: kills at every step of every effect, 500 under load; AUTHWATCH_CRASH_SEED, _KILLS and _EVENTS choose
 	@$(call installed,dev)
+	@$(BIN)/python -m pytest -m "slow or not slow" tests/crash/test_effects.py
 	@AUTHWATCH_CRASH_KILLS=$${AUTHWATCH_CRASH_KILLS:-500} AUTHWATCH_CRASH_EVENTS=$${AUTHWATCH_CRASH_EVENTS:-20000} \
 	  AUTHWATCH_CRASH_RESULT=$${AUTHWATCH_CRASH_RESULT:-bench/crash.md} $(BIN)/python -m pytest -s tests/crash/test_crash.py
 

@@ -21,7 +21,7 @@ from service.redact import MASK, redact_text
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 TIMEOUT_SECONDS = 10.0  # of a whole call, where the caller names none
-CONNECTIONS_MAX = 20
+CONNECTIONS_MAX = 20  # to one origin
 # Shorter than what servers usually allow, so that a closing connection is rarely taken for a new call.
 KEEPALIVE_SECONDS = 3.0
 RESPONSE_BYTES_MAX = 64 * 1024
@@ -47,18 +47,39 @@ def open_client() -> httpx.AsyncClient:
     """The one client of a process; close it with `aclose()`. Proxies and netrc of the environment are not obeyed:
     they would decide where our tokens go."""
     return httpx.AsyncClient(
-        verify=_tls(),
         trust_env=False,
         follow_redirects=False,  # a redirect would carry the token, or the payload, to a place nobody configured
         timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
-        limits=httpx.Limits(
-            max_connections=CONNECTIONS_MAX,
-            max_keepalive_connections=CONNECTIONS_MAX,
-            keepalive_expiry=KEEPALIVE_SECONDS,
-        ),
+        transport=OwnConnections(),
         # A response is read raw and bounded, so a small body can not unpack into a large one.
         headers={"user-agent": "authwatch", "accept-encoding": "identity"},
     )
+
+
+class OwnConnections(httpx.AsyncBaseTransport):
+    """To each origin connections of its own: one that takes them all and never answers keeps no other waiting. There
+    are as many origins as the configuration names."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str, int | None], httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        origin = (request.url.scheme, request.url.host, request.url.port)
+        if origin not in self._of:
+            self._of[origin] = httpx.AsyncHTTPTransport(
+                verify=_tls(),
+                trust_env=False,
+                limits=httpx.Limits(
+                    max_connections=CONNECTIONS_MAX,
+                    max_keepalive_connections=CONNECTIONS_MAX,
+                    keepalive_expiry=KEEPALIVE_SECONDS,
+                ),
+            )
+        return await self._of[origin].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for transport in self._of.values():
+            await transport.aclose()
 
 
 @lru_cache(maxsize=1)  # reading the certificates takes a tenth of a second

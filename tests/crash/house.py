@@ -104,7 +104,9 @@ class House:
         Only while no worker runs: its own leases are its own."""
         try:
             async with await self.connect() as conn:
-                await conn.execute("UPDATE actions SET lease_until = now() WHERE state = 'running'")
+                await conn.execute(
+                    "UPDATE actions SET lease_until = now(), next_attempt_at = now() WHERE state = 'running'"
+                )
                 await conn.execute("UPDATE readers SET lease_until = NULL")
         except psycopg.OperationalError:
             pass  # then it is waited for
