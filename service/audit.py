@@ -9,11 +9,13 @@ Postgres keeps as a number reads back the same. docs/audit.md says it for somebo
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
+
+import orjson
 
 from service.event import Event
 
@@ -24,6 +26,7 @@ CHAIN = "chain"  # the key in `details` that holds v, number, previous and hash
 FORM = 1
 START = "0" * 64
 HASH_CHARS = 64
+WHOLE_MIN, WHOLE_MAX = -(2.0**63), 2.0**64
 UNSEALED_MAX = 10_000  # entries without a hash that wait, in one walk, for somebody's word that they are right
 CUT, ADOPT = "audit.cut", "audit.adopt"  # actions of the chain's own entries
 SHOWN = (  # in `details` goes what is not said here
@@ -47,6 +50,7 @@ SHOWN = (  # in `details` goes what is not said here
     "account_status",
 )
 TIMES = ("occurred_at", "received_at", "attempted_at")
+shown, times = attrgetter(*SHOWN), attrgetter(*TIMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,14 @@ class Seal:
 
 def canonical(event: Event, number: int, previous: str) -> bytes:
     """What is hashed. Whatever `details` says of the chain itself is left out of it."""
-    said: dict[str, Any] = {name: plain(getattr(event, name)) for name in SHOWN}
-    said |= {name: instant(getattr(event, name)) for name in TIMES}
+    said: dict[str, Any] = dict(zip(SHOWN, shown(event), strict=True))
+    for name, at in zip(TIMES, times(event), strict=True):
+        said[name] = instant(at)
+    said["lag_seconds"] = plain(event.lag_seconds)
     details = {name: plain(value) for name, value in (event.details or {}).items() if name != CHAIN}
-    said |= {"details": details or None, "v": FORM, "number": number, "previous": previous}
-    return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    said["details"] = details or None
+    said["v"], said["number"], said["previous"] = FORM, number, previous
+    return orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
 
 
 def digest(event: Event, number: int, previous: str) -> str:
@@ -84,10 +91,12 @@ def digest(event: Event, number: int, previous: str) -> str:
 
 def plain(value: Any) -> Any:
     """JSON as it reads back: 2.0 is 2, whichever way a number came and went."""
-    if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return None  # as the serialiser writes it
-        return int(value) if value.is_integer() else value
+    kind = value.__class__
+    if kind is str or value is None:
+        return value
+    if kind is float:
+        # What has more than 64 bits is read as a float again, and written as one; no number is written as null.
+        return int(value) if WHOLE_MIN <= value < WHOLE_MAX and value.is_integer() else value
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -130,10 +130,11 @@ def test_the_same_instant_in_another_offset_and_what_is_said_of_the_chain_change
     ("given", "read"),
     [
         (2.0, 2),
-        (1e22, 10**22),
+        (1e22, 1e22),
+        (1.5e19, 15 * 10**18),
+        (-1e18, -(10**18)),
         (0.1, 0.1),
         (-0.0, 0),
-        (float("nan"), None),
         (True, True),
         ([1.0, {"a": 3.0}], [1, {"a": 3}]),
     ],
