@@ -7,7 +7,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 T =
-AT_ONCE = 2
+AT_ONCE = 3
 BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
@@ -25,7 +25,7 @@ test: ## Set everything up and run the tests (T=tests/unit runs a part)
 	@$(call installed,dev)
 	@$(BIN)/python -m pytest $(T)
 
-check: ## What CI runs: lint, format, types, import contract, tests (two files of tests at a time; AT_ONCE=1 one)
+check: ## What CI runs: lint, format, types, import contract, tests (three files of tests at a time, on two cores; AT_ONCE=1 one)
 	@$(call installed,dev)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -37,11 +37,35 @@ MEMORY, MEMORY_BYTES_MIN = Path("/dev/shm"), 2 * 1024**3
 WAL_SIZE_MAX = "128MB"
 # Quicker than through the log, and elsewhere slower: it waits until the disk has all of both.
 OF_ITS_FILES = " STRATEGY FILE_COPY"
-# What the longest files take (`pytest --durations=0`); the others by the number of their tests.
+# About what the longest files take, for their order alone; the others by the number of their tests.
 LONG_FILES_SECONDS = {
+    "up/test_supervised_parts.py": 60,
     "crash/test_crash.py": 60,
+    "workers/test_measured_faults.py": 50,
+    "end_to_end/test_weather.py": 45,
+    "end_to_end/test_dashboard.py": 40,
+    "end_to_end/test_recover.py": 40,
+    "end_to_end/test_secret_change.py": 35,
+    "end_to_end/test_overload.py": 35,
+    "end_to_end/test_quarantine.py": 30,
+    "properties/test_real.py": 30,
+    "up/test_embedded_servers.py": 25,
+    "up/test_real_parts.py": 25,
+    "fuzz/test_openapi.py": 25,
+    "fuzz/test_front_door.py": 25,
+    "end_to_end/test_connections.py": 20,
+    "end_to_end/test_front_door.py": 20,
+    "end_to_end/test_opening_story.py": 20,
+    "end_to_end/test_main_job.py": 15,
+    "end_to_end/test_readme.py": 15,
+    "end_to_end/test_secret_doors.py": 15,
+    "end_to_end/test_docs_metrics.py": 15,
+    "properties/test_pure.py": 15,
+    "unit/test_playbook_hostile.py": 10,
+    "unit/test_rules_hostile.py": 10,
 }
-SHORT_TEST_SECONDS = 0.3
+TEST_SECONDS = {"unit": 0.03, "plug_ins": 0.1}
+TEST_WITH_A_DATABASE_SECONDS = 0.5
 numbers = itertools.count(1)
 
 
@@ -67,7 +91,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tests = Counter(item.path for item in items)
 
     def seconds(path: Path) -> float:
-        return LONG_FILES_SECONDS.get("/".join(path.parts[-2:]), tests[path] * SHORT_TEST_SECONDS)
+        folder, name = path.parts[-2:]
+        each = TEST_SECONDS.get(folder, TEST_WITH_A_DATABASE_SECONDS)
+        return LONG_FILES_SECONDS.get(f"{folder}/{name}", tests[path] * each)
 
     items.sort(key=lambda item: -seconds(item.path))
 
