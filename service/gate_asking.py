@@ -101,13 +101,13 @@ class Asker:
                 )
             )
 
-        seconds = self._lag.seconds(state.progress)
-        if seconds is not None:
-            return decided(seconds)
+        bound = self._lag.bound(state.progress)
+        if bound is not None:
+            return decided(bound)
         answer = decided(0.0)
         if not answer.allow or on_unknown == "allow":
             return answer  # whatever the lag is
-        return decided(await self.lag_seconds(state.progress))
+        return decided(await self._lag_seconds())
 
     def note_use(self, token: Token, noted: bool) -> None:
         """At most once a minute for each token, and not before its answer."""
@@ -122,8 +122,14 @@ class Asker:
                 await tokens.used(conn, token_id)
 
     async def lag_seconds(self, progress: Progress) -> float:
-        """From what is proven, else from the log itself; whoever wants to know meanwhile shares that look. Raises
-        `Unavailable`."""
+        """An upper bound where evaluation is current, else the age of the oldest row that is not. Raises `Unavailable`."""
+        bound = self._lag.bound(progress)
+        return bound if bound is not None else await self._lag_seconds()
+
+    async def _lag_seconds(self) -> float:
+        """From today's oldest row where that is proven to be the oldest, else from the whole log; whoever wants to know
+        meanwhile shares that search."""
+        progress = store.read_progress(await self.row(store.OLDEST, []))
         if (seconds := self._lag.seconds(progress)) is not None:
             return seconds
         if self._looking is None or self._looking.done() or self._looking_from != progress.evaluated:

@@ -1,9 +1,9 @@
 """How far evaluation is behind, without searching the log for each question. No I/O here.
 
-The statement that reads the gate's state finds the oldest row that is not evaluated among those of today, which is one
-look into one index. This proves that there is none of an earlier day, by what earlier questions saw: positions are given
-out in the order of commits, a row's `received_at` is read just before its position is given, and so, if `given` was the
-last position at some time and everything up to it is evaluated now, whatever is not was received after that time.
+Positions are given out in the order of commits, and a row's `received_at` is read just before its position is given. So
+if `given` was the last position when an earlier question was asked, and everything up to it is evaluated now, whatever is
+not was received since: while evaluation is current, that alone says that the lag is a part of a second. Otherwise the
+oldest row among today's is asked for, and the same proves that there is none of an earlier day.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from service.store.gate import TODAY_REACHES_BACK_SECONDS, Progress
 
+RECENT_SECONDS, RECENT_SAMPLE_SECONDS = 1.0, 0.1  # a tenth of what makes evaluation "behind"
+RECENT_MAX = int(RECENT_SECONDS / RECENT_SAMPLE_SECONDS) + 2
 SAMPLE_SECONDS = 10.0
 PROOF_SECONDS = TODAY_REACHES_BACK_SECONDS / 2
 SAMPLES_MAX = int(PROOF_SECONDS / SAMPLE_SECONDS) + 2
@@ -29,12 +31,29 @@ class Sample(NamedTuple):
 
 @dataclass(slots=True)
 class LagProof:
+    _recent: deque[Sample] = field(default_factory=lambda: deque(maxlen=RECENT_MAX))
     _samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
 
+    def bound(self, now: Progress) -> float | None:
+        """No row that is not evaluated is older than this, RECENT_SECONDS at most; None: not proven, ask for `oldest`."""
+        if self._recent and now.at < self._recent[-1].at - CLOCK_BACK_SECONDS:
+            self._recent.clear()  # the clock was put back
+        if now.given <= now.evaluated:
+            found: float | None = 0.0
+        else:
+            ages = (max(0.0, now.at - one.at) for one in reversed(self._recent) if one.given <= now.evaluated)
+            found = next((age for age in ages if age <= RECENT_SECONDS), None)
+        if not self._recent or now.at - self._recent[-1].at >= RECENT_SAMPLE_SECONDS:
+            self._recent.append(Sample(now.at, now.given))
+        if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS:
+            self._samples.append(Sample(now.at, now.given))
+        return found
+
     def seconds(self, now: Progress) -> float | None:
-        """The age of the oldest row that is not evaluated; None: not proven, the log has to be asked."""
+        """The age of the oldest row that is not evaluated, `oldest` having been asked for; None: not proven, the log has to
+        be searched."""
         if self._samples and now.at < self._samples[-1].at - CLOCK_BACK_SECONDS:
-            self._samples.clear()  # the clock was put back
+            self._samples.clear()
         proven = (
             now.given <= now.evaluated
             or now.oldest == now.evaluated + 1

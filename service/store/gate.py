@@ -32,14 +32,18 @@ SETTINGS = (
     "SET jit = off",
     "SET default_transaction_read_only = on",
 )
-STATE, MOVED = b"gate_state", b"gate_moved"
+STATE, OLDEST, MOVED = b"gate_state", b"gate_oldest", b"gate_moved"
 GIVEN = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM log_position)"
 EVALUATED = f"coalesce((SELECT position FROM readers WHERE name = '{EVALUATOR}'), 0)"
 TODAY_REACHES_BACK_SECONDS = 3600.0
-# A day is a partition: of these one or two are opened, and the row looked for is the first of an index.
-TODAY = f"received_at >= date_trunc('day', now() - interval '{TODAY_REACHES_BACK_SECONDS:.0f} s')"
-PROGRESS = f"""
-    extract(epoch FROM clock_timestamp()), {EVALUATED}, {GIVEN},
+# A day is a partition: of these one or two are opened, and the row looked for is the first of an index. A statement that
+# names the log costs several times as much as all the others' keys together, so a question seldom does.
+TODAY = (
+    f"received_at >= date_trunc('day', now() - interval '{TODAY_REACHES_BACK_SECONDS:.0f} s')"
+    " AND received_at < date_trunc('day', now()) + interval '1 day'"
+)
+PROGRESS = f"extract(epoch FROM clock_timestamp()), {EVALUATED}, {GIVEN}"
+OLDEST_ROW = f"""
     (SELECT json_build_array(position, extract(epoch FROM received_at)) FROM events
         WHERE {TODAY} AND position > (SELECT {EVALUATED}) ORDER BY position LIMIT 1)
 """
@@ -55,7 +59,7 @@ ACCOUNT = f"""
 PREPARE: tuple[str, ...] = (
     f"""
     PREPARE {STATE.decode()} (bytea, text, text, text, text, text) AS
-    SELECT {PROGRESS},
+    SELECT {PROGRESS}, NULL,
         (SELECT json_build_object('id', id, 'name', name, 'scopes', scopes,
             'noted', coalesce(last_used_at > now() - interval '1 minute', false))
             FROM tokens WHERE token_sha256 = $1 AND revoked_at IS NULL),
@@ -68,9 +72,10 @@ PREPARE: tuple[str, ...] = (
             SELECT * FROM accounts WHERE account_id = $3 ORDER BY source, environment_id LIMIT {CANDIDATES_MAX}) AS a),
         (SELECT {ACCOUNT} FROM accounts a WHERE a.source = $4 AND a.environment_id = $5 AND a.account_id = $6)
     """,
+    f"PREPARE {OLDEST.decode()} AS SELECT {PROGRESS}, {OLDEST_ROW}",
     f"""
     PREPARE {MOVED.decode()} AS
-    SELECT {PROGRESS},
+    SELECT {PROGRESS}, NULL,
         (SELECT position FROM events WHERE {TODAY} ORDER BY position DESC LIMIT 1),
         coalesce((SELECT position FROM readers WHERE name = '{RETENTION}'), 0)
     """,
@@ -112,7 +117,7 @@ class KnownAccount:
 class Progress(NamedTuple):
     """`at`: the database's clock, seconds since 1970. `evaluated`: up to which position all of the log is. `given`: the
     last position that was given out, committed or not. `oldest`: of today's rows the first that is not evaluated, and when
-    it was received."""
+    it was received, where that was asked."""
 
     at: float
     evaluated: int

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from service.gate_lag import PROOF_SECONDS, SAMPLES_MAX, LagProof
+from service.gate_lag import PROOF_SECONDS, RECENT_MAX, RECENT_SECONDS, SAMPLES_MAX, LagProof
 from service.store.gate import Progress
 
 NOON = 1_795_694_400.0
+
+
+def test_while_evaluation_is_current_an_earlier_question_is_proof_enough_for_a_second() -> None:
+    proof = LagProof()
+    assert proof.bound(Progress(NOON, 7, 9)) is None, "nobody knows since when two rows wait"
+    assert proof.bound(Progress(NOON + 0.5, 8, 12)) is None
+    assert proof.bound(Progress(NOON + 0.75, 9, 14)) == 0.75
+    assert proof.bound(Progress(NOON + 0.75, 12, 14)) == 0.25
+    assert proof.bound(Progress(NOON + 0.5 + RECENT_SECONDS, 13, 14)) is not None
+    assert proof.bound(Progress(NOON + 60, 13, 15)) is None, "it stalled"
+    assert proof.bound(Progress(NOON + 60, 15, 15)) == 0.0
+    assert proof.bound(Progress(NOON - 3600, 14, 16)) is None, "the clock was put back"
 
 
 def test_nothing_waits_when_every_position_given_is_evaluated() -> None:
@@ -43,5 +55,6 @@ def test_what_was_seen_before_the_clock_was_put_back_proves_nothing() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     proof = LagProof()
     for number in range(2 * SAMPLES_MAX):
+        proof.bound(Progress(NOON + 20 * number, number, number))
         proof.seconds(Progress(NOON + 20 * number, number, number))
-    assert len(proof._samples) == SAMPLES_MAX
+    assert (len(proof._samples), len(proof._recent)) == (SAMPLES_MAX, RECENT_MAX)
