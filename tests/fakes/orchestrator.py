@@ -81,7 +81,8 @@ class FakeOrchestrator:
             said = {"detail": f"{ref} takes no new runs", "state": before, "stops": STOPS}
             return said | ({"was_paused": before["paused"]} if self.says_was_paused else {})
         self.resumes.append(data)
-        if not (data.get("prior_state") or {}).get("paused"):
+        # One that says whether it was paused leaves it to us to start nothing else; the others put back what they said.
+        if self.says_was_paused or not (data.get("prior_state") or {}).get("paused"):
             self.paused.discard(ref)
         return {"detail": f"{ref} runs again", "state": before}
 

@@ -87,9 +87,10 @@ async def test_a_pause_then_a_resume_have_one_effect_each_and_record_the_state_b
 
 
 async def test_a_resume_is_given_what_the_pause_found(orchestrator: Orchestrator, ground: Ground) -> None:
+    ground.fake.says_was_paused = False
     ground.fake.by_hand(ASK["ref"], paused=True)
     found = await orchestrator.pause(**ASK, idempotency_key=KEY)
-    assert found.was_paused is True
+    assert found.was_paused is None
     await orchestrator.resume(**ASK, idempotency_key=f"{KEY}-resume", prior_state=found.prior_state)
     assert ground.fake.paused == {ASK["ref"]}
 

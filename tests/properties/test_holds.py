@@ -72,7 +72,7 @@ ONE_STEP = st.one_of(
     st.tuples(st.just("weather"), st.sampled_from(("fair", *WEATHER))),
     st.tuples(st.just("human"), flag),
 )
-STORIES = st.lists(ONE_STEP, min_size=4, max_size=STEPS_MAX)
+STORIES = st.lists(ONE_STEP, min_size=6, max_size=STEPS_MAX)
 numbers = itertools.count(1)
 
 
@@ -271,10 +271,11 @@ def test_holds_are_what_the_reference_says(database_url: str, tmp_path: Path) ->
         house = runner.run(stack.enter_async_context(open_house(database_url, tmp_path / "house", rules=RULES_TEXT)))
 
         @profile(max(EXAMPLES // SHARE, 2))
-        @given(STORIES, st.booleans(), st.booleans())
-        def prove(story: list[Any], others: bool, says_was_paused: bool) -> None:
+        @given(STORIES, st.booleans(), st.booleans(), st.booleans())
+        def prove(story: list[Any], others: bool, says_was_paused: bool, disabled: bool) -> None:
             progress.one_more()
-            runner.run(tell_story(house, story, others=others, says_was_paused=says_was_paused))
+            begins = ("human", disabled)
+            runner.run(tell_story(house, [begins, *story], others=others, says_was_paused=says_was_paused))
 
         try:
             prove()
