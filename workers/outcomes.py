@@ -19,7 +19,7 @@ from service.errors import Unavailable
 from service.routing.grouping import REFUSED_RETRY
 from service.runtime import LAST_WORDS_SECONDS, Runtime
 from service.store import actions, decisions, readers
-from service.store.actions import NOTIFY, Action, Outcome
+from service.store.actions import NOTIFY, PEOPLE, Action, Outcome
 from service.store.session import begin
 from service.together import message_id
 from workers.attempt import Ended
@@ -65,8 +65,8 @@ class Outcomes:
             await asyncio.sleep(GATHER_SECONDS)
             # Orchestrators' answers lock what is pending of people's messages, so those are concluded by themselves:
             # the two in one transaction could wait for an evaluator that waits for them.
-            told = self._waiting[0].ended.action.kind == NOTIFY
-            batch = [entry for entry in self._waiting if (entry.ended.action.kind == NOTIFY) is told][:BATCH_MAX]
+            told = self._waiting[0].ended.action.kind in PEOPLE
+            batch = [entry for entry in self._waiting if (entry.ended.action.kind in PEOPLE) is told][:BATCH_MAX]
             settled: dict[Entry, Exception | None]
             try:
                 await write(self._runtime, [entry.ended for entry in batch])
@@ -99,10 +99,10 @@ class Outcomes:
 
 
 async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
-    """All NOTIFY or none: one transaction."""
+    """All that tell people or none of those: one transaction."""
     async with begin(runtime.engine) as conn:
         # What is done takes the clock of the statement that says so.
-        over = all(one.outcome in FINAL and one.action.kind == NOTIFY for one in ended)
+        over = all(one.outcome in FINAL and one.action.kind in PEOPLE for one in ended)
         now = None if over else await readers.clock(conn)
         outcomes = [outcome_of(one, now) for one in ended]
         sent = [one.message for one in ended if one.message is not None]
@@ -110,6 +110,9 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
         if refused:
             await decisions.alone(conn)
         ours = await actions.conclude_many(conn, outcomes, now, sent)
+        replies = [one.reply for one in ended if one.reply is not None and one.action.id in ours]
+        if replies:
+            await actions.add(conn, replies, now or await readers.clock(conn))
         await decisions.say_again(
             conn, [(message_id(a), a.destination) for a in refused if a.id in ours], REFUSED_RETRY
         )
@@ -119,7 +122,7 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
         answered = {
             one.action.alert_id
             for one in outcomes
-            if one.action.kind != NOTIFY and one.action.id in ours and one.outcome in FINAL
+            if one.action.kind not in PEOPLE and one.action.id in ours and one.outcome in FINAL
         }
         await notify(conn, Consequences(), answered, list(runtime.notifiers), now)
 

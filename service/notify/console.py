@@ -25,6 +25,7 @@ class ConsoleConfig(BaseModel):
 
 class ConsoleNotifier:
     kind = "console"
+    threads = False
 
     def __init__(self, config: ConsoleConfig) -> None:
         self.name = config.name

@@ -36,6 +36,7 @@ class Fake:
 
     name: str = "fake"
     kind: str = "fake"
+    threads: bool = False
     stuck: set[str] = field(default_factory=set)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Event = field(default_factory=asyncio.Event)
