@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from service.notify.plain import clean
 from service.notify.slack_buttons import safe_url
 from service.notify.wording import Wording
 
@@ -18,6 +19,7 @@ WHAT_TO_DO_CHARS_MAX = 1_200
 STATUS_CHARS_MAX = 600
 CONTEXT_CHARS_MAX = 500
 REPLY_CHARS_MAX = 2_900
+LINE_CHARS_MAX = 800
 FALLBACK_CHARS_MAX = 1_000
 BLOCKS_CHARS_MAX = 10_000
 
@@ -80,7 +82,8 @@ def reply_fallback(lines: Sequence[str], *, possible_repeat: bool = False) -> st
 
 def reply(lines: Sequence[str], chars_max: int, possible_repeat: bool) -> str:
     """What happened since, a line each; Slack takes no empty text."""
-    said = [line for line in lines if line.strip()] or ["Something changed; the message above says how it stands."]
+    cleaned = [clean(line, LINE_CHARS_MAX) for line in lines]
+    said = [line for line in cleaned if line] or ["Something changed; the message above says how it stands."]
     return escape([REPEAT_MARK, *said] if possible_repeat else said, chars_max)
 
 
