@@ -213,6 +213,8 @@ async def snooze_alert(conn: AsyncConnection, alert_id: str, until: datetime, co
         raise Conflict("this alert is already resolved", code="already_resolved")
     alert = replace(alert, snoozed_until=until)
     await alert_store.save(conn, [alert])
+    if not alert.shadow:
+        await consequences.notify(conn, Consequences(), [alert.id], context.notifiers, now)
     await log.append(conn, [audit(context.actor, "alert.snooze", alert.id, now)])
     return alert
 

@@ -326,6 +326,8 @@ def step(
     elif escalate is not None:
         for destination in desk.routing.notifiers_of(escalate.to):
             desk.send(after, "escalation", heard[0], node, destination, there.get(destination))
+        for post in newest.values():
+            desk.edits[post.id, post.destination] = post  # its thread says so
     one = after
     mine = newest.get(one.destination)
     out = mine is not None and (mine.id, mine.destination) in posted.out

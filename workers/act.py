@@ -18,7 +18,7 @@ from service.observe import log
 from service.routing.elsewhere import NOTIFIER_REFUSED
 from service.runtime import Runtime
 from service.store import actions, refusals
-from service.store.actions import NOTIFY, Action
+from service.store.actions import NOTIFY, PEOPLE, Action
 from service.store.session import begin
 from service.together import ToTell
 from workers.attempt import EFFECT_SECONDS_MAX, Ended, attempt, read
@@ -124,7 +124,7 @@ class Acting:
 
     def start(self, claimed: Sequence[Action], now: float) -> None:
         """`now`: a moment before they were claimed, by the event loop's clock."""
-        told = [action for action in claimed if action.kind == NOTIFY]
+        told = [action for action in claimed if action.kind in PEOPLE]
         reading = asyncio.create_task(read(self._runtime, told)) if told else None
         for action in claimed:
             places = self._places.setdefault((action.destination, action.kind), Places())

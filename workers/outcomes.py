@@ -22,7 +22,7 @@ from service.notify.refusals import probe_after
 from service.routing.grouping import REFUSED_RETRY
 from service.runtime import LAST_WORDS_SECONDS, Runtime
 from service.store import actions, decisions, readers, refusals
-from service.store.actions import NOTIFY, Action, Outcome
+from service.store.actions import NOTIFY, PEOPLE, Action, Outcome
 from service.store.refusals import Refused
 from service.store.session import begin
 from service.together import message_id
@@ -71,8 +71,8 @@ class Outcomes:
             await asyncio.sleep(GATHER_SECONDS)
             # Orchestrators' answers lock what is pending of people's messages, so those are concluded by themselves:
             # the two in one transaction could wait for an evaluator that waits for them.
-            told = self._waiting[0].ended.action.kind == NOTIFY
-            batch = [entry for entry in self._waiting if (entry.ended.action.kind == NOTIFY) is told][:BATCH_MAX]
+            told = self._waiting[0].ended.action.kind in PEOPLE
+            batch = [entry for entry in self._waiting if (entry.ended.action.kind in PEOPLE) is told][:BATCH_MAX]
             settled: dict[Entry, Exception | None]
             try:
                 await write(self._runtime, [entry.ended for entry in batch])
@@ -105,10 +105,10 @@ class Outcomes:
 
 
 async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
-    """All NOTIFY or none: one transaction."""
+    """All that tell people or none of those: one transaction."""
     async with begin(runtime.engine) as conn:
         # What is done takes the clock of the statement that says so.
-        over = all(one.outcome in FINAL and one.action.kind == NOTIFY for one in ended)
+        over = all(one.outcome in FINAL and one.action.kind in PEOPLE for one in ended)
         now = None if over else await readers.clock(conn)
         outcomes = [outcome_of(one, now) for one in ended]
         sent = [one.message for one in ended if one.message is not None]
@@ -116,13 +116,15 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
         if failed:
             await decisions.alone(conn)
         ours = await actions.conclude_many(conn, outcomes, now, sent)
+        if replies := [one.reply for one in ended if one.reply is not None and one.action.id in ours]:
+            await actions.add(conn, replies, now or await readers.clock(conn))
         await decisions.say_again(conn, [(message_id(a), a.destination) for a in failed if a.id in ours], REFUSED_RETRY)
         taken = await keep_refusals(conn, runtime, [one for one in ended if one.action.id in ours])
         # An orchestrator's final answer is told to people.
         answered = {
             one.action.alert_id
             for one in outcomes
-            if one.action.kind != NOTIFY and one.action.id in ours and one.outcome in FINAL
+            if one.action.kind not in PEOPLE and one.action.id in ours and one.outcome in FINAL
         }
         if now is not None:
             await notify(conn, Consequences(), answered, list(runtime.notifiers), now)

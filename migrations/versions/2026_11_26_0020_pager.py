@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0020_pager"
-down_revision = "0018_audit"
+down_revision = "0019_slack"
 
 SCHEMA = """
 CREATE TABLE notifier_refusals (

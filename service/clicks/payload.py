@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from service.errors import SignatureInvalid
-from service.notify.wording import clean
+from service.notify.plain import clean
 from service.redact import redact_text
 
 FIELDS_MAX = 8

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 AlertState = Literal["firing", "acknowledged", "resolved"]
 HoldScope = Literal["workflow", "account"]
@@ -42,6 +43,8 @@ class WorkflowLine:
     orchestrator: str | None = None
     orchestrator_state: str | None = None
     stops: StopFacts | None = None  # while it is paused as a whole
+    waits: bool = False  # what it was paused for is well again, and only a person resumes it
+    held_elsewhere: bool = False  # this alert holds it no more, and something else does
 
 
 PostKind = Literal["first", "repeat", "growth", "escalation"]
@@ -64,6 +67,16 @@ class Together:
     last_at: datetime | None = None
     names: tuple[str, ...] = ()
     all_accounts: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Events of one kind (`token.refresh_failed`, ...) among the evidence: how many, and when the first and the last."""
+
+    kind: str
+    count: int
+    first_at: datetime
+    last_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +104,15 @@ class AlertView:
     acknowledged_by: str | None = None
     late_seconds: float | None = None  # how late the event that fired it reached us
     evidence_count: int = 0
+    seen: tuple[Seen, ...] = ()  # of the evidence that is still in the log, oldest first
+    last_refresh_at: datetime | None = (
+        None  # the account's last token refresh, and whether it was a `success` or `failure`
+    )
+    last_refresh_outcome: str | None = None
+    provider_action: str | None = None  # the playbook's, where the provider gave a reason (service/playbook/words.py)
+    reauthorizable: bool = False  # a link to authorize the account again can be made
+    snoozed_until: datetime | None = None
+    resolved_by: str | None = None  # the person who did, None where it ended by itself
     discovered_late: bool = False
     late_detection: bool = False  # its deadline had passed long before somebody judged it
     flapping: bool = False
@@ -119,8 +141,12 @@ class Notifier(Protocol):
 
     `idempotent`: the same `delivery_id` twice has one effect there, so a post of unknown fate is simply sent again, and
     `find` is never asked. `one_incident`: what is told of one group is one incident there, which pages by itself until
-    somebody has it in hand: repeats, growth and escalations to who was told already are edits of that.
+    somebody has it in hand: repeats, growth and escalations to who was told already are edits of that. `threads`: it keeps
+    what happens since beside the message, and is `Threaded`.
     """
+
+    @property
+    def threads(self) -> bool: ...
 
     @property
     def name(self) -> str: ...
@@ -152,3 +178,23 @@ class Notifier(Protocol):
     async def check(self) -> str:
         """One sentence for `authwatch doctor`; posts nothing. Raises `DeliveryFailed` with the mend."""
         ...
+
+
+class Threaded(Notifier, Protocol):
+    """A notifier with threads: what happened since is replied to the message, which itself says how things stand."""
+
+    async def thread(
+        self, view: AlertView, ref: MessageRef, lines: Sequence[str], *, delivery_id: str, possible_repeat: bool = False
+    ) -> MessageRef:
+        """Reply once, in plain text, a line each. As with `post`, an ambiguous failure is looked for before a repeat."""
+        ...
+
+    async def find_reply(
+        self, delivery_id: str, ref: MessageRef, *, since: datetime | None = None
+    ) -> MessageRef | None:
+        """As `find`, among the replies to that message."""
+        ...
+
+
+def has_threads(notifier: Notifier) -> TypeGuard[Threaded]:
+    return notifier.threads

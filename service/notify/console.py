@@ -27,6 +27,7 @@ class ConsoleNotifier:
     kind = "console"
     idempotent = False
     one_incident = False
+    threads = False
 
     def __init__(self, config: ConsoleConfig) -> None:
         self.name = config.name

@@ -21,7 +21,8 @@ from service.errors import DeliveryFailed
 from service.event import rfc3339
 from service.notify.answers import without_secrets
 from service.notify.base import AlertState, AlertView, MessageRef
-from service.notify.wording import SIGNS, Wording, clean, cut, word
+from service.notify.plain import clean, cut
+from service.notify.wording import SIGNS, Wording, word
 from service.routing.grouping import REJOIN_WAIT
 
 EVENTS_URL = "https://events.pagerduty.com/v2/enqueue"
@@ -75,6 +76,7 @@ class PagerDutyNotifier:
     kind = "pagerduty"
     idempotent = True
     one_incident = True
+    threads = False
 
     def __init__(self, config: PagerDutyConfig, http: httpx.AsyncClient) -> None:
         self.name = config.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,9 +22,11 @@ from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from service.errors import DeliveryFailed
 from service.notify.base import AlertView, MessageRef
+from service.notify.plain import clean
 from service.notify.slack_answers import MEND, reference, refused, unreadable
-from service.notify.slack_blocks import blocks, fallback
-from service.notify.wording import clean, word
+from service.notify.slack_blocks import blocks, fallback, reply_blocks, reply_fallback
+from service.notify.slack_buttons import buttons
+from service.notify.wording import word
 from service.slack_settings import MayAct, check_signing_secret
 
 TIMEOUT_SECONDS = 10
@@ -85,10 +87,12 @@ class SlackNotifier:
     kind = "slack"
     idempotent = False
     one_incident = False
+    threads = True
 
     def __init__(self, config: SlackConfig, *, timeout_seconds: int = TIMEOUT_SECONDS) -> None:
         self.name = config.name
         self._channel = config.channel
+        self._clickable = config.signing_secret is not None
         self._channel_id = config.channel if CHANNEL_ID.fullmatch(config.channel) else None
         self._client = AsyncWebClient(
             token=config.token.get_secret_value(),
@@ -122,10 +126,10 @@ class SlackNotifier:
             lambda: self._client.chat_postMessage(
                 channel=self._channel,
                 text=fallback(wording, possible_repeat=possible_repeat),
-                blocks=blocks(wording, possible_repeat=possible_repeat),
+                blocks=blocks(wording, possible_repeat=possible_repeat, buttons=self._buttons(view)),
                 unfurl_links=False,
                 unfurl_media=False,
-                metadata={"event_type": METADATA_TYPE, "event_payload": {"delivery_id": delivery_id}},
+                metadata=metadata(delivery_id),
             )
         )
         ref = reference(answer)
@@ -137,22 +141,59 @@ class SlackNotifier:
         # Text without blocks would make Slack take the blocks away.
         answer = await self._call(
             lambda: self._client.chat_update(
-                channel=ref.channel, ts=ref.ts, text=fallback(wording), blocks=blocks(wording)
+                channel=ref.channel,
+                ts=ref.ts,
+                text=fallback(wording),
+                blocks=blocks(wording, buttons=self._buttons(view)),
             )
         )
         return reference(answer)
+
+    async def thread(
+        self, view: AlertView, ref: MessageRef, lines: Sequence[str], *, delivery_id: str, possible_repeat: bool = False
+    ) -> MessageRef:
+        answer = await self._call(
+            lambda: self._client.chat_postMessage(
+                channel=ref.channel,
+                thread_ts=ref.ts,
+                text=reply_fallback(lines, possible_repeat=possible_repeat),
+                blocks=reply_blocks(lines, possible_repeat=possible_repeat),
+                unfurl_links=False,
+                unfurl_media=False,
+                metadata=metadata(delivery_id),
+            )
+        )
+        return reference(answer)
+
+    def _buttons(self, view: AlertView) -> list[dict[str, Any]]:
+        return buttons(view) if self._clickable else []
 
     async def find(self, delivery_id: str, *, since: datetime | None = None) -> MessageRef | None:
         channel = self._channel_id
         if channel is None:
             raise fate_unknown("the history is read by channel id; configure the channel as C..., not by its name")
+        return await self._look(self._client.conversations_history, {"channel": channel}, delivery_id, since)
+
+    async def find_reply(
+        self, delivery_id: str, ref: MessageRef, *, since: datetime | None = None
+    ) -> MessageRef | None:
+        where = {"channel": ref.channel, "ts": ref.ts}
+        return await self._look(self._client.conversations_replies, where, delivery_id, since)
+
+    async def _look(
+        self,
+        read: Callable[..., Awaitable[AsyncSlackResponse]],
+        where: Mapping[str, str],
+        delivery_id: str,
+        since: datetime | None,
+    ) -> MessageRef | None:
         oldest = (since or datetime.now(UTC) - FIND_WINDOW) - CLOCK_SLACK
         cursor: str | None = None
         for _ in range(FIND_PAGES_MAX):
-            page = await self._history(channel, oldest, cursor)
+            page = await self._page(read, where, oldest, cursor)
             for message in page.get("messages") or ():
                 if delivery_of(message) == delivery_id and isinstance(message.get("ts"), str):
-                    return MessageRef(channel=channel, ts=message["ts"])
+                    return MessageRef(channel=where["channel"], ts=message["ts"])
             cursor = (page.get("response_metadata") or {}).get("next_cursor") or None
             if not page.get("has_more"):
                 return None
@@ -160,11 +201,17 @@ class SlackNotifier:
                 break
         raise fate_unknown(f"more than {FIND_PAGES_MAX * FIND_PAGE_MESSAGES} messages are in the way")
 
-    async def _history(self, channel: str, oldest: datetime, cursor: str | None) -> Mapping[str, Any]:
+    async def _page(
+        self,
+        read: Callable[..., Awaitable[AsyncSlackResponse]],
+        where: Mapping[str, str],
+        oldest: datetime,
+        cursor: str | None,
+    ) -> Mapping[str, Any]:
         try:
             return await self._call(
-                lambda: self._client.conversations_history(
-                    channel=channel,
+                lambda: read(
+                    **where,
                     oldest=f"{oldest.timestamp():.6f}",
                     limit=FIND_PAGE_MESSAGES,
                     cursor=cursor,
@@ -220,6 +267,10 @@ async def call(request: Callable[[], Awaitable[AsyncSlackResponse]]) -> Mapping[
             return data
         failure = unreadable()
     raise failure
+
+
+def metadata(delivery_id: str) -> dict[str, Any]:
+    return {"event_type": METADATA_TYPE, "event_payload": {"delivery_id": delivery_id}}
 
 
 def delivery_of(message: Any) -> str | None:

@@ -15,7 +15,8 @@ RETRY_AFTER_MAX_SECONDS = 3_600.0
 REFERENCE_CHARS_MAX = 64
 CODE = re.compile(r"[a-z][a-z0-9_]{0,79}")
 
-# What only a person can mend; the last three mean that the message cannot be edited any more, so post anew.
+# What only a person can mend. Of the last two lines the first means that the message cannot be edited any more, so post
+# anew; the second that there is nothing to reply to.
 PERMANENT = frozenset(
     {
         *("invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "org_login_required"),
@@ -24,6 +25,7 @@ PERMANENT = frozenset(
         *("msg_too_long", "msg_blocks_too_long", "invalid_blocks", "invalid_blocks_format", "invalid_arguments"),
         *("no_text", "too_many_attachments", "invalid_metadata_format", "metadata_too_large"),
         *("message_not_found", "cant_update_message", "edit_window_closed"),
+        *("thread_not_found", "cannot_reply_to_message"),
     }
 )
 PERMANENT_PREFIX = "restricted_action"

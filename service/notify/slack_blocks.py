@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
+from service.notify.plain import clean
+from service.notify.slack_buttons import safe_url
 from service.notify.wording import Wording
 
 # Slack's own limits are 150 for a header, 3,000 for a section's text, 50 blocks, and, undocumented, about 13,000
 # characters for all blocks together. The budgets below are ours; with the JSON around them they stay under the total.
 HEADER_CHARS_MAX = 150
-FACTS_CHARS_MAX = 2_200
-WORKFLOWS_CHARS_MAX = 2_800
-WHAT_TO_DO_CHARS_MAX = 1_500
-STATUS_CHARS_MAX = 700
-CONTEXT_CHARS_MAX = 700
+FACTS_CHARS_MAX = 1_700
+WORKFLOWS_CHARS_MAX = 2_000
+NEXT_STEP_CHARS_MAX = 700
+WHAT_TO_DO_CHARS_MAX = 1_200
+STATUS_CHARS_MAX = 600
+CONTEXT_CHARS_MAX = 500
+REPLY_CHARS_MAX = 2_900
+LINE_CHARS_MAX = 800
 FALLBACK_CHARS_MAX = 1_000
 BLOCKS_CHARS_MAX = 10_000
-URL_CHARS_MAX = 300
 
 ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 TRANSLATED = str.maketrans(ESCAPES)
@@ -26,7 +29,10 @@ JSON_DOUBLED = frozenset('"\\\n')
 REPEAT_MARK = "(possible repeat)"
 
 
-def blocks(wording: Wording, *, possible_repeat: bool = False) -> list[dict[str, Any]]:
+def blocks(
+    wording: Wording, *, possible_repeat: bool = False, buttons: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """`buttons`: as slack_buttons.py makes them; none where no click could be answered."""
     facts = [wording.who, wording.since, wording.evidence, *([wording.late] if wording.late else [])]
     if possible_repeat:
         facts.insert(0, f"{REPEAT_MARK} An earlier try to post this may have arrived.")
@@ -35,7 +41,9 @@ def blocks(wording: Wording, *, possible_repeat: bool = False) -> list[dict[str,
         *section(None, [wording.status] if wording.status else [], STATUS_CHARS_MAX),
         *section(None, facts, FACTS_CHARS_MAX),
         *section("Workflows", [f"• {line}" for line in wording.workflows], WORKFLOWS_CHARS_MAX),
+        *section("Next step", [wording.next_step] if wording.next_step else [], NEXT_STEP_CHARS_MAX),
         *section("What to do now", [wording.what_to_do] if wording.what_to_do else [], WHAT_TO_DO_CHARS_MAX),
+        *buttons,
         {"type": "context", "elements": [mrkdwn(escape([wording.footer], CONTEXT_CHARS_MAX) + link(wording.url))]},
     ]
 
@@ -60,16 +68,23 @@ def mrkdwn(text: str) -> dict[str, Any]:
 
 
 def link(url: str | None) -> str:
-    """A link to the alert in Authwatch itself; one that cannot be written safely is left out."""
-    if not url or len(url) > URL_CHARS_MAX or any(c in '<>|"\\' or c.isspace() or not c.isprintable() for c in url):
-        return ""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        return ""
-    return f" · <{url.replace('&', '&amp;')}|Open in Authwatch>"
+    safe = safe_url(url)
+    return f" · <{safe.replace('&', '&amp;')}|Open in Authwatch>" if safe else ""
+
+
+def reply_blocks(lines: Sequence[str], *, possible_repeat: bool = False) -> list[dict[str, Any]]:
+    return [{"type": "section", "text": mrkdwn(reply(lines, REPLY_CHARS_MAX, possible_repeat))}]
+
+
+def reply_fallback(lines: Sequence[str], *, possible_repeat: bool = False) -> str:
+    return reply(lines, FALLBACK_CHARS_MAX, possible_repeat)
+
+
+def reply(lines: Sequence[str], chars_max: int, possible_repeat: bool) -> str:
+    """What happened since, a line each; Slack takes no empty text."""
+    cleaned = [clean(line, LINE_CHARS_MAX) for line in lines]
+    said = [line for line in cleaned if line] or ["Something changed; the message above says how it stands."]
+    return escape([REPEAT_MARK, *said] if possible_repeat else said, chars_max)
 
 
 def escape(lines: Iterable[str], chars_max: int) -> str:

@@ -20,7 +20,8 @@ from service.errors import ConfigError, DeliveryFailed
 from service.event import rfc3339
 from service.notify.answers import without_secrets
 from service.notify.base import AlertView, MessageRef, WorkflowLine
-from service.notify.wording import clean, what_to_do
+from service.notify.plain import clean
+from service.notify.wording import what_to_do
 from service.redact import redact_text
 from service.signatures import SECRET_PREFIX, parse_secret, sign
 
@@ -78,6 +79,7 @@ class WebhookNotifier:
     kind = "webhook"
     idempotent = True
     one_incident = False
+    threads = False
 
     def __init__(self, config: WebhookConfig, http: httpx.AsyncClient) -> None:
         self.name = config.name

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
-from service.notify.base import AlertView, Together, WorkflowLine
+from service.notify.base import AlertView, Together
+from service.notify.evidence_words import evidence
+from service.notify.next_step import WORDS, next_step
+from service.notify.plain import DETAIL_CHARS_MAX, NAME_CHARS_MAX, ago, clean, counted, cut, span, utc
+from service.notify.workflow_words import waiting, workflows
 
-NAME_CHARS_MAX = 80
 TITLE_CHARS_MAX = 140
-DETAIL_CHARS_MAX = 300
 WHAT_TO_DO_CHARS_MAX = 1000
-WORKFLOWS_SHOWN_MAX = 15
 LATE_WORTH_SAYING_SECONDS = 30.0  # contract: an alert is open within 30 s of its event, unless the event came late
 
-LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-# Marks that turn the reading direction around can make a name read as another sentence.
-TURNING_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-UNPRINTABLE = frozenset({"Cc", "Cs", "Cn", "Co", "Zl", "Zp"})
 SIGNS = {"firing": "\N{LARGE RED CIRCLE}", "acknowledged": "\N{LARGE YELLOW CIRCLE}"}
 GROUP_WORDS = {
     "account_id": "account",
@@ -32,6 +28,23 @@ FLAPS = "Flapping: it opened and closed again and again, so it stays open until 
 DRILL = "DRILL "
 DRILL_STATUS = "This is a drill: nothing is broken, and it ends by itself."
 KINDS = {"repeat": "Still firing: ", "escalation": "Escalated: ", "growth": "Growing: "}
+# Why it ended, where our own word for it (alerts.resolved_reason) would not be read as one.
+REASONS: Mapping[str, str] = {
+    "recovered": "recovered, it works again",
+    "manual": "by hand",
+    "quiet": "quiet, nothing more of it came",
+    "subsided": "subsided, fewer fail now",
+    "called_off": "called off, it is no longer expected",
+    "late_arrival": "late arrival, an event that came late shows that it never was",
+}
+STILL_PAUSED = (
+    "what resumes by itself does so once the account has been well for a while, the rest when a person says so."
+)
+# Where the rule says nothing.
+OF_STEP: Mapping[str, str] = {
+    "reauthorize": "Ask the owner of the account to authorize it again, and watch here that it becomes ACTIVE.",
+    "look": "Look at the account's status first: if it is not ACTIVE, ask its owner to authorize it again.",
+}
 SIGN_RESOLVED = "\N{LARGE GREEN CIRCLE}"
 
 
@@ -46,26 +59,30 @@ class Wording:
     evidence: str
     late: str | None
     workflows: tuple[str, ...]
+    next_step: str | None
     what_to_do: str | None
     footer: str
     url: str | None
 
     def text(self) -> str:
         """All of it as plain text, one thought a line."""
+        step = f"Next step: {self.next_step}" if self.next_step else None
         to_do = f"What to do now: {self.what_to_do}" if self.what_to_do else None
-        lines = (self.title, self.status, self.who, self.since, self.evidence, self.late, *self.workflows, to_do)
-        return "\n".join(line for line in (*lines, self.footer, self.url) if line)
+        facts = (self.title, self.status, self.who, self.since, self.evidence, self.late)
+        lines = (*facts, *self.workflows, step, to_do, self.footer, self.url)
+        return "\n".join(line for line in lines if line)
 
 
 def word(view: AlertView, now: datetime) -> Wording:
     return Wording(
         title=title(view),
-        status=status(view),
+        status=status(view, now),
         who=who(view),
         since=since(view, now),
         evidence=evidence(view),
         late=late(view),
         workflows=workflows(view),
+        next_step=step_words(view),
         what_to_do=what_to_do(view),
         footer=clean(f"{view.severity} · rule {view.rule_id} · alert {view.id}", DETAIL_CHARS_MAX),
         url=view.url,
@@ -141,17 +158,6 @@ def since(view: AlertView, now: datetime) -> str:
     return said + "."
 
 
-def evidence(view: AlertView) -> str:
-    source = f" from {clean(view.source, NAME_CHARS_MAX)}" if view.source else ""
-    if view.drill:
-        return "Evidence: none, it is a drill."
-    if view.together is not None and view.together.total > 1:
-        return "Evidence: at least an event of each; each alert names its own."
-    if view.evidence_count <= 0:
-        return f"Evidence: what is missing{source}, not an event that came."
-    return f"Evidence: {counted(view.evidence_count, 'event')}{source}."
-
-
 def late(view: AlertView) -> str | None:
     if view.discovered_late:
         return "It was already over when we learned of it: nothing was paused for it."
@@ -162,9 +168,9 @@ def late(view: AlertView) -> str | None:
     return f"Late news: this event reached us {span(view.late_seconds)} after it happened."
 
 
-def status(view: AlertView) -> str | None:
+def status(view: AlertView, now: datetime) -> str | None:
     flaps = FLAPS if view.flapping and view.state != "resolved" else None
-    said = (DRILL_STATUS if view.drill else None, flaps, kind_words(view), counts(view) or state_words(view))
+    said = (DRILL_STATUS if view.drill else None, flaps, kind_words(view), counts(view) or state_words(view, now))
     return " ".join(filter(None, said)) or None
 
 
@@ -196,86 +202,42 @@ def counts(view: AlertView) -> str | None:
     return f"Of {together.total}: {', '.join(parts)}."
 
 
-def state_words(view: AlertView) -> str | None:
+def state_words(view: AlertView, now: datetime) -> str | None:
     if view.state == "acknowledged":
         person = clean(view.acknowledged_by or "somebody", NAME_CHARS_MAX)
         return f"Acknowledged by {person}. What is paused stays paused."
+    if view.state == "firing" and view.snoozed_until is not None and view.snoozed_until > now:
+        return f"Snoozed until {utc(view.snoozed_until)}. What is paused stays paused."
     if view.state != "resolved":
         return None
     said = "Resolved"
     if view.resolved_at is not None:
         lasted = (view.resolved_at - view.opened_at).total_seconds()
         said += f" at {utc(view.resolved_at)}, {span(lasted)} after it began"
-    return said + (f": {clean(view.resolved_reason, DETAIL_CHARS_MAX)}." if view.resolved_reason else ".")
+    return said + (f": {why}." if (why := why_resolved(view.resolved_reason, view.resolved_by)) else ".")
+
+
+def why_resolved(reason: str | None, person: str | None) -> str | None:
+    if person is not None:
+        return f"by {clean(person, NAME_CHARS_MAX)}"
+    return clean(REASONS.get(reason, reason), DETAIL_CHARS_MAX) if reason else None
+
+
+def step_words(view: AlertView) -> str | None:
+    """The one right next step; of a resume that is asked for, of what and why."""
+    step = next_step(view)
+    if step is None:
+        return None
+    return f"{WORDS[step]} {waiting(view) or ''}".rstrip()
 
 
 def what_to_do(view: AlertView) -> str | None:
     if view.state == "resolved":
-        held = sum(line.state == "paused" for line in view.workflows)
-        return f"{counted(held, 'workflow')} still paused: look, then resume by hand." if held else None
+        held = sum(line.state == "paused" and not line.waits for line in view.workflows)
+        return f"{counted(held, 'workflow')} still paused: {STILL_PAUSED}" if held else None
     if view.what_to_do:
         # The rule's author wrote this, so a runbook link in it stays.
         return clean(view.what_to_do, WHAT_TO_DO_CHARS_MAX, links=True)
     if view.account_id is None:
         return None  # of what is about no account nobody but the rule's author can say it
-    return "Ask the owner of the account to authorize it again, and watch here that it becomes ACTIVE."
-
-
-def workflows(view: AlertView) -> tuple[str, ...]:
-    if not view.workflows:
-        return ("No workflow was paused.",) if view.state != "resolved" else ()
-    said = [workflow(line) for line in view.workflows[:WORKFLOWS_SHOWN_MAX]]
-    more = len(view.workflows) - len(said)
-    return (*said, *((f"… and {counted(more, 'more workflow')}.",) if more else ()))
-
-
-def workflow(line: WorkflowLine) -> str:
-    """What happened to one workflow, and what was really told to stop: hope is not written down as fact."""
-    workflow_id = clean(line.workflow_id, NAME_CHARS_MAX)
-    name = clean(line.name or "", NAME_CHARS_MAX)
-    who = f"{name} ({workflow_id})" if name and name != workflow_id else workflow_id
-    orchestrator = clean(line.orchestrator, NAME_CHARS_MAX) if line.orchestrator else None
-    answer = clean(line.orchestrator_state, DETAIL_CHARS_MAX) if line.orchestrator_state else None
-    if line.state != "paused":
-        now = "active again" if line.state == "active" else clean(line.state, NAME_CHARS_MAX)
-        return f"{who}: {now}" + (f"; {orchestrator}: {answer}." if orchestrator and answer else ".")
-    paused = "paused for this account only" if line.scope == "account" else "paused"
-    if orchestrator is None:
-        return f"{who}: {paused}; the gate denies, nothing else was told to stop."
-    if answer is None:
-        return f"{who}: {paused}; the gate denies, {orchestrator} was not told to stop."
-    return f"{who}: {paused}; the gate denies, {orchestrator}: {answer}."
-
-
-def clean(text: str, chars_max: int, *, links: bool = False) -> str:
-    """Outside text as one printable line. Links go: an authorization link lets its reader act as that user."""
-    text = text[: chars_max * 8]  # before any work on it: the rest would be cut away in any case
-    text = "".join(" " if c in TURNING_MARKS or unicodedata.category(c) in UNPRINTABLE else c for c in text)
-    text = " ".join(text.split())
-    return cut(text if links else LINK.sub("[link removed]", text), chars_max)
-
-
-def cut(text: str, chars_max: int) -> str:
-    return text if len(text) <= chars_max else text[: chars_max - 1].rstrip() + "…"
-
-
-def utc(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def ago(at: datetime, now: datetime) -> str:
-    seconds = (now - at).total_seconds()
-    return "as this was written" if seconds < 1 else f"{span(seconds)} before this was written"
-
-
-def span(seconds: float) -> str:
-    """A duration as a person says it, in its largest unit that fits, and never negative."""
-    whole = max(0, round(seconds))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if whole >= 2 * size or (whole >= size and whole % size == 0):
-            return f"{whole // size} {unit}"
-    return f"{whole} s"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return OF_STEP.get(next_step(view) or "")

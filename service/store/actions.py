@@ -13,14 +13,19 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import new_id
-from service.store.tables import actions, attempts, messages
+from service.store.messages import Message, as_json
+from service.store.tables import actions, attempts
 
 NOTIFY = "notify"
+THREAD = "thread"  # a reply to a message that NOTIFY posted
+PEOPLE = (NOTIFY, THREAD)  # kinds that tell people
 PAUSE = "orchestrator.pause"
 RESUME = "orchestrator.resume"
 OPEN = ("pending", "running")
 DETAIL_CHARS_MAX = 500
 NOTHING: Mapping[tuple[str, str], int] = {}
+# What changes within it about one message is one edit of it: Slack takes some 50 a minute, of all messages together.
+EDIT_EVERY = timedelta(seconds=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +61,24 @@ class Action:
 
 # What is pending in these lanes is locked until our commit: claimed before it, it would tell the state from before what we
 # are about to say; claimed already, it no longer counts as pending and a new one is added. In one order, so that no two
-# ever wait for each other. Others write beside it in the same statement (service/store/decisions.py).
+# ever wait for each other. What was written a moment ago is edited EDIT_EVERY after that. Others write beside it in the same
+# statement (service/store/decisions.py).
 ADD_IN_ORDER = """
     told AS MATERIALIZED (
         SELECT lane FROM actions WHERE lane = ANY(:lanes) AND state = 'pending' AND kind = 'notify'
         ORDER BY lane, id FOR UPDATE
     )
     INSERT INTO actions (id, kind, destination, lane, alert_id, workflow_id, payload, state, created_at, next_attempt_at)
-    SELECT id, kind, destination, lane, alert_id, workflow_id, payload, 'pending', :now, :now
-    FROM jsonb_populate_recordset(NULL::actions, CAST(:actions AS jsonb))
+    SELECT id, kind, destination, lane, alert_id, workflow_id, payload, 'pending', :now, greatest(:now, CASE kind
+        WHEN 'notify' THEN (SELECT m.edited_at + :edit_every FROM messages m WHERE m.destination = n.destination
+            AND m.alert_id = coalesce(CAST(n.payload ->> 'post' AS uuid), n.alert_id)) END)
+    FROM jsonb_populate_recordset(NULL::actions, CAST(:actions AS jsonb)) AS n
     WHERE kind <> 'notify' OR lane NOT IN (SELECT lane FROM told)
 """
 ADD = text(f"WITH {ADD_IN_ORDER}").bindparams(
-    bindparam("lanes", type_=ARRAY(Text())), bindparam("now", type_=DateTime(timezone=True))
+    bindparam("lanes", type_=ARRAY(Text())),
+    bindparam("now", type_=DateTime(timezone=True)),
+    bindparam("edit_every", type_=Interval()),
 )
 
 
@@ -98,7 +108,7 @@ def add_values(new: Sequence[NewAction], now: datetime) -> dict[str, Any]:
                 "payload": dict(action.payload),
             }
         )
-    return {"lanes": sorted(told), "actions": orjson.dumps(rows).decode(), "now": now}
+    return {"lanes": sorted(told), "actions": orjson.dumps(rows).decode(), "now": now, "edit_every": EDIT_EVERY}
 
 
 # At each destination, of each kind, those that have been due longest, each the first open one of its lane: never more
@@ -213,17 +223,6 @@ async def claim_and_look(
     return Claimed(claimed, rows[0].at, rows[0].undecided, frozenset(rows[0].declared or ()))
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """The one message about an alert at a destination, in the notifier's own words."""
-
-    alert_id: str
-    destination: str
-    channel: str
-    ts: str
-    said: str | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of one attempt: `done`, `failed`, or `retry`/`ambiguous` with the time of the next."""
@@ -236,22 +235,30 @@ class Outcome:
     result: Mapping[str, Any] | None = None
 
 
-# Locked in the order that `add` locks in: it may be waiting for what it read as pending and we have claimed since.
+# Locked in the order that `add` locks in: it may be waiting for what it read as pending and we have claimed since. What is
+# pending in the lane of a message that was written now waits for EDIT_EVERY.
 CONCLUDE = text(
     """
     WITH moment AS MATERIALIZED (SELECT coalesce(:now, clock_timestamp()) AS now), told AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS told (
             id uuid, number int, outcome text, code text, detail text, retry_at timestamptz, result jsonb)
+    ), locked AS MATERIALIZED (
+        SELECT id, lane, kind, state, attempts FROM actions
+        WHERE lane = ANY(:lanes) AND state IN ('pending', 'running') ORDER BY lane, id FOR UPDATE
     ), mine AS (
-        SELECT a.id FROM actions a JOIN told ON a.id = told.id
-        WHERE a.state = 'running' AND a.attempts = told.number ORDER BY a.lane, a.id FOR UPDATE OF a
+        SELECT a.id, a.lane, told.outcome FROM locked a JOIN told ON a.id = told.id
+        WHERE a.state = 'running' AND a.attempts = told.number
+    ), put_off AS (
+        UPDATE actions a SET next_attempt_at = greatest(a.next_attempt_at, (SELECT now FROM moment) + :edit_every)
+        FROM locked JOIN mine ON mine.lane = locked.lane AND mine.outcome = 'done'
+        WHERE a.id = locked.id AND locked.state = 'pending' AND locked.kind = 'notify'
     ), sent AS (
-        INSERT INTO messages (alert_id, destination, channel, ts, posted_at, said)
-        SELECT alert_id, destination, channel, ts, moment.now, said
+        INSERT INTO messages (alert_id, destination, channel, ts, posted_at, said, edited_at, told)
+        SELECT alert_id, destination, channel, ts, moment.now, said, moment.now, told
         FROM jsonb_populate_recordset(NULL::messages, CAST(:messages AS jsonb)), moment
         ORDER BY alert_id, destination
-        ON CONFLICT (alert_id, destination) DO UPDATE SET
-            channel = excluded.channel, ts = excluded.ts, said = excluded.said
+        ON CONFLICT (alert_id, destination) DO UPDATE SET channel = excluded.channel, ts = excluded.ts,
+            said = excluded.said, edited_at = excluded.edited_at, told = coalesce(excluded.told, messages.told)
     ), tried AS (
         UPDATE attempts t SET finished_at = (SELECT now FROM moment), outcome = told.outcome, code = told.code, detail = told.detail
         FROM told WHERE t.action_id = told.id AND t.number = told.number
@@ -267,7 +274,11 @@ CONCLUDE = text(
     FROM told JOIN mine ON mine.id = told.id WHERE a.id = told.id
     RETURNING a.id::text
     """
-).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+).bindparams(
+    bindparam("now", type_=DateTime(timezone=True)),
+    bindparam("lanes", type_=ARRAY(Text())),
+    bindparam("edit_every", type_=Interval()),
+)
 
 
 async def conclude_many(
@@ -290,7 +301,13 @@ async def conclude_many(
     ]
     if not rows:
         return set()
-    values = {"rows": orjson.dumps(rows).decode(), "messages": messages_json(sent), "now": now}
+    values = {
+        "rows": orjson.dumps(rows).decode(),
+        "messages": as_json(sent),
+        "lanes": sorted({one.action.lane for one in outcomes}),
+        "edit_every": EDIT_EVERY,
+        "now": now,
+    }
     return {row[0] for row in await conn.execute(CONCLUDE, values)}
 
 
@@ -335,36 +352,6 @@ async def attempts_of(conn: AsyncConnection, action_ids: Sequence[str]) -> dict[
         ):
             found[row.action_id].append(row)
     return found
-
-
-async def first_message_at(conn: AsyncConnection, alert_id: str) -> datetime | None:
-    """When the first message about this alert was out."""
-    at: datetime | None = (
-        await conn.execute(select(func.min(messages.c.posted_at)).where(messages.c.alert_id == alert_id))
-    ).scalar_one()
-    return at
-
-
-SAVE_MESSAGES = text(
-    """
-    INSERT INTO messages (alert_id, destination, channel, ts, posted_at, said)
-    SELECT alert_id, destination, channel, ts, :now, said
-    FROM jsonb_populate_recordset(NULL::messages, CAST(:rows AS jsonb))
-    ORDER BY alert_id, destination
-    ON CONFLICT (alert_id, destination) DO UPDATE SET
-        channel = excluded.channel, ts = excluded.ts, said = excluded.said
-    """
-).bindparams(bindparam("now", type_=DateTime(timezone=True)))
-
-
-async def save_messages(conn: AsyncConnection, sent: Sequence[Message], now: datetime) -> None:
-    """Of two for one alert and destination the later counts."""
-    if sent:
-        await conn.execute(SAVE_MESSAGES, {"rows": messages_json(sent), "now": now})
-
-
-def messages_json(sent: Sequence[Message]) -> str:
-    return orjson.dumps(list({(one.alert_id, one.destination): one for one in sent}.values())).decode()
 
 
 async def outcome_counts(conn: AsyncConnection) -> list[tuple[str, str, int]]:

@@ -225,7 +225,11 @@ SAVE = text(
         ON CONFLICT DO NOTHING
     ), {action_store.ADD_IN_ORDER}
     """
-).bindparams(bindparam("lanes", type_=ARRAY(Text())), bindparam("now", type_=DateTime(timezone=True)))
+).bindparams(
+    bindparam("lanes", type_=ARRAY(Text())),
+    bindparam("now", type_=DateTime(timezone=True)),
+    bindparam("edit_every", type_=Interval()),
+)
 
 
 async def save_tellings(conn: AsyncConnection, tellings: Sequence[Telling]) -> None:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import ARRAY, Row, Text, Uuid, bindparam, select, text
+from sqlalchemy import ARRAY, DateTime, Row, Text, Uuid, bindparam, column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.actions import PAUSE, RESUME
+from service.store.tables import events
 from service.store.tables import messages as message_table
 
 IDS = ARRAY(Uuid(as_uuid=False))
-# `unsure` is of the whole lane: what an earlier action of this alert may have posted is this one's to find.
+CLOCKS_APART = timedelta(hours=1)  # at most, of who made an id and of the database
+# `unsure` is of the whole lane: what an earlier action of this alert may have posted is this one's to find. Each reply is its
+# own action's.
 MESSAGES = text(
     """
     WITH wanted AS (
         SELECT * FROM unnest(:action_ids, :message_ids, :destinations, :lanes) AS w (action_id, id, destination, lane)
     ), posts AS MATERIALIZED (
-        SELECT id, destination, notification_id, kind FROM notification_posts WHERE id = ANY(:message_ids)
+        SELECT id, destination, notification_id, kind, NOT EXISTS (
+            SELECT 1 FROM notification_posts later WHERE later.notification_id = p.notification_id
+                AND later.destination = p.destination AND (later.at, later.id) > (p.at, p.id)) AS newest
+        FROM notification_posts p WHERE id = ANY(:message_ids)
     ), counted AS (
         SELECT na.notification_id, count(*) AS total, count(a.account_id) AS accounts,
             count(*) FILTER (WHERE a.state = 'firing') AS firing,
@@ -31,13 +39,14 @@ MESSAGES = text(
     ), unsure AS (
         SELECT a.lane, count(*) AS times, min(t.started_at) AS since
         FROM actions a JOIN attempts t ON t.action_id = a.id
-        WHERE a.alert_id = ANY(:alert_ids) AND a.lane = ANY(:lanes) AND t.outcome = 'ambiguous' GROUP BY a.lane
+        WHERE a.alert_id = ANY(:alert_ids) AND a.lane = ANY(:lanes) AND t.outcome = 'ambiguous'
+            AND (a.kind <> 'thread' OR a.id = ANY(:action_ids)) GROUP BY a.lane
     ), sent AS (SELECT * FROM messages WHERE alert_id = ANY(:message_ids)
     ), begun AS (
         SELECT id, first_post_at FROM notifications WHERE id = ANY(ARRAY(SELECT notification_id FROM posts))
     )
-    SELECT w.action_id::text, sent.channel, sent.ts, sent.said, unsure.times, unsure.since, posts.kind,
-        counted.*, begun.first_post_at
+    SELECT w.action_id::text, sent.channel, sent.ts, sent.said, sent.told, sent.posted_at, unsure.times, unsure.since,
+        posts.kind, posts.newest, counted.*, begun.first_post_at
     FROM wanted w
         LEFT JOIN posts ON posts.id = w.id AND posts.destination = w.destination
         LEFT JOIN begun ON begun.id = posts.notification_id
@@ -66,7 +75,8 @@ class Wanted:
 
 
 async def messages(conn: AsyncConnection, wanted: Sequence[Wanted]) -> dict[str, Row[Any]]:
-    """By action id: where its message is (`channel`, `ts`, and what it `said`), how many attempts of its lane are of unknown fate and since when
+    """By action id: where its message is (`channel`, `ts`, and what it `said`), what it has told (`told`, `posted_at`), whether
+    it is its group's `newest` there, how many attempts of its lane are of unknown fate and since when
     (`times`, `since`), and how the alerts stand that it tells of (`kind`, `notification_id`, `total` and others)."""
     if not wanted:
         return {}
@@ -91,11 +101,14 @@ class Shown:
     last_error: str | None
     last_code: str | None
     result: Mapping[str, Any] | None = None
+    resume: str = "auto"
+    held: bool = False  # the whole of it, by whatever
 
 
 WORKFLOWS = text(
     """
-    SELECT w.workflow_id, w.name, w.orchestrator_name, a.kind, a.state, a.last_error, a.last_code, a.result
+    SELECT w.workflow_id, w.name, w.orchestrator_name, a.kind, a.state, a.last_error, a.last_code, a.result, w.resume, EXISTS (
+        SELECT 1 FROM holds WHERE workflow_id = w.workflow_id AND released_at IS NULL AND scope = 'workflow')
     FROM workflows w LEFT JOIN (
         SELECT DISTINCT ON (workflow_id) workflow_id, kind, state, last_error, last_code, result
         FROM actions WHERE workflow_id = ANY(:ids) AND kind = ANY(:kinds) AND state <> 'superseded'
@@ -118,3 +131,47 @@ async def newest_channel(conn: AsyncConnection, destination: str) -> str | None:
     newest = select(message_table.c.channel).where(message_table.c.destination == destination)
     found: str | None = (await conn.execute(newest.order_by(message_table.c.posted_at.desc()).limit(1))).scalar()
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An event of an alert's evidence."""
+
+    kind: str
+    occurred_at: datetime
+    provider: str | None
+    details: Mapping[str, Any] | None
+
+
+EVIDENCE = text(
+    """
+    SELECT id::text, kind, occurred_at, provider, details FROM events
+    WHERE id = ANY(:ids) AND received_at >= :since ORDER BY occurred_at, position
+    """
+).bindparams(bindparam("ids", type_=IDS), bindparam("since", type_=DateTime(timezone=True)))
+EVIDENCE_FOUND = EVIDENCE.columns(
+    column("id"), *(events.c[name] for name in ("kind", "occurred_at", "provider", "details"))
+)
+
+
+async def evidence(conn: AsyncConnection, of_alerts: Mapping[str, Sequence[str]]) -> dict[str, list[Heard]]:
+    """By alert id, those of its evidence that are still in the log, oldest first."""
+    wanted = {one for ids in of_alerts.values() for one in ids if made_at(one) is not None}
+    found: dict[str, Heard] = {}
+    if wanted:
+        since = min(at for at in map(made_at, wanted) if at is not None) - CLOCKS_APART
+        rows = await conn.execute(EVIDENCE_FOUND, {"ids": sorted(wanted), "since": since})
+        found = {row[0]: Heard(*row[1:]) for row in rows}
+    return {
+        alert_id: sorted((found[one] for one in set(ids) if one in found), key=lambda heard: heard.occurred_at)
+        for alert_id, ids in of_alerts.items()
+    }
+
+
+def made_at(event_row_id: str) -> datetime | None:
+    """When an id of ours was made: which days of the log need not be read. None of what is none of ours."""
+    try:
+        one = UUID(event_row_id)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp((one.int >> 80) / 1000, UTC) if one.version == 7 else None

@@ -74,6 +74,7 @@ events = Table(
     Index("ix_events_kind_quarantine", "received_at", postgresql_where=text("kind = 'quarantine'")),
     # What is carried over when a day goes (service/store/retention.py). Days made before it came do not have it.
     Index("ix_events_own", "received_at", postgresql_where=text("origin = 'authwatch'")),
+    Index("ix_events_audit", "event_id", postgresql_where=text("kind = 'audit'")),  # likewise
     postgresql_partition_by="RANGE (received_at)",
 )
 
@@ -272,7 +273,7 @@ actions = Table(
     "actions",
     metadata,
     Column("id", Uuid(as_uuid=False), primary_key=True),
-    Column("kind", Text, nullable=False),  # orchestrator.pause | orchestrator.resume | notify
+    Column("kind", Text, nullable=False),  # orchestrator.pause | orchestrator.resume | notify | thread
     Column("destination", Text, nullable=False),
     Column("lane", Text, nullable=False),  # actions of one lane run one after another, in order of `created_at, id`
     Column("alert_id", Uuid(as_uuid=False)),
@@ -318,6 +319,8 @@ messages = Table(
     Column("ts", Text, nullable=False),
     Column("posted_at", Instant, nullable=False),
     Column("said", Text),  # which state it last told; null where that was told by a version that did not note it
+    Column("edited_at", Instant),  # when it was last posted or edited
+    Column("told", ARRAY(Text)),  # keys of what the message or its thread told (service/thread.py)
     PrimaryKeyConstraint("alert_id", "destination"),
 )
 

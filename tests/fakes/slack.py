@@ -25,7 +25,13 @@ BOT = "U0AUTHWTCH"
 BLOCKS_MAX = 50
 BLOCKS_CHARS_MAX = 13_200
 TEXT_CHARS_MAX = 40_000
-SCOPE_OF = {"chat.postMessage": "chat:write", "chat.update": "chat:write", "conversations.history": "channels:history"}
+SCOPE_OF = {
+    "chat.postMessage": "chat:write",
+    "chat.update": "chat:write",
+    "conversations.history": "channels:history",
+    "conversations.replies": "channels:history",
+}
+REPLY = "chat.postMessage:reply"  # under which `calls` has a post into a thread
 
 
 class Refused(Exception):
@@ -43,7 +49,8 @@ class BreakOff(Response):
 
 
 class FakeSlack:
-    """`calls[method]` is every authentic request's arguments; `messages` is what stands in the channels."""
+    """`calls[method]` is every authentic request's arguments; `messages` is what stands in the channels, `replies` what
+    stands in the threads of those."""
 
     def __init__(
         self,
@@ -59,6 +66,7 @@ class FakeSlack:
         self.not_invited: set[str] = set()
         self.calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.messages: list[dict[str, Any]] = []
+        self.replies: list[dict[str, Any]] = []
         self.slow_seconds = 0.0
         self.url = ""  # whoever serves the app may note its base URL here
         self._weather: list[Response] = []
@@ -83,14 +91,15 @@ class FakeSlack:
         """Everything a reader sees in a message."""
         parts = [message.get("text", "")]
         for block in message.get("blocks") or []:
-            parts += [block["text"]["text"]] if "text" in block else [part["text"] for part in block["elements"]]
+            texts = [block["text"]] if "text" in block else block["elements"]
+            parts += [one["text"]["text"] if isinstance(one["text"], dict) else one["text"] for one in texts]
         return "\n".join(parts)
 
     async def _answer(self, request: Request) -> Response:
         method = request.path_params["method"]
         try:
             arguments = await self._authenticate(request)
-            self.calls[method].append(arguments)
+            self.calls[REPLY if arguments.get("thread_ts") else method].append(arguments)
             weather = self._weather.pop(0) if self._weather else None
             if weather is not None and not isinstance(weather, BreakOff):
                 return weather
@@ -133,6 +142,8 @@ class FakeSlack:
                 return self._update(arguments)
             case "conversations.history":
                 return self._history(arguments)
+            case "conversations.replies":
+                return self._replies(arguments)
         raise Refused("unknown_method")
 
     def _post(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +156,11 @@ class FakeSlack:
         message = {"channel": channel, "ts": f"{int(time.time())}.{self._count:06d}", "user": BOT, **content}
         if "metadata" in arguments:
             message["metadata"] = check_metadata(arguments["metadata"])
-        self.messages.append(message)
+        if "thread_ts" in arguments:
+            self._root(channel, arguments["thread_ts"])
+            self.replies.append(message | {"thread_ts": arguments["thread_ts"]})
+        else:
+            self.messages.append(message)
         return {"channel": channel, "ts": message["ts"], "message": {"text": content["text"], "user": BOT}}
 
     def _update(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -162,11 +177,27 @@ class FakeSlack:
     def _history(self, arguments: dict[str, Any]) -> dict[str, Any]:
         channel = arguments.get("channel", "")
         self._check_channel(channel)  # by id alone: this method knows no names
+        return self._page(arguments, [m for m in reversed(self.messages) if m["channel"] == channel])
+
+    def _replies(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The message itself first, then its replies, oldest first."""
+        self._check_channel(arguments.get("channel", ""))
+        root = self._root(arguments["channel"], arguments.get("ts"))
+        thread = [m for m in self.replies if (m["channel"], m["thread_ts"]) == (root["channel"], root["ts"])]
+        return self._page(arguments, [root, *thread])
+
+    def _root(self, channel: Any, ts: Any) -> dict[str, Any]:
+        found = next((m for m in self.messages if (m["channel"], m["ts"]) == (channel, ts)), None)
+        if found is None:
+            raise Refused("thread_not_found")
+        return found
+
+    def _page(self, arguments: dict[str, Any], those: list[dict[str, Any]]) -> dict[str, Any]:
         limit = int(arguments.get("limit", 100))
         if not 1 <= limit <= 999:
             raise Refused("invalid_limit")
         oldest, start = float(arguments.get("oldest", 0)), int(arguments.get("cursor") or 0)
-        there = [m for m in reversed(self.messages) if m["channel"] == channel and float(m["ts"]) > oldest]
+        there = [m for m in those if float(m["ts"]) > oldest]
         shown = [
             {k: v for k, v in m.items() if k != "metadata" or arguments.get("include_all_metadata") in ("1", "true")}
             for m in there[start : start + limit]
@@ -210,6 +241,10 @@ def check_blocks(blocks: Any) -> None:
             case {"type": "context", "elements": [_, *_] as elements, **rest} if len(elements) <= 10:
                 for element in elements:
                     check_text(element, 3_000, rest)
+            case {"type": "actions", "elements": [_, *_] as elements, **rest} if len(elements) <= 25 and set(rest) <= {
+                "block_id"
+            }:
+                check_buttons(elements)
             case {"type": "divider"}:
                 pass
             case _:
@@ -225,6 +260,42 @@ def check_text(text: Any, limit: int, rest: Mapping[Any, Any]) -> None:
         raise Refused("invalid_blocks")
     if not 1 <= units(text["text"]) <= limit or not text["text"].strip():
         raise Refused("invalid_blocks")
+
+
+def check_buttons(elements: list[Any]) -> None:
+    """https://docs.slack.dev/reference/block-kit/block-elements/button-element, and its confirmation dialog."""
+    for button in elements:
+        match button:
+            case {"type": "button", "text": {"type": "plain_text"} as text, "action_id": str() as action_id, **rest}:
+                check_text(text, 75, {})
+            case _:
+                raise Refused("invalid_blocks")
+        allowed = {"value", "url", "style", "confirm", "accessibility_label"}
+        wrong = (
+            not set(rest) <= allowed
+            or not 1 <= units(action_id) <= 255
+            or not units(str(rest.get("value", ""))) <= 2_000
+        )
+        if (
+            wrong
+            or rest.get("style", "primary") not in ("primary", "danger")
+            or not units(str(rest.get("url", ""))) <= 3_000
+        ):
+            raise Refused("invalid_blocks")
+        if "confirm" in rest:
+            check_confirm(rest["confirm"])
+    if len({button["action_id"] for button in elements}) != len(elements):
+        raise Refused("invalid_blocks")
+
+
+def check_confirm(confirm: Any) -> None:
+    limits = {"title": 100, "text": 300, "confirm": 30, "deny": 30}
+    if not isinstance(confirm, dict) or not set(limits) <= set(confirm) <= {*limits, "style"}:
+        raise Refused("invalid_blocks")
+    for name, limit in limits.items():
+        if not isinstance(confirm[name], dict) or confirm[name].get("type") != "plain_text":
+            raise Refused("invalid_blocks")
+        check_text(confirm[name], limit, {})
 
 
 def check_metadata(metadata: Any) -> Any:

@@ -8,21 +8,24 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from slack_sdk.models.blocks import Block
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import DeliveryFailed
-from service.notify.base import AlertView, MessageRef, WorkflowLine
+from service.notify.base import AlertView, MessageRef, Notifier, Seen, StopFacts, Together, WorkflowLine, has_threads
 from service.notify.slack import SlackConfig, SlackNotifier
 from service.notify.slack_answers import PERMANENT
-from service.notify.slack_blocks import BLOCKS_CHARS_MAX, blocks, fallback
+from service.notify.slack_blocks import BLOCKS_CHARS_MAX, blocks, fallback, reply_blocks, reply_fallback
+from service.notify.slack_buttons import buttons
 from service.notify.wording import word
 from tests.fakes.front import Front, standing
-from tests.fakes.slack import CHANNEL, TOKEN, FakeSlack, check_content, units
+from tests.fakes.slack import CHANNEL, REPLY, TOKEN, FakeSlack, check_content, units
 from tests.plug_ins.notifier_cases.views import OPENED, RESOLVED, VIEW
 
 NOWHERE = "http://127.0.0.1:9/api/"  # the discard port: nothing listens
@@ -43,9 +46,10 @@ def fake(front: Front) -> FakeSlack:
 
 
 def notifier_of(
-    fake: FakeSlack, *, channel: str = CHANNEL, token: str = TOKEN, timeout_seconds: int = 5
+    fake: FakeSlack, *, channel: str = CHANNEL, token: str = TOKEN, timeout_seconds: int = 5, secret: str | None = None
 ) -> SlackNotifier:
-    config = SlackConfig.model_validate({"token": token, "channel": channel, "api_url": fake.url})
+    section = {"token": token, "channel": channel, "api_url": fake.url}
+    config = SlackConfig.model_validate(section | ({"signing_secret": secret} if secret else {}))
     return SlackNotifier(config, timeout_seconds=timeout_seconds)
 
 
@@ -95,9 +99,14 @@ def test_a_link_that_cannot_be_written_safely_is_left_out(url: str) -> None:
     assert "Open in Authwatch" not in laid_out
 
 
-# Short pieces repeated: long text costs hypothesis seconds, and the length is what matters here.
-PIECES = st.text(max_size=12) | st.text(alphabet='<>&"\\\n ', min_size=1, max_size=12) | st.just("\U0001f534")
-WORDS = st.builds(lambda piece, times: piece * times, PIECES, st.sampled_from([1, 7, 400]))
+# Pieces repeated, most of them from a list: drawing long text, or much of it, costs hypothesis seconds.
+HOSTILE = (
+    *("<!channel>", "<@U01>", "<https://evil.example|x>", "&", '"', "\\", "\n", " ", "a", "*_~`", ":tada:", "\x00"),
+    *("\u202eevil", "שלום", "\U0001f534", "\U0001f469\u200d\U0001f467", "\ud800", "e\u0301", "http://a.example/"),
+)
+WORDS = st.sampled_from([piece * times for piece in HOSTILE for times in (1, 7, 400)] + [""])
+TEXTS = WORDS | st.text(max_size=40)
+FACT = st.sampled_from([True, False, None])
 LINES = st.builds(
     WorkflowLine,
     workflow_id=WORDS,
@@ -105,10 +114,29 @@ LINES = st.builds(
     state=st.just("paused") | WORDS,
     scope=st.sampled_from(["workflow", "account"]),
     orchestrator=WORDS | st.none(),
-    orchestrator_state=WORDS | st.none(),
+    orchestrator_state=st.just("paused") | WORDS | st.none(),
+    stops=st.none() | st.builds(StopFacts, scheduled_starts=FACT, manual_starts=FACT, running_work=FACT),
+    waits=st.booleans(),
+    held_elsewhere=st.booleans(),
 )
 TIMES = st.integers(min_value=0, max_value=199 * 365 * 86_400).map(
     lambda seconds: datetime(2000, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+)
+SEEN = st.builds(
+    Seen, kind=WORDS | st.just("token.refresh_failed"), count=st.integers(0, 10**9), first_at=TIMES, last_at=TIMES
+)
+TOGETHER = st.builds(
+    Together,
+    kind=st.sampled_from(["first", "repeat", "growth", "escalation"]),
+    since=TIMES | st.none(),
+    total=st.integers(1, 10**9),
+    firing=st.integers(0, 10**9),
+    acknowledged=st.integers(0, 10**9),
+    resolved=st.integers(0, 10**9),
+    first_at=TIMES | st.none(),
+    last_at=TIMES | st.none(),
+    names=st.lists(WORDS, max_size=12).map(tuple),
+    all_accounts=st.booleans(),
 )
 VIEWS = st.builds(
     AlertView,
@@ -116,53 +144,203 @@ VIEWS = st.builds(
     rule_id=WORDS,
     severity=WORDS,
     state=st.sampled_from(["firing", "acknowledged", "resolved"]),
-    summary=WORDS,
+    summary=TEXTS,
     opened_at=TIMES,
     fired_at=TIMES,
-    what_to_do=WORDS | st.none(),
+    what_to_do=TEXTS | st.none(),
     account_id=WORDS | st.none(),
     connection_id=WORDS | st.none(),
     environment_id=WORDS | st.none(),
     source=WORDS | st.none(),
     provider=WORDS | st.none(),
-    identifier=WORDS | st.none(),
+    identifier=TEXTS | st.none(),
     account_status=WORDS | st.none(),
     resolved_at=TIMES | st.none(),
     resolved_reason=WORDS | st.none(),
     acknowledged_by=WORDS | st.none(),
     late_seconds=st.none() | st.floats(min_value=-1e9, max_value=1e9),
     evidence_count=st.integers(min_value=0, max_value=10**6),
+    seen=st.lists(SEEN, max_size=7).map(tuple),
+    last_refresh_at=TIMES | st.none(),
+    last_refresh_outcome=st.sampled_from(["success", "failure", None]),
+    provider_action=st.sampled_from(["reauthorize", "fix_client", "wait_and_retry", "fix_parameters", None]) | WORDS,
+    reauthorizable=st.booleans(),
+    snoozed_until=TIMES | st.none(),
+    resolved_by=WORDS | st.none(),
+    drill=st.booleans(),
+    flapping=st.booleans(),
+    late_detection=st.booleans(),
+    together=st.none() | TOGETHER,
+    group=st.lists(st.tuples(WORDS, WORDS), max_size=4).map(tuple),
     discovered_late=st.booleans(),
-    workflows=st.lists(LINES, max_size=20).map(tuple),
+    workflows=st.builds(lambda line, times: (line,) * times, LINES, st.sampled_from([0, 1, 20])),
     url=WORDS | st.none() | st.just("https://authwatch.example.com/" + "&" * 269),
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(VIEWS, st.booleans(), TIMES)
 def test_any_alert_fits_into_slacks_limits(view: AlertView, possible_repeat: bool, now: datetime) -> None:
     wording = word(view, now)
-    laid_out = blocks(wording, possible_repeat=possible_repeat)
-    check_content({"text": fallback(wording, possible_repeat=possible_repeat), "blocks": laid_out})
+    laid_out = blocks(wording, possible_repeat=possible_repeat, buttons=buttons(view))
+    said = fallback(wording, possible_repeat=possible_repeat)
+    check_content({"text": said, "blocks": laid_out})
+    is_block_kit(laid_out)
     assert units(json.dumps(laid_out, ensure_ascii=False)) <= BLOCKS_CHARS_MAX == 10_000
+    pages_nobody(said, laid_out)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(TEXTS, max_size=30), st.booleans())
+def test_any_reply_fits_into_slacks_limits(lines: list[str], possible_repeat: bool) -> None:
+    laid_out, said = (lay(lines, possible_repeat=possible_repeat) for lay in (reply_blocks, reply_fallback))
+    check_content({"text": said, "blocks": laid_out})
+    is_block_kit(laid_out)
+    pages_nobody(said, laid_out)
+
+
+def shown(part: Any) -> Iterator[str]:
+    """All that a reader sees; a button's value is no text."""
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        if not isinstance(inner, str):
+            yield from shown(inner)
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        yield part["text"]
+
+
+def is_block_kit(laid_out: Any) -> None:
+    """As Slack's own models of it see it."""
+    for block in laid_out:
+        parsed = Block.parse(block)
+        assert parsed is not None
+        parsed.validate_json()
+
+
+def pages_nobody(said: Any, laid_out: Any) -> None:
+    """The one link in it is ours; nothing else begins what Slack reads as a mention, a link or a command."""
+    written = f"{said}{' '.join(shown(laid_out))}"
+    assert written.count("<") == written.count("<https://authwatch.example.com/")
 
 
 def test_the_longest_alert_of_all_fits_into_slacks_limits() -> None:
     """Every field full of what grows most when it is escaped."""
     for filler in ("&" * 5_000, '"' * 5_000, "\U0001f534" * 5_000, "word " * 1_000, "\ud800" * 5_000):
         line = WorkflowLine(
-            workflow_id=filler, name="x" + filler, state="paused", orchestrator=filler, orchestrator_state=filler
+            workflow_id=filler,
+            name="x" + filler,
+            state="paused",
+            orchestrator=filler,
+            orchestrator_state=filler,
+            waits=True,
+            stops=StopFacts(scheduled_starts=True, manual_starts=False),
         )
         view = dataclasses.replace(
-            VIEW, state="acknowledged", id=filler, rule_id=filler, severity=filler, summary=filler, what_to_do=filler,
+            VIEW, state="firing", rule_id=filler, reauthorizable=True, snoozed_until=OPENED + timedelta(days=1), severity=filler, summary=filler, what_to_do=filler,
             account_id=filler, connection_id=filler, environment_id=filler, source=filler, provider=filler,
             identifier=filler, account_status=filler, acknowledged_by=filler, late_seconds=1e9, workflows=(line,) * 60,
             url="https://authwatch.example.com/" + "&" * 269,
         )  # fmt: skip
         wording = word(view, OPENED)
-        laid_out = blocks(wording, possible_repeat=True)
+        laid_out = blocks(wording, possible_repeat=True, buttons=buttons(view))
+        assert laid_out[-2]["type"] == "actions"
+        is_block_kit(laid_out)
         check_content({"text": fallback(wording, possible_repeat=True), "blocks": laid_out})
         assert units(json.dumps(laid_out, ensure_ascii=False)) <= BLOCKS_CHARS_MAX
+
+
+# Notifiers with threads
+
+
+async def test_a_reply_stands_in_the_thread_of_its_message_and_is_found_by_its_id(
+    any_notifier: Notifier, fake: FakeSlack
+) -> None:
+    if not has_threads(any_notifier):
+        assert not hasattr(any_notifier, "thread")
+        return
+    ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+    reply = await any_notifier.thread(VIEW, ref, ["12:00:01 UTC · Acknowledged by Dana."], delivery_id="r1")
+    assert (len(fake.messages), len(fake.replies)) == (1, 1)
+    assert fake.replies[0]["thread_ts"] == ref.ts
+    assert "Acknowledged by Dana." in fake.text_of(fake.replies[0])
+    assert await any_notifier.find_reply("r1", ref) == reply
+    assert await any_notifier.find_reply("r2", ref) is None
+
+
+async def test_a_reply_that_may_be_a_repeat_says_so(any_notifier: Notifier, fake: FakeSlack) -> None:
+    if has_threads(any_notifier):
+        ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+        await any_notifier.thread(VIEW, ref, ["hm"], delivery_id="r1", possible_repeat=True)
+        assert "(possible repeat)" in fake.text_of(fake.replies[0])
+
+
+async def test_a_reply_to_what_is_gone_says_so(fake: FakeSlack) -> None:
+    with pytest.raises(DeliveryFailed) as caught:
+        await notifier_of(fake).thread(VIEW, MessageRef(CHANNEL, "1.000001"), ["hm"], delivery_id="r1")
+    assert (caught.value.code, caught.value.permanent) == ("thread_not_found", True)
+    with pytest.raises(DeliveryFailed) as caught:
+        await notifier_of(fake).find_reply("r1", MessageRef(CHANNEL, "1.000001"))
+    assert caught.value.code == "fate_unknown"
+
+
+async def test_outside_text_in_a_reply_is_no_markup_and_unfurls_nothing(fake: FakeSlack) -> None:
+    notifier = notifier_of(fake)
+    ref = await notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
+    await notifier.thread(VIEW, ref, ["<!channel> & <@U1>"], delivery_id="r1")
+    [sent] = fake.calls[REPLY]
+    assert "&lt;!channel&gt; &amp; &lt;@U1&gt;" in sent["text"]
+    assert sent["unfurl_links"] is False
+    assert sent.get("reply_broadcast") is None
+
+
+# Slack: buttons
+
+PAUSED = dataclasses.replace(VIEW, account_status="DISCONNECTED", reauthorizable=True)
+
+
+def labels(view: AlertView) -> list[str]:
+    return [button["text"]["text"] for block in buttons(view) for button in block["elements"]]
+
+
+def test_buttons_follow_from_how_the_alert_stands() -> None:
+    everything = ["Re-authorize", "Acknowledge", "Snooze", "Resume workflows", "Resolve", "Open"]
+    assert labels(PAUSED) == everything
+    assert labels(dataclasses.replace(PAUSED, reauthorizable=False)) == everything[1:]
+    assert labels(dataclasses.replace(PAUSED, state="acknowledged")) == [
+        "Re-authorize",
+        "Resume workflows",
+        "Resolve",
+        "Open",
+    ]
+    assert "Resume workflows" not in labels(dataclasses.replace(PAUSED, workflows=()))
+    assert labels(dataclasses.replace(RESOLVED, workflows=())) == ["Open"]
+    assert labels(RESOLVED) == ["Resume workflows", "Open"]
+    assert labels(dataclasses.replace(PAUSED, drill=True)) == []
+
+
+def test_re_authorize_is_offered_only_where_it_is_the_next_step() -> None:
+    ours = dataclasses.replace(PAUSED, provider_action="fix_client")
+    assert "Re-authorize" not in labels(ours)
+
+
+def test_a_button_carries_the_alerts_id_and_nothing_else_and_dangerous_ones_ask_first() -> None:
+    [block] = buttons(PAUSED)
+    by_id = {button["action_id"]: button for button in block["elements"]}
+    assert set(by_id) == {
+        f"authwatch_{name}" for name in ("acknowledge", "snooze", "resolve", "resume", "reauthorize", "open")
+    }
+    assert {button["value"] for button in by_id.values()} == {VIEW.id}
+    assert {name for name, button in by_id.items() if "confirm" in button} == {"authwatch_resolve", "authwatch_resume"}
+    assert by_id["authwatch_open"]["url"] == VIEW.url
+
+
+@pytest.mark.parametrize("secret", [None, "0123456789abcdef0123456789abcdef"])
+async def test_without_a_signing_secret_there_is_nothing_to_click(fake: FakeSlack, secret: str | None) -> None:
+    notifier = notifier_of(fake, secret=secret)
+    ref = await notifier.post(PAUSED, delivery_id="d1", possible_repeat=False)
+    assert any(block["type"] == "actions" for block in fake.messages[0]["blocks"]) is (secret is not None)
+    await notifier.update(PAUSED, ref)
+    assert any(block["type"] == "actions" for block in fake.messages[0]["blocks"]) is (secret is not None)
+    assert "Open in Authwatch" in fake.text_of(fake.messages[0])
 
 
 # Slack: what its answers mean

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.notify.base import AlertView, WorkflowLine
-from service.notify.wording import clean, span, word
+from service.notify.base import AlertView, Seen, StopFacts, WorkflowLine
+from service.notify.plain import clean, span
+from service.notify.wording import word
 
 OPENED = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 NOW = OPENED + timedelta(minutes=4)
@@ -198,3 +199,68 @@ def test_any_outside_text_becomes_one_bounded_line(text: str, chars_max: int) ->
 )
 def test_a_span_is_said_in_the_largest_unit_that_fits(seconds: float, said: str) -> None:
     assert span(seconds) == said
+
+
+FAILED = Seen(
+    kind="token.refresh_failed",
+    count=3,
+    first_at=OPENED.replace(hour=12, minute=1),
+    last_at=OPENED.replace(hour=12, minute=9),
+)
+
+
+def test_evidence_says_how_many_of_what_between_when_and_when() -> None:
+    said = word(view(seen=(FAILED,)), NOW).evidence
+    assert said == "Evidence: 3 failed token refreshes between 12:01 and 12:09 UTC from scalekit."
+
+
+@pytest.mark.parametrize(
+    ("outcome", "minutes", "said"),
+    [
+        ("failure", 0, ", none since succeeded."),
+        ("success", 5, "; one succeeded at 12:14 UTC."),
+        ("success", -60, "from scalekit."),
+        (None, 0, "from scalekit."),
+    ],
+)
+def test_whether_a_refresh_succeeded_since_is_said_only_where_it_is_known(
+    outcome: str | None, minutes: int, said: str
+) -> None:
+    at = FAILED.last_at + timedelta(minutes=minutes) if outcome else None
+    assert word(view(seen=(FAILED,), last_refresh_at=at, last_refresh_outcome=outcome), NOW).evidence.endswith(said)
+
+
+def test_evidence_of_another_day_says_the_day_and_a_kind_nobody_taught_us_is_an_event() -> None:
+    day_before = OPENED - timedelta(days=1)
+    one = Seen(kind="something.new", count=1, first_at=day_before, last_at=day_before)
+    assert word(view(seen=(one,)), NOW).evidence == "Evidence: 1 event at 2026-11-21 10:00 UTC from scalekit."
+
+
+def test_more_kinds_than_fit_are_counted_and_not_forgotten() -> None:
+    many = tuple(dataclasses.replace(FAILED, kind=f"k{n}", count=2) for n in range(6))
+    assert " and 4 more events from scalekit." in word(view(seen=many), NOW).evidence
+
+
+def test_what_a_pause_stops_there_is_told_as_three_facts_once_it_is_paused() -> None:
+    stops = StopFacts(scheduled_starts=True, manual_starts=False, running_work=None)
+    said = workflow_lines(orchestrator="ops", orchestrator_state="paused", stops=stops)
+    assert said.endswith(
+        "ops: paused. Scheduled starts: stopped there; starts by hand or API: not stopped there; running work: not known there."
+    )
+    for state in ("pause asked", "pause failed: 401"):
+        assert "Scheduled" not in workflow_lines(orchestrator="ops", orchestrator_state=state, stops=stops)
+
+
+def test_a_workflow_that_something_else_holds_is_not_called_active() -> None:
+    said = workflow_lines(state="active", held_elsewhere=True)
+    assert said == "Nightly report (w1): held by this alert no more; something else still pauses it."
+
+
+def test_resolved_by_a_person_says_who() -> None:
+    said = word(view(state="resolved", resolved_at=OPENED, resolved_reason="manual", resolved_by="Dana"), NOW).status
+    assert said == "Resolved at 2026-11-22 10:00:00 UTC, 0 s after it began: by Dana."
+
+
+def test_snoozed_is_said_while_it_lasts() -> None:
+    assert "Snoozed until" in (word(view(snoozed_until=NOW + timedelta(minutes=1)), NOW).status or "")
+    assert word(view(snoozed_until=NOW), NOW).status is None

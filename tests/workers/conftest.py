@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from service.store import actions
 from tests.workers.editing import HOUR, TWO_FAILURES, age, save
 from tests.workers.house import House, open_house
 
@@ -30,3 +32,9 @@ async def settled(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
 def folder(house: House) -> Path:
     """The rule files of the test's own house."""
     return house.runtime.settings.rules_folder
+
+
+@pytest.fixture(autouse=True)
+def edits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for a burst of changes to end; whoever asks about that says so itself."""
+    monkeypatch.setattr(actions, "EDIT_EVERY", timedelta(0))

@@ -27,7 +27,7 @@ from workers.attempt import Ended
 
 WAIT_SECONDS_MAX = 15
 STATEMENTS_A_BATCH_MAX = 6
-STATEMENTS_AN_ALERT_MAX = 14  # from its news to its message, with what is written down after it
+STATEMENTS_AN_ALERT_MAX = 15  # from its news to its message, with what is written down after it
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Fake:
     kind: str = "fake"
     idempotent: bool = False
     one_incident: bool = False
+    threads: bool = False
     stuck: set[str] = field(default_factory=set)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Event = field(default_factory=asyncio.Event)
