@@ -18,7 +18,7 @@ from slack_sdk.models.blocks import Block
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import DeliveryFailed
-from service.notify.base import AlertView, MessageRef, Notifier, Seen, StopFacts, Together, WorkflowLine, has_threads
+from service.notify.base import AlertView, MessageRef, Seen, StopFacts, Together, WorkflowLine, has_threads
 from service.notify.slack import SlackConfig, SlackNotifier
 from service.notify.slack_answers import PERMANENT
 from service.notify.slack_blocks import BLOCKS_CHARS_MAX, blocks, fallback, reply_blocks, reply_fallback
@@ -251,25 +251,27 @@ def test_the_longest_alert_of_all_fits_into_slacks_limits() -> None:
 # Notifiers with threads
 
 
+@pytest.fixture
+def threaded(fake: FakeSlack) -> SlackNotifier:
+    return notifier_of(fake)
+
+
 async def test_a_reply_stands_in_the_thread_of_its_message_and_is_found_by_its_id(
-    any_notifier: Notifier, fake: FakeSlack
+    threaded: SlackNotifier, fake: FakeSlack
 ) -> None:
-    if not has_threads(any_notifier):
-        assert not hasattr(any_notifier, "thread")
-        return
-    ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
-    reply = await any_notifier.thread(VIEW, ref, ["12:00:01 UTC · Acknowledged by Dana."], delivery_id="r1")
+    ref = await threaded.post(VIEW, delivery_id="d1", possible_repeat=False)
+    reply = await threaded.thread(VIEW, ref, ["12:00:01 UTC · Acknowledged by Dana."], delivery_id="r1")
     assert (len(fake.messages), len(fake.replies)) == (1, 1)
     assert fake.replies[0]["thread_ts"] == ref.ts
     assert "Acknowledged by Dana." in fake.text_of(fake.replies[0])
-    assert await any_notifier.find_reply("r1", ref) == reply
-    assert await any_notifier.find_reply("r2", ref) is None
+    assert await threaded.find_reply("r1", ref) == reply
+    assert await threaded.find_reply("r2", ref) is None
 
 
-async def test_a_reply_that_may_be_a_repeat_says_so(any_notifier: Notifier, fake: FakeSlack) -> None:
-    if has_threads(any_notifier):
-        ref = await any_notifier.post(VIEW, delivery_id="d1", possible_repeat=False)
-        await any_notifier.thread(VIEW, ref, ["hm"], delivery_id="r1", possible_repeat=True)
+async def test_a_reply_that_may_be_a_repeat_says_so(threaded: SlackNotifier, fake: FakeSlack) -> None:
+    if has_threads(threaded):
+        ref = await threaded.post(VIEW, delivery_id="d1", possible_repeat=False)
+        await threaded.thread(VIEW, ref, ["hm"], delivery_id="r1", possible_repeat=True)
         assert "(possible repeat)" in fake.text_of(fake.replies[0])
 
 
