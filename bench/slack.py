@@ -39,14 +39,16 @@ class Heard:
         self._deliveries: dict[str, str] = {}
 
     def take(self, method: str, body: Mapping[str, Any], at: float) -> dict[str, object]:
-        """An edit names its message by `ts` alone: of which delivery it is, the post has told."""
+        """An edit names its message by `ts` alone: of which delivery it is, the post has told. A reply in a thread is
+        kept as `thread`: it is no message of its own."""
         if method == "chat.postMessage":
             ts = f"{1_700_000_000 + len(self.all)}.000100"
             self._deliveries[ts] = str(body.get("metadata", {}).get("event_payload", {}).get("delivery_id", ""))
         else:
             ts = str(body.get("ts", ""))
         if len(self.all) < HEARD_MAX:
-            self.all.append((at, method, self._deliveries.get(ts, ""), str(body.get("text", ""))[:TITLE_CHARS]))
+            kept = "thread" if body.get("thread_ts") else method
+            self.all.append((at, kept, self._deliveries.get(ts, ""), str(body.get("text", ""))[:TITLE_CHARS]))
         self.more.set()
         return {"ok": True, "channel": CHANNEL, "ts": ts, "message": {"ts": ts}}
 

@@ -281,7 +281,9 @@ def messages(scene: Scene, effect: str, alert_id: str, *, wanted: int) -> list[s
 def looked(scene: Scene, point: str, *, history: bool) -> list[str]:
     """After a death of which nobody knows what it left, the history is asked before anything is posted again; and where
     it cannot be read, what is posted is marked."""
-    came = [one for one in scene.door.came[scene.after :] if one.call in (HISTORY, POST)]
+    came = [
+        one for one in scene.door.came[scene.after :] if one.call in (HISTORY, POST) and not one.said.get("thread_ts")
+    ]
     posts = [one for one in came if one.call == POST]
     if point == "recorded":
         return [f"{len(posts)} messages posted again that were recorded"] if posts else []
