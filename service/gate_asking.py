@@ -77,7 +77,7 @@ class Asker:
 
     async def state(self, question: Question) -> State:
         """Not older than the last commit. Raises `Unavailable` within about ANSWER_SECONDS."""
-        return store.read_state(question, await self.row(store.STATE, store.parameters(question)))
+        return store.read_state(question, await self.row(*store.statement(question)))
 
     async def moved(self) -> Moved:
         """Raises `Unavailable` within about ANSWER_SECONDS."""

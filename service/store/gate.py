@@ -32,7 +32,7 @@ SETTINGS = (
     "SET jit = off",
     "SET default_transaction_read_only = on",
 )
-STATE, OLDEST, MOVED = b"gate_state", b"gate_oldest", b"gate_moved"
+STATE, STATE_IN_FULL, OLDEST, MOVED = b"gate_state", b"gate_state_in_full", b"gate_oldest", b"gate_moved"
 GIVEN = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM log_position)"
 EVALUATED = f"coalesce((SELECT position FROM readers WHERE name = '{EVALUATOR}'), 0)"
 TODAY_REACHES_BACK_SECONDS = 3600.0
@@ -55,10 +55,14 @@ ACCOUNT = f"""
             WHERE l.account_id = a.account_id AND l.source = a.source AND l.environment_id = a.environment_id
                 AND l.state <> 'resolved' AND NOT l.shadow) END)
 """
-# $1 the token's hash, $2 workflow, $3 account as it was written, $4 to $6 the same as a full key where it may be one.
-PREPARE: tuple[str, ...] = (
-    f"""
-    PREPARE {STATE.decode()} (bytea, text, text, text, text, text) AS
+# Of an id written in full; a statement pays for every table that it names, whether it looks into it or not.
+EXACT = f"(SELECT {ACCOUNT} FROM accounts a WHERE a.source = $4 AND a.environment_id = $5 AND a.account_id = $6)"
+
+
+def prepare_state(name: bytes, exact: str) -> str:
+    """$1 the token's hash, $2 workflow, $3 account as it was written, $4 to $6 the same as a full key where it may be one."""
+    return f"""
+    PREPARE {name.decode()} (bytea, text, text, text, text, text) AS
     SELECT {PROGRESS}, NULL,
         (SELECT json_build_object('id', id, 'name', name, 'scopes', scopes,
             'noted', coalesce(last_used_at > now() - interval '1 minute', false))
@@ -70,8 +74,13 @@ PREPARE: tuple[str, ...] = (
                 AND (scope = 'workflow' OR account_id = $3 OR account_id = $6)),
         (SELECT json_agg({ACCOUNT}) FROM (
             SELECT * FROM accounts WHERE account_id = $3 ORDER BY source, environment_id LIMIT {CANDIDATES_MAX}) AS a),
-        (SELECT {ACCOUNT} FROM accounts a WHERE a.source = $4 AND a.environment_id = $5 AND a.account_id = $6)
-    """,
+        {exact}
+    """
+
+
+PREPARE: tuple[str, ...] = (
+    prepare_state(STATE, "NULL::json"),
+    prepare_state(STATE_IN_FULL, EXACT),
     f"PREPARE {OLDEST.decode()} AS SELECT {PROGRESS}, {OLDEST_ROW}",
     f"""
     PREPARE {MOVED.decode()} AS
@@ -197,11 +206,14 @@ async def open_questions(database_url: str) -> Questions:
     return Questions(conn, 0)
 
 
-def parameters(question: Question) -> list[bytes | None]:
+def statement(question: Question) -> tuple[bytes, list[bytes | None]]:
+    """Which one, and its parameters."""
     written = question.account_id
-    key = parse_key(written) if written is not None and written.count(":") >= 2 else (None, None, None)
+    in_full = written is not None and written.count(":") >= 2
+    key = parse_key(written) if written is not None and in_full else (None, None, None)
     token = b"\\x" + question.token.hex().encode() if question.token is not None else None
-    return [token, *(None if text is None else text.encode() for text in (question.workflow_id, written, *key))]
+    values = [token, *(None if text is None else text.encode() for text in (question.workflow_id, written, *key))]
+    return (STATE_IN_FULL if in_full else STATE), values
 
 
 def read_state(question: Question, values: Sequence[bytes | None]) -> State:
