@@ -49,7 +49,6 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await readers.beat(conn, "worker", now)
         await readers.beat(conn, "sweep", now)
     await keep_rules(runtime)
-    await keep_refusals(runtime)
     await end_drills(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
@@ -66,6 +65,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await prune_groups(runtime)
     await watch(runtime, last.watch)
     await look_at_gauges(runtime)
+    await keep_refusals(runtime)
     if runtime.settings.heartbeat_url is not None and last.heartbeat.due:
         last.heartbeat.done()
         await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())
