@@ -51,7 +51,6 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await readers.beat(conn, "sweep", now)
     await let_go_expired(runtime)
     await keep_rules(runtime)
-    await keep_refusals(runtime)
     await end_drills(runtime)
     await tell_conflicts(runtime, last.conflicts)
     if last.partitions.due:
@@ -68,6 +67,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
         await prune_groups(runtime)
     await watch(runtime, last.watch)
     await look_at_gauges(runtime)
+    await keep_refusals(runtime)
     if runtime.settings.heartbeat_url is not None and last.heartbeat.due:
         last.heartbeat.done()
         await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())

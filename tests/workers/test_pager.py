@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from service import tell
+from service.store import actions
+from service.store.session import begin
 from tests.fakes import serve
 from tests.fakes.pagerduty import ROUTING_KEY, FakePagerDuty
 from tests.fakes.receiver import PATH, SECRET, FakeReceiver
@@ -15,6 +20,7 @@ from tests.workers.house import House
 from tests.workers.refusing import mended
 from tests.workers.test_routing import NOTIFIERS, acknowledge, breaks, heard, later, recovers, routed
 from workers.act import act
+from workers.attempt import attempt, read
 from workers.refusals import keep_refusals
 
 STEP = {"after": "10m", "to": "pager"}
@@ -64,6 +70,27 @@ async def test_a_trigger_whose_answer_is_lost_is_sent_again_and_pages_once(datab
         assert len(at.pager.incidents) == len(at.pager.pages) == 1
         rows = await at.house.rows("SELECT outcome FROM attempts ORDER BY number")
         assert [row["outcome"] for row in rows] == ["ambiguous", "done"]
+
+
+async def test_a_process_that_dies_between_sent_and_recorded_pages_nobody_twice(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with paged(database_url, tmp_path, route={"receiver": "pager"}) as at:
+        runtime = at.house.runtime
+        await at.house.put(account_ids=["ca_1"])
+        await at.house.told("DISCONNECTED")
+        async with begin(runtime.engine) as conn:
+            await tell.decide(conn, runtime.settings.routing, frozenset({"pager"}))
+            [(action, _)] = await actions.claim(conn, None, lease=timedelta(seconds=1), limit=9)
+        until = asyncio.get_running_loop().time() + 20
+        ended = await attempt(runtime, action, asyncio.create_task(read(runtime, [action])), until)
+        assert (ended.outcome, len(at.pager.pages)) == ("done", 1)
+        await at.house.run("UPDATE actions SET lease_until = now(), next_attempt_at = now()")
+        await act(runtime)
+        assert at.pager.calls == 2
+        assert len(at.pager.incidents) == len(at.pager.pages) == 1
+        rows = await at.house.rows("SELECT outcome, code FROM attempts ORDER BY number")
+        assert [(row["outcome"], row["code"]) for row in rows] == [("ambiguous", "process_died"), ("done", None)]
 
 
 async def test_twenty_accounts_of_one_connection_are_one_incident_and_one_page(
