@@ -115,7 +115,7 @@ async def changes_of(
         alert_ids={one.alert.id for one in every},
         workflow_ids={hold.workflow_id for one in every for hold in one.held},
         notification_ids={name for _, name in known if name is not None},
-        since=min(min(one.alert.fired_at, *(hold.placed_at for hold in one.held)) for one in every),
+        since=min(at for one in every for at in (one.alert.fired_at, *(hold.placed_at for hold in one.held))),
     )
 
 

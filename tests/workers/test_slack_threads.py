@@ -84,6 +84,15 @@ async def test_each_change_is_one_line_in_order_and_told_once(house: House) -> N
     assert {reply["thread_ts"] for reply in house.slack.replies} == {house.slack.messages[0]["ts"]}
 
 
+async def test_an_alert_that_paused_nothing_has_a_thread_too(house: House) -> None:
+    for ago in (120, 60, 1):
+        await house.told("failed", ago=ago)
+    await act(house.runtime)
+    await acknowledge(house, await alert_id(house))
+    await act(house.runtime)
+    assert told(house) == ["Acknowledged by a person."]
+
+
 async def test_what_happened_together_is_one_reply(house: House) -> None:
     alert = await broken(house)
     await acknowledge(house, alert)
