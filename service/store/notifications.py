@@ -33,8 +33,15 @@ from service.routing.grouping import Members, Notification
 from service.store.actions import NOTIFY, Action, to_action
 from service.store.alerts import EPISODES_READ_MAX
 from service.store.keys import any_id
-from service.store.routing_tables import alert_news, notification_alerts, notification_posts, notifications, silences
-from service.store.tables import actions, alerts, messages
+from service.store.routing_tables import (
+    alert_news,
+    messages,
+    notification_alerts,
+    notification_posts,
+    notifications,
+    silences,
+)
+from service.store.tables import actions, alerts
 
 LOCK = 7_305_201_016  # of who decides what is told: one at a time
 OPEN_GROUPS_MAX = 10_000

@@ -12,8 +12,8 @@ from sqlalchemy import ARRAY, DateTime, Row, Text, Uuid, bindparam, column, sele
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.actions import PAUSE, RESUME
+from service.store.routing_tables import messages as message_table
 from service.store.tables import events
-from service.store.tables import messages as message_table
 
 IDS = ARRAY(Uuid(as_uuid=False))
 CLOCKS_APART = timedelta(hours=1)  # at most, of who made an id and of the database

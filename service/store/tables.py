@@ -309,21 +309,6 @@ attempts = Table(
     PrimaryKeyConstraint("action_id", "number"),
 )
 
-# The message that stands for an alert at a notifier, so that later states edit it and never post again.
-messages = Table(
-    "messages",
-    metadata,
-    Column("alert_id", Uuid(as_uuid=False), nullable=False),
-    Column("destination", Text, nullable=False),
-    Column("channel", Text, nullable=False),
-    Column("ts", Text, nullable=False),
-    Column("posted_at", Instant, nullable=False),
-    Column("said", Text),  # which state it last told; null where that was told by a version that did not note it
-    Column("edited_at", Instant),  # when it was last posted or edited
-    Column("told", ARRAY(Text)),  # keys of what the message or its thread told (service/thread.py)
-    PrimaryKeyConstraint("alert_id", "destination"),
-)
-
 # When an account's verdict may change although no event comes: judged again once due.
 deadlines = Table(
     "deadlines",
