@@ -232,7 +232,7 @@ def run_entry(decided: Plan, now: datetime, confirmed: bool) -> Decision:
             "actor": "cli" if confirmed else "retention",
             "action": "retention.run",
             "subject": "retention",
-            "reason": f"{len(names)} days are over",
+            "reason": f"{len(names)} partitions are over",
             "partitions": names[:NAMED_MAX],
             "confirmed": confirmed,
         },
