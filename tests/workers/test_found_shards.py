@@ -19,7 +19,6 @@ from service.store import log, pages, readers, shards
 from service.store.session import begin
 from tests.make import make_receipt
 from tests.workers.house import House, make_event, open_house
-from tests.workers.passing import let_pass
 from workers.evaluate import BATCH_EVENTS_MAX, Evaluated, evaluate, one_transaction, read_on
 
 RATIO_OF_AN_ACCOUNT = """\
@@ -274,7 +273,7 @@ async def test_two_puts_never_wait_for_each_other_in_a_circle(
             await house.told("failed", ago=ago)
         await house.told("ACTIVE", ago=0.2)  # its hold may go a second later; the failures' alert stays open
         assert len(await house.rows("SELECT 1 FROM holds WHERE released_at IS NULL")) == 1
-        await let_pass(house, 1.2)
+        await asyncio.sleep(1.2)
         monkeypatch.setattr(steer, "rejudge", slow)
         one = asyncio.create_task(house.put("w2", account_ids=["ca_1"], active=False))
         await began.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,6 @@ from service.explain import explain_alert
 from service.store.session import begin
 from tests.end_to_end.running import until
 from tests.workers.house import House, make_event, open_house
-from tests.workers.passing import let_pass
 from workers.act import act
 from workers.evaluate import evaluate
 
@@ -144,7 +144,7 @@ async def test_what_does_not_come_by_its_deadline_fires_by_itself_and_what_comes
 async def test_what_came_in_time_disarms_whatever_the_order_of_arrival(house: House) -> None:
     await house.told("succeeded", ago=0.5)
     await house.told("failed", ago=1.5)
-    await let_pass(house, 1.0)
+    await asyncio.sleep(1.0)
     await evaluate(house.runtime)
     assert await of_rule(house, "not-recovered") == []
     assert await house.rows("SELECT * FROM armed") == []
