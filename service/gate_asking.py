@@ -66,6 +66,9 @@ class Asker:
                     self._open()
                 await asyncio.sleep(WATCH_SECONDS)
         finally:
+            if self._opening is not None:
+                # One that is cut off half way stays with the server until that gives up on it, a minute later.
+                await asyncio.wait([self._opening], timeout=ANSWER_SECONDS)
             tasks: list[asyncio.Task[Any]] = [
                 task for task in (self._opening, self._looking, *self._noting.values()) if task is not None
             ]

@@ -149,7 +149,7 @@ async def ask_on(scope: Scope, environment_id: str, waiting: Iterator[Due], aske
         if done.trouble is not None or time.monotonic() > done.until:
             return
         try:
-            done.recovered += await ask(scope, environment_id, one.account_id)
+            recovered = await ask(scope, environment_id, one.account_id)
         except DeliveryFailed as exc:
             if is_general(exc):
                 # Asked for later all the same: one that the provider chokes on must not be the one that shows how it is.
@@ -158,6 +158,8 @@ async def ask_on(scope: Scope, environment_id: str, waiting: Iterator[Due], aske
                 return
             done.failed += 1
             logger.info("expired.not_answered", source=scope.source, account_id=one.account_id, code=exc.code)
+        else:
+            done.recovered += recovered  # after the wait: others count meanwhile
         done.asked += 1
         asked[one.account_id] = one
 

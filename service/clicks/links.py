@@ -20,6 +20,7 @@ from service.provider_apis.base import ProviderApi
 from service.settings import Settings
 from service.store import accounts, log
 from service.store.accounts import Account
+from service.store.notifications import announce
 
 ACTION = "alert.reauthorize"
 AGAIN_AFTER = timedelta(seconds=30)  # a second click within it asks for nothing new
@@ -69,6 +70,7 @@ async def ask_for(conn: AsyncConnection, click: Click, alert_id: str, api: Provi
     if (await conn.execute(ASKED_BEFORE, before)).scalar_one():
         return Wanted(alert.account, account, asked_before=True)
     await log.append(conn, [steer.audit(click.actor, ACTION, alert.id, now, f"a link for {alert.account}")])
+    await announce(conn, [alert.id], now)  # its thread says that somebody asked for it
     return Wanted(alert.account, account, asked_before=False)
 
 

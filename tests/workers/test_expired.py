@@ -168,7 +168,9 @@ async def test_a_round_is_bounded_and_begins_with_what_holds_a_workflow_and_what
     assert done is not None
     places = expired.FIRST_PER_ROUND + expired.LONGEST_PER_ROUND
     assert done.asked == len(ward.fake.asked) == places - 1, "ca_000 has both claims"
-    assert {"ca_000", "ca_last"} <= set(ward.fake.asked[: expired.IN_FLIGHT_MAX])
+    assert {"ca_000", "ca_last"} <= set(
+        ward.fake.asked[: 2 * expired.IN_FLIGHT_MAX]
+    )  # those in flight arrive in any order
     assert {f"ca_{n:03}" for n in range(1, 10)} <= set(ward.fake.asked), (
         "who has waited longest has a part of the places"
     )

@@ -32,6 +32,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in CALLED:
         monkeypatch.setattr(main, name, noting(name))
+    monkeypatch.setattr(main, "ask_expired", noting("expired"))
     monkeypatch.setattr(Acting, "step", noting("act"))
     monkeypatch.setattr(Retaining, "step", noting("retain"))
     monkeypatch.setattr(RollingUp, "step", noting("rollup"))
@@ -41,7 +42,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def test_every_story_is_there_and_does_what_it_is_named_for(called: list[str]) -> None:
     stories = {story.name: story for story in main.stories_of(None).values()}  # type: ignore[arg-type]
-    assert set(stories) == {*CALLED, "act", "retain", "rollup"}
+    assert set(stories) == {*CALLED, "act", "expired", "retain", "rollup"}
     for name, story in stories.items():
         called.clear()
         await story._step()

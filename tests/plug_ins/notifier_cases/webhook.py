@@ -49,7 +49,7 @@ CASES = Cases(
         **dict.fromkeys((401, 402, 403, 404, 405, 407, 410), "refused"),
         **dict.fromkeys((408, 425, 429, 500, 502, 503, 504, 529), "retry"),
     },
-    facts=("Token refresh is failing", "clark@example.com", "Nightly report", "Ask the owner of the account"),
+    facts=("Token refresh is failing", "clark@example.com", "Nightly report", "what_to_do"),
     opened_as="2026-11-22T10:00:00Z",
     resolved_as='"type": "alert.resolved"',
 )
