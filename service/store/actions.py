@@ -236,22 +236,23 @@ class Outcome:
 
 
 # Locked in the order that `add` locks in: it may be waiting for what it read as pending and we have claimed since. What is
-# pending in the lane of a message that was written now waits for EDIT_EVERY.
+# pending in the lane of a message that was written now waits for EDIT_EVERY; of that, what somebody holds is left alone, so
+# that no outcome waits for the next action's.
 CONCLUDE = text(
     """
     WITH moment AS MATERIALIZED (SELECT coalesce(:now, clock_timestamp()) AS now), told AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS told (
             id uuid, number int, outcome text, code text, detail text, retry_at timestamptz, result jsonb)
-    ), locked AS MATERIALIZED (
-        SELECT id, lane, kind, state, attempts FROM actions
-        WHERE lane = ANY(:lanes) AND state IN ('pending', 'running') ORDER BY lane, id FOR UPDATE
-    ), mine AS (
-        SELECT a.id, a.lane, told.outcome FROM locked a JOIN told ON a.id = told.id
-        WHERE a.state = 'running' AND a.attempts = told.number
+    ), mine AS MATERIALIZED (
+        SELECT a.id, a.lane, told.outcome FROM actions a JOIN told ON a.id = told.id
+        WHERE a.state = 'running' AND a.attempts = told.number ORDER BY a.lane, a.id FOR UPDATE OF a
+    ), later AS MATERIALIZED (
+        SELECT id FROM actions
+        WHERE lane = ANY(ARRAY(SELECT lane FROM mine WHERE outcome = 'done')) AND state = 'pending' AND kind = 'notify'
+        FOR UPDATE SKIP LOCKED
     ), put_off AS (
         UPDATE actions a SET next_attempt_at = greatest(a.next_attempt_at, (SELECT now FROM moment) + :edit_every)
-        FROM locked JOIN mine ON mine.lane = locked.lane AND mine.outcome = 'done'
-        WHERE a.id = locked.id AND locked.state = 'pending' AND locked.kind = 'notify'
+        FROM later WHERE a.id = later.id
     ), sent AS (
         INSERT INTO messages (alert_id, destination, channel, ts, posted_at, said, edited_at, told)
         SELECT alert_id, destination, channel, ts, moment.now, said, moment.now, told
@@ -276,7 +277,6 @@ CONCLUDE = text(
     """
 ).bindparams(
     bindparam("now", type_=DateTime(timezone=True)),
-    bindparam("lanes", type_=ARRAY(Text())),
     bindparam("edit_every", type_=Interval()),
 )
 
@@ -304,7 +304,6 @@ async def conclude_many(
     values = {
         "rows": orjson.dumps(rows).decode(),
         "messages": as_json(sent),
-        "lanes": sorted({one.action.lane for one in outcomes}),
         "edit_every": EDIT_EVERY,
         "now": now,
     }

@@ -23,9 +23,7 @@ async def struck(
         assert not wrong, "\n".join(["", *wrong, scene.worker.logs()])
 
 
-# After the record, in the long form alone (`make crash`): it waits for the next action of a lane, of which there are others
-# now that threads are told and resumes are decided when they are done.
-@pytest.mark.parametrize("point", [*POINTS[:-1], pytest.param(POINTS[-1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("point", POINTS)
 async def test_a_worker_killed_with_everything_under_way_does_nothing_twice(
     database_url: str, tmp_path: Path, point: str
 ) -> None:
