@@ -269,10 +269,10 @@ async def test_a_reply_stands_in_the_thread_of_its_message_and_is_found_by_its_i
 
 
 async def test_a_reply_that_may_be_a_repeat_says_so(threaded: SlackNotifier, fake: FakeSlack) -> None:
-    if has_threads(threaded):
-        ref = await threaded.post(VIEW, delivery_id="d1", possible_repeat=False)
-        await threaded.thread(VIEW, ref, ["hm"], delivery_id="r1", possible_repeat=True)
-        assert "(possible repeat)" in fake.text_of(fake.replies[0])
+    assert has_threads(threaded)
+    ref = await threaded.post(VIEW, delivery_id="d1", possible_repeat=False)
+    await threaded.thread(VIEW, ref, ["hm"], delivery_id="r1", possible_repeat=True)
+    assert "(possible repeat)" in fake.text_of(fake.replies[0])
 
 
 async def test_a_reply_to_what_is_gone_says_so(fake: FakeSlack) -> None:
