@@ -226,3 +226,10 @@ def _excerpt(body: bytes, url: str, headers: Mapping[str, str]) -> str:
         text = text.replace(value, MASK)
     text = "".join(char if char.isprintable() else " " for char in redact_text(text))
     return text if len(text) <= EXCERPT_CHARS_MAX else text[:EXCERPT_CHARS_MAX] + "..."
+
+
+def check_url(url: str) -> None:
+    """Of a config: ValueError where nothing can be posted to it, without saying what it is, since it may hold a secret."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment or "@" in parts.netloc:
+        raise ValueError("not a URL of the form https://host/path")

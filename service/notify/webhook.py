@@ -54,15 +54,9 @@ class WebhookConfig(BaseModel):
     @field_validator("url")
     @classmethod
     def url_can_be_right(cls, url: SecretStr) -> SecretStr:
-        parts = urlsplit(url.get_secret_value())
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or parts.fragment
-            or "@" in parts.netloc
-            or len(url) > URL_CHARS_MAX
-        ):
-            raise ValueError("not a URL of the form https://host/path")
+        outbound.check_url(url.get_secret_value())
+        if len(url) > URL_CHARS_MAX:
+            raise ValueError(f"longer than {URL_CHARS_MAX} characters")
         return url
 
     @field_validator("secret")

@@ -40,9 +40,7 @@ class WebhookConfig(BaseModel):
     @field_validator("url")
     @classmethod
     def url_can_be_right(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment or "@" in parts.netloc:
-            raise ValueError("not a URL of the form https://host/path")
+        outbound.check_url(url)
         return url
 
     @field_validator("secret")
