@@ -117,8 +117,13 @@ def add_sketches(to: Counted, names: Sequence[str], sketches: Sequence[Any]) -> 
 
 
 async def take_turn(conn: AsyncConnection, part: str, now: datetime, every: timedelta) -> bool:
-    """Whether nobody had the turn for so long; it is then ours. A time ahead of the clock is one that was put right."""
-    due = "h.at <= CAST(:now AS timestamptz) - CAST(:every AS interval) OR h.at > CAST(:now AS timestamptz)"
+    """Whether nobody had the turn for so long; it is then ours. A turn that lies more than `every` ahead was taken by a
+    clock that has been put right since. A little ahead is who read the clock just after us, and was quicker.
+    """
+    due = (
+        "h.at <= CAST(:now AS timestamptz) - CAST(:every AS interval)"
+        " OR h.at > CAST(:now AS timestamptz) + CAST(:every AS interval)"
+    )
     of = {"part": part, "now": now, "every": every}
     waits = await conn.execute(text(f"SELECT 1 FROM heartbeats h WHERE part = :part AND NOT ({due})"), of)
     if waits.first() is not None:

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from service.children import choose_port
 from service.errors import ConfigError
 from service.otlp import OtlpSettings, otlp_settings
+from service.store import readers, telemetry
 from service.store.session import begin
 from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.end_to_end.running import Running, until
@@ -119,6 +120,16 @@ async def test_two_workers_push_once_an_interval(house: House, collector: tuple[
         assert len(fake.pushes) == turn
         await interval_passed(house)
     assert fake.refusals == []
+
+
+async def test_who_read_the_clock_first_and_comes_second_has_no_turn(house: House) -> None:
+    every = timedelta(seconds=60)
+    async with begin(house.runtime.engine) as conn:
+        now = await readers.clock(conn)
+        assert await telemetry.take_turn(conn, "otlp", now, every)
+        assert not await telemetry.take_turn(conn, "otlp", now - timedelta(milliseconds=5), every)
+        assert not await telemetry.take_turn(conn, "otlp", now + timedelta(milliseconds=5), every)
+        assert await telemetry.take_turn(conn, "otlp", now + every, every)
 
 
 async def test_a_clock_that_was_put_back_does_not_silence_us(house: House, collector: tuple[FakeOtlp, str]) -> None:
