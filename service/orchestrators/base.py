@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,12 +32,37 @@ class Answer:
     stops: Stops | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """How a workflow stands there now. `paused`: None where it cannot be told. `as_found`: what a resume needs to put exactly
+    this back, small JSON in the orchestrator's own words (at most 4,000 characters); it is recorded before anything is
+    changed. `detail` is one plain sentence."""
+
+    paused: bool | None
+    as_found: Mapping[str, Any]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One workflow of theirs. `ref` is what `pause` takes, and survives a rename where the orchestrator has such a thing."""
+
+    ref: str
+    name: str
+    tags: tuple[str, ...] = ()
+    paused: bool | None = None
+
+
 class Orchestrator(Protocol):
     """One system that runs workflows. Every failure is a `DeliveryFailed`; nothing is retried inside.
 
-    The same `idempotency_key` twice has one effect and the same answer, so an ambiguous failure is simply tried again with
-    the same key: a pause answers then what it found the first time, not our own pause.
+    Two sorts. One that knows our idempotency key (`asks_first` False): the same key twice has one effect and the same answer,
+    and a pause repeated answers what it found the first time. One that does not (`asks_first` True): its `state` is asked and
+    recorded before the first pause, so that a pause repeated after a lost answer does not take our own pause for a person's;
+    `pause` and `resume` are given what was found, and are idempotent by what they ask for.
     """
+
+    asks_first: bool
 
     @property
     def name(self) -> str: ...
@@ -48,7 +73,21 @@ class Orchestrator(Protocol):
     @property
     def stops(self) -> Stops: ...
 
-    async def pause(self, *, ref: str, workflow_id: str, reason: str, idempotency_key: str) -> Answer: ...
+    async def state(self, *, ref: str) -> State:
+        """Changes nothing. `DeliveryFailed` with code `workflow_gone`, permanent, where there is no such workflow."""
+        ...
+
+    async def pause(
+        self,
+        *,
+        ref: str,
+        workflow_id: str,
+        reason: str,
+        idempotency_key: str,
+        found: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """`found`: `State.as_found`, as recorded before the first try; None for those that are not asked first."""
+        ...
 
     async def resume(
         self,
@@ -59,9 +98,16 @@ class Orchestrator(Protocol):
         idempotency_key: str,
         prior_state: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Back to `prior_state`, which its own answer to our pause said; None where it said nothing."""
+        """Back to `prior_state`: what was found before our pause (`as_found`, or its own answer to our pause); None where
+        nothing was said. Status `left` where a person has started it since, or changed it so that it is theirs now."""
+        ...
+
+    async def list_workflows(self, *, limit: int) -> Sequence[Listed]:
+        """What runs there, `limit` at most, for `authwatch orchestrators import`. `DeliveryFailed` with code `cannot_list`,
+        permanent, where there is nothing to ask."""
         ...
 
     async def check(self) -> str:
-        """One sentence for `authwatch doctor`; changes nothing there. Raises `DeliveryFailed` with the mend."""
+        """One sentence for `authwatch doctor`, after a harmless call that proves the credentials; changes nothing there.
+        Raises `DeliveryFailed` with the mend."""
         ...

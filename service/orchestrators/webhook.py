@@ -7,7 +7,7 @@ try. So nothing has to be looked up after a failure whose outcome is unknown: th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from service import outbound
 from service.errors import ConfigError, DeliveryFailed
 from service.event import rfc3339
-from service.orchestrators.base import Answer, Stops
+from service.orchestrators.base import Answer, Listed, State, Stops
 from service.signatures import parse_secret, sign
 
 TIMEOUT_SECONDS = 15.0
@@ -55,6 +55,7 @@ class WebhookConfig(BaseModel):
 
 class WebhookOrchestrator:
     kind = "webhook"
+    asks_first = False
     stops = Stops()  # the receiver is somebody's own code: only its answer tells what it stopped
 
     def __init__(
@@ -66,7 +67,19 @@ class WebhookOrchestrator:
         self._http = http
         self._timeout_seconds = timeout_seconds
 
-    async def pause(self, *, ref: str, workflow_id: str, reason: str, idempotency_key: str) -> Answer:
+    async def state(self, *, ref: str) -> State:
+        """It is told, and never asked."""
+        return State(paused=None, as_found={}, detail="a webhook cannot be asked; its answer to a pause says what it found")
+
+    async def pause(
+        self,
+        *,
+        ref: str,
+        workflow_id: str,
+        reason: str,
+        idempotency_key: str,
+        found: Mapping[str, Any] | None = None,
+    ) -> Answer:
         data = {"workflow_id": workflow_id, "ref": ref, "reason": reason, "idempotency_key": idempotency_key}
         return await self._tell("workflow.pause", "paused", data, idempotency_key)
 
@@ -82,6 +95,13 @@ class WebhookOrchestrator:
         data = {"workflow_id": workflow_id, "ref": ref, "reason": reason, "idempotency_key": idempotency_key}
         state = dict(prior_state) if prior_state is not None else None
         return await self._tell("workflow.resume", "resumed", {**data, "prior_state": state}, idempotency_key)
+
+    async def list_workflows(self, *, limit: int) -> Sequence[Listed]:
+        raise DeliveryFailed(
+            f"{self.name} is a webhook, which cannot be asked what runs there; register its workflows with PUT /v1/workflows",
+            code="cannot_list",
+            permanent=True,
+        )
 
     async def check(self) -> str:
         """A webhook has nothing to ask that changes nothing, so this says what would be called and proves no more."""
