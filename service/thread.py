@@ -17,7 +17,7 @@ from service.notify.wording import why_resolved
 from service.store.actions import PAUSE
 from service.store.changes import Acted, Answered, Changes
 from service.store.workflows import Hold
-from service.views import AlertParts
+from service.views import AlertParts, masked
 
 TOLD_MAX = 200  # keys of one message; what is beyond is told by the message alone
 LINES_MAX = 20  # of one reply
@@ -195,15 +195,17 @@ def is_last(one: Acted, acted: Sequence[Acted]) -> bool:
 
 def workflow_name(parts: AlertParts, workflow_id: str) -> str:
     shown = parts.workflows.get(workflow_id)
-    return clean((shown.name if shown else None) or workflow_id, NAME_CHARS_MAX)
+    return clean(masked(shown.name if shown else None) or workflow_id, NAME_CHARS_MAX)
 
 
 def whose_of(parts: AlertParts) -> str:
     known = parts.account
     name = (
-        (known.identifier or known.key.account_id) if known else parts.alert.account and parts.alert.account.account_id
+        (masked(known.identifier) or known.key.account_id)
+        if known
+        else parts.alert.account and parts.alert.account.account_id
     )
-    return clean(name or parts.alert.summary, NAME_CHARS_MAX)
+    return clean(name or masked(parts.alert.summary) or "", NAME_CHARS_MAX)
 
 
 def key(*parts: object) -> str:

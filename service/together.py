@@ -175,11 +175,15 @@ def together_of(row: Row[Any], others: Sequence[AlertParts]) -> Together:
 def name_of(one: AlertParts) -> str:
     account = one.account
     if account is not None:
-        known = account.key.account_id
-        return f"{account.identifier} ({known})" if account.identifier and account.identifier != known else known
+        known, identifier = account.key.account_id, views.masked(account.identifier)
+        return f"{identifier} ({known})" if identifier and identifier != known else known
     if one.alert.account is not None:
         return one.alert.account.account_id
-    return ", ".join(str(value) for _, value in sorted(one.alert.group.items()) if value) or one.alert.summary
+    return (
+        ", ".join(str(value) for _, value in sorted(one.alert.group.items()) if value)
+        or views.masked(one.alert.summary)
+        or ""
+    )
 
 
 def view_of(

@@ -298,6 +298,24 @@ async def test_a_manual_resume_is_asked_for_once_the_account_is_well_though_the_
     assert len(asked) == rows[0]["n"] == 2
 
 
+async def test_a_token_in_a_name_is_in_no_message(house: House) -> None:
+    token = "xoxb-123456789012-1234567890123-abcdefghijklmnop"
+    await house.put(account_ids=["ca_1"])
+    await house.told("ACTIVE", ago=5)
+    await house.run(f"UPDATE workflows SET name = 'with {token}'")
+    await house.run(f"UPDATE accounts SET identifier = 'Clark {token}'")
+    await house.told("DISCONNECTED")
+    await house.run(f"UPDATE accounts SET identifier = 'Clark {token}'")
+    await act(house.runtime)
+    await acknowledge(house, await alert_id(house))
+    await house.resume()
+    await act(house.runtime)
+    said = [house.slack.text_of(house.slack.messages[0]), *told(house)]
+    assert "Clark ***" in said[0]
+    assert "with ***" in "\n".join(said[1:])
+    assert token not in "\n".join(said)
+
+
 async def test_the_evidence_is_told_in_plain_words(house: House) -> None:
     for ago in (120, 60, 1):
         await house.told("failed", ago=ago)
