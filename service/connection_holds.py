@@ -75,7 +75,7 @@ async def follow(
     await consequences.settle(conn, out, affected, before, new_holds, release, now, reason="connection_well")
     loud = {hold.alert_id for hold in (*new_holds, *release) if hold.alert_id}
     # What stays paused until a person resumes it is asked for.
-    loud |= {hold.alert_id for hold in existing if hold.alert_id in over}
+    loud |= {hold.alert_id for hold in existing if hold.alert_id and hold.alert_id in over}
     await consequences.notify(conn, out, loud, notifiers, now)
     return due
 

@@ -122,7 +122,9 @@ async def follow(
     loud |= {
         hold.alert_id
         for hold in existing
-        if (hold.alert_id in over or hold.account in well_again) and waits(hold, known, affected, accounts)
+        if hold.alert_id
+        and (hold.alert_id in over or hold.account in well_again)
+        and waits(hold, known, affected, accounts)
     }
     await notify(conn, out, loud, notifiers, now)
     return out
