@@ -26,12 +26,13 @@ async def follow(
     connections: Collection[AccountKey],
     alerts: Sequence[Alert],
     *,
+    over: Collection[str] = (),
     as_of: datetime,
     now: datetime,
     notifiers: Sequence[str],
 ) -> dict[AccountKey, datetime]:
     """From these alerts, as they now stand, and the holds there are because of these connections: places those and lets
-    go of them; when the next one may go, by connection."""
+    go of them; when the next one may go, by connection. `over`: ids of alerts whose condition has ended just now."""
     of_connections: dict[AccountKey, list[Alert]] = {key: [] for key in connections}
     for alert in alerts:
         if (key := connection_of(alert)) is not None:
@@ -73,6 +74,8 @@ async def follow(
     new_holds = [hold for hold in missing if (hold.workflow_id, hold.alert_id) in placed]
     await consequences.settle(conn, out, affected, before, new_holds, release, now, reason="connection_well")
     loud = {hold.alert_id for hold in (*new_holds, *release) if hold.alert_id}
+    # What stays paused until a person resumes it is asked for.
+    loud |= {hold.alert_id for hold in existing if hold.alert_id and hold.alert_id in over}
     await consequences.notify(conn, out, loud, notifiers, now)
     return due
 

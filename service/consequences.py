@@ -57,12 +57,15 @@ async def follow(
     dependents: Mapping[AccountKey, Sequence[Workflow]],
     fired: Sequence[Alert],
     resolved: Sequence[Alert],
+    over: Collection[str] = (),
+    well_again: Collection[AccountKey] = (),
     as_of: datetime,
     now: datetime,
     notifiers: Sequence[str],
 ) -> Consequences:
     """From the alerts of these accounts as they now stand. Their locks must be held. `as_of`: up to when the log has been
-    read, which is what lets go of a hold."""
+    read, which is what lets go of a hold. `over`: ids of alerts whose condition has ended just now, and `well_again`: accounts that
+    have just become well, so that a person is asked to resume what only a person resumes."""
     out = Consequences(fired=sum(1 for alert in fired if not alert.discovered_late))
     existing = await workflow_store.account_holds(conn, list(accounts))
     wanted = [
@@ -116,6 +119,13 @@ async def follow(
         out.decisions.append(alert_decision(alert, "alert.resolved", now, account))
     loud = {alert.id for alert in (*fired, *resolved) if not alert.discovered_late and not alert.shadow}
     loud |= {hold.alert_id for hold in (*new_holds, *release) if hold.alert_id}
+    loud |= {
+        hold.alert_id
+        for hold in existing
+        if hold.alert_id
+        and (hold.alert_id in over or hold.account in well_again)
+        and waits(hold, known, affected, accounts)
+    }
     await notify(conn, out, loud, notifiers, now)
     return out
 
@@ -133,6 +143,17 @@ def release_at(
         return None
     well_since = max(alert.condition_ended_at, account.status_since or alert.condition_ended_at)
     return well_since + timedelta(seconds=alert.stable_for_seconds)
+
+
+def waits(
+    hold: Hold, alerts: Mapping[str, Alert], workflows: Mapping[str, Workflow], accounts: Mapping[AccountKey, Account]
+) -> bool:
+    """Whether nothing but a person's word is missing for this hold to go."""
+    alert, workflow = alerts.get(hold.alert_id or ""), workflows.get(hold.workflow_id)
+    account = accounts.get(hold.account) if hold.account else None
+    if alert is None or workflow is None or account is None or workflow.resume == "auto":
+        return False
+    return alert.condition_ended_at is not None and account.status == WELL
 
 
 async def paused(conn: AsyncConnection, workflows: Collection[str]) -> set[str]:

@@ -24,6 +24,9 @@ class Verdict:
     changed: dict[str, Alert] = field(default_factory=dict)
     fired: list[Alert] = field(default_factory=list)
     resolved: list[Alert] = field(default_factory=list)
+    over: set[str] = field(
+        default_factory=set
+    )  # ids of those whose condition ended, resolved by a person before or not
     too_late: int = 0
 
     def open(self, alert: Alert) -> None:
@@ -144,6 +147,7 @@ def end(verdict: Verdict, alert: Alert, at: datetime, reason: str, now: datetime
         ended = replace(ended, state="resolved", resolved_at=now, resolved_reason=reason)
         verdict.resolved.append(ended)
     verdict.changed[alert.id] = ended
+    verdict.over.add(alert.id)
 
 
 def make_alert(

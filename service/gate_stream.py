@@ -222,16 +222,15 @@ class Streams:
         more = found or released or overdue
         if more:
             self._net_at = time.monotonic() + NET_SECONDS
+        # From the first page on: whoever comes between two of them is told by a replay what was released with the first.
+        self._evaluated = evaluated
         while more:
             was = reader.cursor
             async with begin(self._engine) as conn:
                 step = await reader.step(conn, evaluated, pairs(self._clients))
-            for client in self._clients:
-                for frame in answer_frames(client.only, step.changes, was, reader.cursor):
-                    client.push(frame)
-                client.only = client.only.knowing(step.changes)
+                # With nothing awaited since: the connection may be lost as it is given back, and no step tells it again.
+                self._tell(step.changes, was, reader.cursor)
             more = step.more
-        self._evaluated = evaluated
         self._started.set()
         seconds = await self._asker.lag_seconds(moved.progress)
         self._say_behind(
@@ -239,6 +238,12 @@ class Streams:
             if seconds > BEHIND_AFTER_SECONDS
             else None
         )
+
+    def _tell(self, changes: Sequence[Change], was: int, cursor: int) -> None:
+        for client in self._clients:
+            for frame in answer_frames(client.only, changes, was, cursor):
+                client.push(frame)
+            client.only = client.only.knowing(changes)
 
     def _say_behind(self, why: str | None) -> None:
         if why != self._behind:

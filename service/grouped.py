@@ -6,7 +6,7 @@ Their samples are kept by the group, because no index of the log finds them agai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -124,6 +124,7 @@ async def close(
     out: Consequences,
     of_groups: OfGroups,
     *,
+    over: Collection[str],
     as_of: datetime,
     now: datetime,
     notifiers: Sequence[str],
@@ -131,7 +132,7 @@ async def close(
     """After the accounts' holds: those of whole connections, and when each group is looked at again."""
     connections = {group.connection for group in of_groups.groups.values() if group.connection is not None}
     release_due = await connection_holds.follow(
-        conn, out, connections, of_groups.alerts, as_of=as_of, now=now, notifiers=notifiers
+        conn, out, connections, of_groups.alerts, over=over, as_of=as_of, now=now, notifiers=notifiers
     )
     changed = []
     for group in of_groups.groups.values():

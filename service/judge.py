@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import consequences, grouped, own_alerts
 from service.consequences import Consequences
 from service.episodes import Verdict, after_a_person, by_hand, covering, make_alert, of_condition, settle, transitions
-from service.event import AccountKey, Event
+from service.event import WELL, AccountKey, Event
 from service.rule_failures import Failures
 from service.rules import Rule, Ruleset
 from service.rules.given import Episode, Given, Sample
@@ -112,6 +112,8 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
         dependents=dependents,
         fired=verdict.fired,
         resolved=verdict.resolved,
+        over=verdict.over,
+        well_again=[key for key in troubled if became_well(subjects[key])],
         as_of=work.as_of,
         now=now,
         notifiers=notifiers,
@@ -122,7 +124,7 @@ async def judge(conn: AsyncConnection, rules: Ruleset, work: Work, *, notifiers:
     await deadline_store.put(conn, {key: at for key, at in due.items() if at is not None or key in case.waited})
     await deadline_store.bring_forward(conn, out.release_due)  # of accounts that were not judged themselves
     await rule_set_store.record_failures(conn, case.failures.found, now)
-    await grouped.close(conn, out, of_groups, as_of=work.as_of, now=now, notifiers=notifiers)
+    await grouped.close(conn, out, of_groups, over=verdict.over, as_of=work.as_of, now=now, notifiers=notifiers)
     out.too_late = verdict.too_late
     return out
 
@@ -321,6 +323,10 @@ def samples_of(
             if too_late and step.event.id in fresh:
                 verdict.too_late += too_late
     return found
+
+
+def became_well(subject: Subject) -> bool:
+    return subject.after.status == WELL and (subject.before is None or subject.before.status != WELL)
 
 
 def never_was(rule: Rule, alert: Alert, episodes: Sequence[Episode], depended_on: bool) -> bool:

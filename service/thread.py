@@ -11,19 +11,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from service.event import WELL
 from service.notify.plain import DETAIL_CHARS_MAX, NAME_CHARS_MAX, clean, listed, utc
 from service.notify.wording import why_resolved
 from service.store.actions import PAUSE
 from service.store.changes import Acted, Answered, Changes
 from service.store.workflows import Hold
-from service.views import AlertParts
+from service.views import AlertParts, masked
 
 TOLD_MAX = 200  # keys of one message; what is beyond is told by the message alone
 LINES_MAX = 20  # of one reply
 NAMES_MAX = 8  # of one line
+WAITS = "Well again, and paused until somebody resumes it"
 FULL = "More happened than this thread takes. The message above says how it stands."
 RELEASED: Mapping[str | None, str] = {
     "account_well": "it has been well for long enough",
+    "connection_well": "the connection has worked for long enough",
     "dependency_dropped": "it no longer depends on the account",
     "workflow_inactive": "it was declared inactive",
     "workflow_deleted": "it was deleted",
@@ -103,8 +106,19 @@ def of_holds(parts: AlertParts, changes: Changes, several: bool) -> Iterator[Lin
         elif hold.scope == "account":
             paused = "Paused for this account only"
         yield Line(hold.placed_at, key("paused", hold.id, hold.placed_at), paused, what)
+        if (well_at := waits_since(parts, hold)) is not None:
+            yield Line(well_at, key("waits", hold.id, hold.placed_at), WAITS, what)
         if hold.released_at is not None:
             yield Line(hold.released_at, key("let go", hold.id, hold.released_at), let, what)
+
+
+def waits_since(parts: AlertParts, hold: Hold) -> datetime | None:
+    """Since when nothing but a person's word is missing for this hold to go; None where it goes by itself, or its trouble lasts."""
+    alert, shown = parts.alert, parts.workflows.get(hold.workflow_id)
+    well = alert.account is None or (parts.account is not None and parts.account.status == WELL)
+    if hold.released_at is not None or not well or shown is None or shown.resume != "manual":
+        return None
+    return alert.condition_ended_at
 
 
 def let_go(parts: AlertParts, hold: Hold, changes: Changes) -> str:
@@ -181,15 +195,17 @@ def is_last(one: Acted, acted: Sequence[Acted]) -> bool:
 
 def workflow_name(parts: AlertParts, workflow_id: str) -> str:
     shown = parts.workflows.get(workflow_id)
-    return clean((shown.name if shown else None) or workflow_id, NAME_CHARS_MAX)
+    return clean(masked(shown.name if shown else None) or workflow_id, NAME_CHARS_MAX)
 
 
 def whose_of(parts: AlertParts) -> str:
     known = parts.account
     name = (
-        (known.identifier or known.key.account_id) if known else parts.alert.account and parts.alert.account.account_id
+        (masked(known.identifier) or known.key.account_id)
+        if known
+        else parts.alert.account and parts.alert.account.account_id
     )
-    return clean(name or parts.alert.summary, NAME_CHARS_MAX)
+    return clean(name or masked(parts.alert.summary) or "", NAME_CHARS_MAX)
 
 
 def key(*parts: object) -> str:

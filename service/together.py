@@ -12,7 +12,6 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import thread, views
-from service.event import WELL
 from service.notify.base import AlertView, MessageRef, Seen, Together, WorkflowLine
 from service.notify.base import PostKind as Kind
 from service.playbook.alerts import CALL, told
@@ -176,11 +175,15 @@ def together_of(row: Row[Any], others: Sequence[AlertParts]) -> Together:
 def name_of(one: AlertParts) -> str:
     account = one.account
     if account is not None:
-        known = account.key.account_id
-        return f"{account.identifier} ({known})" if account.identifier and account.identifier != known else known
+        known, identifier = account.key.account_id, views.masked(account.identifier)
+        return f"{identifier} ({known})" if identifier and identifier != known else known
     if one.alert.account is not None:
         return one.alert.account.account_id
-    return ", ".join(str(value) for _, value in sorted(one.alert.group.items()) if value) or one.alert.summary
+    return (
+        ", ".join(str(value) for _, value in sorted(one.alert.group.items()) if value)
+        or views.masked(one.alert.summary)
+        or ""
+    )
 
 
 def view_of(
@@ -226,16 +229,14 @@ def view_of(
 def one_view(parts: AlertParts, public_url: str) -> AlertView:
     """With what each workflow waits for."""
     view = views.view_of(parts, public_url=public_url)
-    over = parts.alert.condition_ended_at is not None
-    well = over and (parts.alert.account is None or (parts.account is not None and parts.account.status == WELL))
     said: list[WorkflowLine] = []
-    for line in view.workflows:
+    for line, hold in zip(view.workflows, parts.held, strict=True):
         shown = parts.workflows.get(line.workflow_id)
         paused = line.state == "paused"
         said.append(
             replace(
                 line,
-                waits=paused and well and shown is not None and shown.resume == "manual",
+                waits=thread.waits_since(parts, hold) is not None,
                 held_elsewhere=not paused and line.scope == "workflow" and shown is not None and shown.held,
             )
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
 from service.notify.base import AlertView, StopFacts, WorkflowLine
+from service.redact import redact_text
 from service.store import actions as action_store
 from service.store import asks as ask_store
 from service.store import hold_history, owned, showing
@@ -23,6 +25,7 @@ from service.store.owned import Owner
 from service.store.showing import Shown
 from service.store.workflows import Hold, Workflow
 
+MASKED_KEPT_MAX = 2_000
 HOLDS_SHOWN_MAX = 100  # of one workflow, the oldest; the history has them all
 # What became of a resume that was not sent, as a message says it.
 NOT_RESUMED = {ask_store.LEFT: "left as a person had it", ask_store.NOT_PAUSED: "nothing to resume"}
@@ -280,7 +283,7 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
     lines = [
         WorkflowLine(
             workflow_id=hold.workflow_id,
-            name=workflows[hold.workflow_id].name if hold.workflow_id in workflows else None,
+            name=masked(workflows[hold.workflow_id].name) if hold.workflow_id in workflows else None,
             state="paused" if hold.released_at is None else "active",
             scope="account" if hold.scope == "account" else "workflow",
             orchestrator=workflows[hold.workflow_id].orchestrator_name if hold.workflow_id in workflows else None,
@@ -298,7 +301,7 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
         else "acknowledged"
         if alert.state == "acknowledged"
         else "firing",
-        summary=alert.summary,
+        summary=masked(alert.summary) or "",
         opened_at=alert.opened_at,
         fired_at=alert.fired_at,
         what_to_do=alert.what_to_do,
@@ -306,10 +309,12 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
         connection_id=alert.connection_id,
         environment_id=(alert.account.environment_id or None) if alert.account else None,
         source=alert.account.source if alert.account else None,
-        provider=account.provider if account else None,
-        identifier=account.identifier if account else None,
+        provider=masked(account.provider) if account else None,
+        identifier=masked(account.identifier) if account else None,
         account_status=account.status if account else None,
-        group=() if alert.account else tuple(sorted(alert.group.items())),
+        group=()
+        if alert.account
+        else tuple((name, masked(value) or "") for name, value in sorted(alert.group.items())),
         resolved_at=alert.resolved_at,
         resolved_reason=alert.resolved_reason,
         acknowledged_by=alert.acknowledged_by,
@@ -322,6 +327,12 @@ def view_of(parts: AlertParts, *, public_url: str) -> AlertView:
         workflows=tuple(lines),
         url=f"{public_url}/v1/alerts/{alert.id}" if public_url else None,
     )
+
+
+@lru_cache(maxsize=MASKED_KEPT_MAX)  # what breaks together is told in the same words
+def masked(text: str | None) -> str | None:
+    """What came from outside, for people: a name may hold anything, a token too."""
+    return redact_text(text) if text else text
 
 
 def stops_of(hold: Hold, shown: Shown | None) -> StopFacts | None:

@@ -34,7 +34,7 @@ IN_FLIGHT_MAX = 4
 ROUND_SECONDS_MAX = 30.0  # no call is begun after it; one takes up to 40 s, its token included
 LEASE = timedelta(seconds=90)
 FIRST_ASK_AFTER = timedelta(seconds=30)  # whoever broke a moment ago is hardly well again
-# Scalekit documents no rate limit; a minute is what an on-call notices, an hour what a forgotten account is worth.
+# Scalekit documents no rate limit; a minute is what an on-call notices, an hour what a forgotten account is worth that holds no workflow.
 INTERVAL, INTERVAL_LONG, INTERVAL_MAX = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 LONG_AFTER, VERY_LONG_AFTER = timedelta(days=1), timedelta(days=30)
 SPREAD = 0.1  # of an interval, either way, so that what broke together is not asked for together for ever
@@ -119,7 +119,7 @@ async def ask_source(scope: Scope, memory: Asking, done: Round, *, probe: bool) 
     finally:
         async with begin(scope.engine) as conn:
             now = await readers.clock(conn)
-            again = {id_: now + wait_of(one.expired_since, now, random.random()) for id_, one in asked.items()}
+            again = {id_: now + wait_of(one, now, random.random()) for id_, one in asked.items()}
             await expired.asked(conn, scope.source, environment_id, now, again)
 
 
@@ -183,10 +183,10 @@ async def ask(scope: Scope, environment_id: str, account_id: str) -> int:
     return await keep_states(scope, environment_id, [(event, remote.body)], asked_at)
 
 
-def wait_of(expired_since: datetime | None, now: datetime, chance: float) -> timedelta:
-    """Until the account is asked for again; `chance` from 0 to 1."""
-    age = now - expired_since if expired_since is not None else VERY_LONG_AFTER
-    interval = INTERVAL if age < LONG_AFTER else INTERVAL_LONG if age < VERY_LONG_AFTER else INTERVAL_MAX
+def wait_of(one: Due, now: datetime, chance: float) -> timedelta:
+    """Until the account is asked for again; `chance` from 0 to 1. While a workflow waits for it, it is never forgotten."""
+    age = now - one.expired_since if one.expired_since is not None else VERY_LONG_AFTER
+    interval = INTERVAL if one.held or age < LONG_AFTER else INTERVAL_LONG if age < VERY_LONG_AFTER else INTERVAL_MAX
     return interval * (1 + SPREAD * (2 * chance - 1))
 
 

@@ -30,10 +30,11 @@ expired_asks = Table(
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """`expired_since` None: not known, so long."""
+    """`expired_since` None: not known, so long. `held`: some workflow is held because of it."""
 
     account_id: str
     expired_since: datetime | None
+    held: bool = False
 
 
 # What holds a workflow, and then what broke last, comes first; a part of the places is for who has waited longest, so
@@ -52,7 +53,7 @@ DUE = text(
             AND CASE WHEN e.next_ask_at IS NULL THEN a.status_since IS NULL OR a.status_since <= :ripe
                 ELSE e.next_ask_at <= :now OR e.next_ask_at > :furthest END
     )
-    SELECT account_id, status_since FROM (
+    SELECT account_id, status_since, held FROM (
         (SELECT * FROM due ORDER BY held DESC, status_since DESC NULLS LAST, account_id LIMIT :first)
         UNION
         (SELECT * FROM due ORDER BY waits_since NULLS FIRST, account_id LIMIT :longest)
@@ -93,7 +94,7 @@ async def due(
             "longest": longest,
         },
     )
-    return [Due(row.account_id, row.status_since) for row in rows]
+    return [Due(row.account_id, row.status_since, row.held) for row in rows]
 
 
 async def asked(

@@ -19,7 +19,9 @@ from service import steer
 from service.store.session import begin
 from tests.crash.forked import Worker
 from tests.end_to_end.running import until
+from tests.fakes import serve
 from tests.fakes.door import Came, Door
+from tests.fakes.pagerduty import ROUTING_KEY, FakePagerDuty
 from tests.fakes.slack import CHANNEL, TOKEN
 from tests.workers.house import House, open_house
 from workers.act import act
@@ -30,6 +32,7 @@ CALLS = {
     "resume": "workflow.resume",
     "post": "chat.postMessage",
     "edit": "chat.update",
+    "page": "trigger",
 }
 EFFECTS = tuple(CALLS)
 # claimed: it is ours and asked for, and the other side has done nothing of it. sent: it is done there, and the answer has
@@ -70,6 +73,7 @@ STRUCK_POSTS = """
 @dataclass(slots=True)
 class Scene:
     house: House
+    pager: FakePagerDuty
     door: Door
     worker: Worker
     url: str
@@ -96,8 +100,12 @@ class Scene:
 @asynccontextmanager
 async def open_scene(database_url: str, folder: Path, *, history: bool) -> AsyncIterator[Scene]:
     """`history`: whether the bot may read the channel's. No worker yet."""
-    async with open_house(database_url, folder / "house") as house:
-        door = Door()
+    pager, door = FakePagerDuty(), Door()
+    pager.app.add_middleware(door.before)
+    async with (
+        serve(pager.app) as pager_url,
+        open_house(database_url, folder / "house", config=paging(pager_url)) as house,
+    ):
         for app in (house.slack.app, house.orchestrator.app):
             app.add_middleware(door.before)
         if not history:
@@ -114,10 +122,27 @@ async def open_scene(database_url: str, folder: Path, *, history: bool) -> Async
             },
         )
         try:
-            yield Scene(house, door, worker, database_url)
+            yield Scene(house, pager, door, worker, database_url)
         finally:
             door.let_go()
             worker.stop()
+
+
+def paging(pager_url: str) -> dict[str, Any]:
+    """One account's alerts are told to the pager alone, all others to Slack."""
+    return {
+        "notifiers": {
+            "slack": {
+                "kind": "slack",
+                "token": "${SLACK_BOT_TOKEN}",
+                "channel": CHANNEL,
+                "api_url": "${SLACK_API_URL}",
+            },
+            "pager": {"kind": "pagerduty", "routing_key": ROUTING_KEY, "url": pager_url},
+        },
+        "receivers": [{"name": "slack"}, {"name": "pager"}],
+        "route": {"receiver": "slack", "routes": [{"matchers": ["account_id=ca_page"], "receiver": "pager"}]},
+    }
 
 
 async def make(scene: Scene, effects: Collection[str]) -> None:
@@ -238,6 +263,9 @@ async def problems(scene: Scene, effects: Collection[str], point: str, *, histor
         if effect in ASKED:
             found += asked(scene, effect)
         alert_id = await scene.alert_of(effect)
+        if effect == "page":
+            found += pages(scene, alert_id)
+            continue
         twice = alert_id in posts and point in UNSEEN and not history
         found += messages(scene, effect, alert_id, wanted=2 if twice else 1)
     if "post" in effects:
@@ -276,6 +304,15 @@ def messages(scene: Scene, effect: str, alert_id: str, *, wanted: int) -> list[s
     if effect not in ASKED and "resolved" not in said.lower():
         return [f"{effect}: its last message does not say that it is over: {said}"]
     return []
+
+
+def pages(scene: Scene, alert_id: str) -> list[str]:
+    """One incident under the alert's own key, one page, and in the end it is resolved."""
+    pager = scene.pager
+    found = [f"page: {len(pager.pages)} people were paged, and not one"] if len(pager.pages) != 1 else []
+    if [(one.key, one.state) for one in pager.incidents] != [(f"authwatch:{alert_id}", "resolved")]:
+        found.append(f"page: its incidents are {[(one.key, one.state) for one in pager.incidents]}")
+    return found
 
 
 def looked(scene: Scene, point: str, *, history: bool) -> list[str]:

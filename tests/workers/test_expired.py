@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from service import health
 from service.providers import PROVIDERS
 from service.store import readers
+from service.store.expired import Due
 from service.store.session import begin
 from tests.conftest import SECRET
 from tests.end_to_end.running import until
@@ -277,9 +278,19 @@ def test_the_longer_it_is_broken_the_less_often_it_is_asked_for(
     age: timedelta | None, least: timedelta, most: timedelta
 ) -> None:
     since = NOW - age if age is not None else None
-    waits = [wait_of(since, NOW, chance / 10) for chance in range(11)]
+    waits = [wait_of(Due("ca_1", since), NOW, chance / 10) for chance in range(11)]
     assert least <= min(waits) < max(waits) <= most
     assert len(set(waits)) == 11, "spread out"
+
+
+async def test_what_holds_a_workflow_is_asked_for_every_minute_however_long_it_has_been_broken(ward: Ward) -> None:
+    await ward.house.put(account_ids=["ca_held"])
+    await ward.expire("ca_held", "ca_forgotten", ago=26 * 3600)
+    await ward.round()
+    rows = await ward.house.rows("SELECT account_id, next_ask_at - asked_at AS wait FROM expired_asks")
+    waits = {row["account_id"]: row["wait"] for row in rows}
+    assert waits["ca_held"] <= timedelta(seconds=66)
+    assert waits["ca_forgotten"] >= timedelta(minutes=54)
 
 
 def test_pauses_grow_and_end() -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from service import gate_asking, gate_stream
+from service import gate_asking, gate_reader, gate_stream
 from service.errors import Conflict, Gone, Unavailable
 from service.gate_asking import Asker
 from service.gate_stream import Client, Filter, Streams
@@ -231,6 +231,63 @@ async def test_who_breaks_off_while_an_event_waits_for_the_evaluator_misses_neit
         await evaluate(house.runtime)
         async with ours.listener(last_id=last_id) as after:
             await after.until((None, "ca_1", "account_expired"), ("w1", None, "workflow_paused"))
+
+
+async def test_a_look_whose_connection_is_lost_at_its_end_loses_no_change(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = asyncio.Event()
+
+    @asynccontextmanager
+    async def breaking(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        async with begin(engine) as conn:
+            yield conn
+        if not lost.is_set():
+            lost.set()
+            raise Unavailable("lost", code="database_unavailable")
+
+    await house.put("w1")
+    async with tower(house) as ours, ours.listener() as listener:
+        monkeypatch.setattr(gate_stream, "begin", breaking)
+        await house.pause()
+        await listener.until(("w1", None, "workflow_paused"))
+        await asyncio.wait_for(lost.wait(), TOLD_SECONDS_MAX)
+
+
+async def test_who_comes_again_between_two_pages_of_a_look_misses_nothing_of_the_first(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, between, go_on = [0], asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def slow(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        task = asyncio.current_task()
+        if task is not None and task.get_name() == "gate.streams":
+            pages[0] += 1
+            if pages[0] > 1:
+                between.set()
+                await go_on.wait()
+        async with begin(engine) as conn:
+            yield conn
+
+    await house.put(account_ids=["ca_1"])
+    await house.told("ACTIVE")
+    async with tower(house) as ours, ours.listener() as stays:
+        last_id = stays.last_id
+        await house.tell("DISCONNECTED")
+        for _ in range(1_000):
+            if ours.streams._reader is not None and ours.streams._reader.pending:
+                break
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(gate_reader, "PAGE_ROWS", 1)
+        monkeypatch.setattr(gate_stream, "begin", slow)
+        await evaluate(house.runtime)
+        await asyncio.wait_for(between.wait(), TOLD_SECONDS_MAX)
+        assert (None, "ca_1", "account_disconnected") in stays.answers() or stays.client.frames
+        async with ours.listener(last_id=last_id) as again:
+            await asyncio.sleep(QUIET_SECONDS)
+            go_on.set()
+            await again.until((None, "ca_1", "account_disconnected"), ("w1", None, "workflow_paused"))
 
 
 async def test_a_put_tells_what_it_changes(house: House) -> None:

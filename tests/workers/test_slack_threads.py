@@ -18,7 +18,7 @@ from service.store import messages as message_store
 from service.store.actions import NOTIFY, THREAD, Action
 from service.store.session import begin
 from tests.fakes.slack import CHANNEL, REPLY
-from tests.workers.house import House
+from tests.workers.house import EVENTS, House
 from workers.act import act
 
 EVERY = timedelta(seconds=3)
@@ -261,6 +261,59 @@ async def test_a_manual_resume_is_asked_for_with_its_button(house: House) -> Non
     await act(house.runtime)
     text = house.slack.text_of(house.slack.messages[0])
     assert "is well again; w1 stays paused until somebody resumes it" in text
+
+
+async def test_a_manual_resume_is_asked_for_though_a_person_resolved_the_alert_before(house: House) -> None:
+    alert = await broken(house, resume="manual")
+    await house.resolve(alert)
+    await act(house.runtime)
+    assert "stays paused until somebody resumes it" not in house.slack.text_of(house.slack.messages[0])
+    await house.told("ACTIVE")
+    await act(house.runtime)
+    text = house.slack.text_of(house.slack.messages[0])
+    assert "is well again; w1 stays paused until somebody resumes it" in text
+    assert told(house)[-1] == "Well again, and paused until somebody resumes it: w1."
+    await house.told("ACTIVE")
+    await act(house.runtime)
+    assert len(house.slack.replies) == 2, "it is asked for once"
+    assert len(house.slack.calls["chat.update"]) == 2
+
+
+async def test_a_manual_resume_is_asked_for_once_the_account_is_well_though_the_trouble_ended_before(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EVENTS, "refreshed all the same", ("token.refresh_succeeded", "EXPIRED"))
+    await house.put(account_ids=["ca_1"], resume="manual")
+    await house.told("EXPIRED", ago=30)
+    for ago in (20, 15, 10):
+        await house.told("failed", ago=ago)
+    await act(house.runtime)
+    await house.told("refreshed all the same", ago=5)
+    await act(house.runtime)
+    assert not any("until somebody resumes it" in line for line in told(house))
+    await house.told("ACTIVE")
+    await act(house.runtime)
+    rows = await house.rows("SELECT count(*) AS n FROM holds WHERE released_at IS NULL")
+    asked = [line for line in told(house) if "until somebody resumes it" in line]
+    assert len(asked) == rows[0]["n"] == 2
+
+
+async def test_a_token_in_a_name_is_in_no_message(house: House) -> None:
+    token = "xoxb-123456789012-1234567890123-abcdefghijklmnop"
+    await house.put(account_ids=["ca_1"])
+    await house.told("ACTIVE", ago=5)
+    await house.run(f"UPDATE workflows SET name = 'with {token}'")
+    await house.run(f"UPDATE accounts SET identifier = 'Clark {token}'")
+    await house.told("DISCONNECTED")
+    await house.run(f"UPDATE accounts SET identifier = 'Clark {token}'")
+    await act(house.runtime)
+    await acknowledge(house, await alert_id(house))
+    await house.resume()
+    await act(house.runtime)
+    said = [house.slack.text_of(house.slack.messages[0]), *told(house)]
+    assert "Clark ***" in said[0]
+    assert "with ***" in "\n".join(said[1:])
+    assert token not in "\n".join(said)
 
 
 async def test_the_evidence_is_told_in_plain_words(house: House) -> None:
