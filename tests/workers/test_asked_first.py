@@ -380,7 +380,8 @@ async def test_what_waits_for_credentials_is_stranded_and_no_sign_of_our_death(
     await house.run("UPDATE actions SET created_at = created_at - interval '1 hour' WHERE kind LIKE 'orch%'")
     async with begin(house.runtime.engine) as conn:
         report = await health.report(conn, [], [])
-    assert (report["status"], report["stranded"], report["actions"]["lag_items"]) == ("degraded", 1, 0)
+    assert (report["status"], report["stranded"]) == ("degraded", 1)
+    assert report["actions"]["lag_seconds"] < 600, "what is an hour old is not counted"
 
 
 # Pure
