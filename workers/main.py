@@ -31,6 +31,7 @@ from service.store.session import begin
 from workers.act import Acting
 from workers.evaluate import evaluate
 from workers.expired import Asking, ask_expired
+from workers.imports import Importing
 from workers.otlp import Pushing
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
@@ -132,10 +133,14 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
     async def asking() -> None:
         await ask_expired(runtime, asked)
 
+    async def importing() -> None:
+        await imports.step(runtime)
+
     async def counting() -> datetime | None:
         return datetime.now(UTC) if await rolling.step(runtime) else None
 
     last, retaining, memory, rolling, asked = Sweep(), Retaining(), Recovering(), RollingUp(), Asking()
+    imports = Importing()
     attempts = Acting(runtime, lambda: stories[queue.ACT].want())
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
@@ -146,6 +151,7 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
         "recover": Story("recover", recovering),
         "expired": Story("expired", asking),
         "rollup": Story("rollup", counting),
+        "import": Story("import", importing),
     }
     if otlp is not None:
         pushes = Pushing(runtime, otlp)
