@@ -10,7 +10,8 @@ import httpx
 from pydantic import BaseModel
 
 from service.orchestrators.base import Orchestrator
-from service.orchestrators.temporal import TemporalConfig, open_temporal
+from service.orchestrators.temporal import open_temporal
+from service.orchestrators.temporal_client import TemporalConfig
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,18 +21,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 from temporalio.api.common.v1 import Payload
 from temporalio.api.schedule.v1 import ScheduleState
 
 from service.errors import DeliveryFailed
 from service.orchestrators.base import Answer
-from service.orchestrators.temporal import NOTE_BYTES_MAX, TemporalOrchestrator, is_ours, our_note
+from service.orchestrators.temporal import NOTE_BYTES_MAX, TemporalOrchestrator, is_ours, note_after, our_note
 from service.orchestrators.temporal_client import CALL_SECONDS, CONNECT_SECONDS, TemporalConfig
 from tests.fakes.temporal import KEY, NAMESPACE, NOTE, READER, REF, FakeTemporal, serve, text_payload
 from tests.plug_ins.orchestrator_cases.temporal import section
 from workers.attempt import EFFECT_SECONDS_MAX
 
-ASK: dict[str, str] = {"ref": REF, "workflow_id": "w1", "reason": "account ca_1 is gone"}
+ASK: dict[str, Any] = {"ref": REF, "workflow_id": "w1", "reason": "account ca_1 is gone"}
 TIMEOUT_SECONDS = 5.0  # of a fake on loopback, however busy the machine
 
 
@@ -302,7 +304,7 @@ async def test_a_key_file_that_cannot_be_right_waits_for_its_mend(
         ({"address": "temporal.example.com"}, "host:port"),
         ({"address": "temporal.example.com:0"}, "host:port"),
         ({"address": "temporal.example.com:7233"}, "readable on the way"),
-        ({"api_key": "short"}, "too short"),
+        ({"api_key": "k3y"}, "too short"),
         ({"api_key": "line\nline-line"}, "characters that no key holds"),
         ({"api_key_file": "/run/secrets/key"}, "keep one"),
         ({"tls": None, "tls_cert_file": "/c.pem"}, "belong together"),
@@ -389,7 +391,7 @@ async def secure(fake: FakeTemporal, certificates: Path) -> AsyncIterator[str]:
 def over_tls(
     address: str, folder: Path, *, ca: str = "ca", client: str | None = "client", **more: Any
 ) -> TemporalOrchestrator:
-    files = {"tls_ca_file": str(folder / f"{ca}.pem")}
+    files: dict[str, Any] = {"tls_ca_file": str(folder / f"{ca}.pem")}
     if client is not None:
         files |= {"tls_cert_file": str(folder / f"{client}.pem"), "tls_key_file": str(folder / f"{client}.key")}
     return made(address, tls=None, **files, **more)
@@ -434,13 +436,13 @@ async def test_the_list_has_what_a_schedule_is_tagged_with(fake: FakeTemporal, t
             "owner": text_payload("clark"),
             "size": text_payload(7),
             "hidden": text_payload("x" * 2_000),
-            "note": text_payload("password=hunter2hunter2"),
+            "note": text_payload("xoxb-123456789012-abcdefghijkl"),
         },
     )
     fake.tags[REF][1]["sealed"] = Payload(metadata={"encoding": b"binary/encrypted"}, data=b'"secret"')
     (listed,) = await target.list_workflows(limit=10)
     assert (listed.ref, listed.name, listed.paused) == (REF, REF, False)
-    assert listed.tags[:5] == ("ImportTickets", "Labels=a", "Labels=b", "Team=billing", "note=password=***")
+    assert listed.tags[:5] == ("ImportTickets", "Labels=a", "Labels=b", "Team=billing", "note=***")
     assert listed.tags[5:] == ("owner=clark",)
 
 
@@ -456,7 +458,7 @@ async def test_the_list_asks_for_no_more_than_it_gives(fake: FakeTemporal, targe
 
 def test_the_sdk_is_loaded_by_a_section_of_its_kind_alone() -> None:
     code = (
-        "import sys, service.runtime, workers.main\n"
+        "import sys, service.runtime\n"
         "from service.orchestrators import ORCHESTRATORS\n"
         "assert 'temporalio' not in sys.modules\n"
         "kind = ORCHESTRATORS['temporal']\n"
@@ -478,3 +480,19 @@ async def test_the_sdk_writes_nothing_of_its_own(
     with pytest.raises(DeliveryFailed):
         await made("127.0.0.1:9").check()
     assert capfd.readouterr() == ("", "")
+
+
+# docs/orchestrators.md
+
+
+def test_the_section_and_the_notes_that_the_docs_show_are_ours() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "orchestrators.md").read_text(encoding="utf-8")
+    _, _, text = text.partition("## Temporal")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    config = YAML(typ="safe", pure=True).load(shown.replace("${TEMPORAL_API_KEY}", KEY))["orchestrators"]["temporal"]
+    assert TemporalConfig.model_validate(config).with_tls
+    assert set(re.findall(r"`((?:api|tls)[a-z_]*)`", text)) == {
+        name for name in TemporalConfig.model_fields if name.startswith(("api", "tls"))
+    }
+    assert f"`{our_note('WORKFLOW', 'why')}`" in text
+    assert f"`{note_after({}, 'why')}`" in text

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 from temporalio.api.schedule.v1 import ScheduleState
 
-from service.orchestrators.temporal import TemporalConfig, TemporalOrchestrator
+from service.orchestrators.temporal import TemporalOrchestrator
+from service.orchestrators.temporal_client import TemporalConfig
 from tests.fakes.temporal import KEY, NAMESPACE, REF, FakeTemporal, serve
 from tests.plug_ins.orchestrator_cases.base import GRPC_STATUSES_MIN, Cases
 
