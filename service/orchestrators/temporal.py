@@ -129,14 +129,14 @@ class TemporalOrchestrator:
             "paused shows with the first pause."
         )
 
-    async def _patch(self, ref: str, idempotency_key: str, **patch: str) -> None:
+    async def _patch(self, ref: str, idempotency_key: str, *, pause: str = "", unpause: str = "") -> None:
         from temporalio.api.schedule.v1 import SchedulePatch
         from temporalio.api.workflowservice.v1 import PatchScheduleRequest
 
         request = PatchScheduleRequest(
             namespace=self._config.namespace,
             schedule_id=ref,
-            patch=SchedulePatch(**patch),
+            patch=SchedulePatch(pause=pause, unpause=unpause),
             identity="authwatch",
             request_id=idempotency_key[:ID_BYTES_MAX],
         )

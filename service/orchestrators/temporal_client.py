@@ -174,10 +174,11 @@ class TemporalClient:
         if found is not None and found[1] in AS_WORDS:
             return self._refused(AS_WORDS[found[1]], "")
         lower = text.lower()
-        if "certificate" in lower or "unknownissuer" in lower or "tls" in lower:
-            return self._unreachable("no TLS connection: check tls_ca_file, tls_server_name and the client certificate")
-        if "dns" in lower or "lookup" in lower or "name or service" in lower:
+        if "dns error" in lower or "failed to lookup" in lower:
             return self._unreachable("its name is unknown")
+        if self._config.with_tls and "connection refused" not in lower:
+            # Why a certificate of ours is refused, the other side often only says by hanging up.
+            return self._unreachable("no TLS connection: one of the two sides refused the other's certificate, perhaps")
         return self._unreachable("refused, or no gRPC server there")
 
     def _judge(self, exc: RPCError, ref: str | None, writes: bool) -> DeliveryFailed:

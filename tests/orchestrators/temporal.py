@@ -87,7 +87,7 @@ class Temporal:
         # JSON is YAML as well.
         (folder / "server.yaml").write_text(json.dumps(server_config(folder, ports)))
         binary = install(self.kind, PINS, build) / "server"
-        words = [binary, "--config-file", folder / "server.yaml", "start"]
+        words: list[str | Path] = [binary, "--config-file", folder / "server.yaml", "start"]
         for name in SERVICES:
             words += ["--service", name]
         self._process = Process(words, folder, clean_environment(), self._listens, READY_SECONDS_MAX, "temporal")

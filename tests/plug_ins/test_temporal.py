@@ -458,7 +458,7 @@ async def test_the_list_asks_for_no_more_than_it_gives(fake: FakeTemporal, targe
 
 def test_the_sdk_is_loaded_by_a_section_of_its_kind_alone() -> None:
     code = (
-        "import sys, service.runtime\n"
+        "import sys\n"
         "from service.orchestrators import ORCHESTRATORS\n"
         "assert 'temporalio' not in sys.modules\n"
         "kind = ORCHESTRATORS['temporal']\n"

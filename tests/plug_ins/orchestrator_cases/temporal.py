@@ -14,7 +14,8 @@ from tests.plug_ins.orchestrator_cases.base import GRPC_STATUSES_MIN, Cases
 
 
 def section(address: str) -> dict[str, Any]:
-    return {"kind": "temporal", "name": "ops", "address": address, "namespace": NAMESPACE, "api_key": KEY, "tls": False}
+    at = address.removeprefix("http://")
+    return {"kind": "temporal", "name": "ops", "address": at, "namespace": NAMESPACE, "api_key": KEY, "tls": False}
 
 
 def open_within(address: str, _http: httpx.AsyncClient, timeout_seconds: float) -> TemporalOrchestrator:
