@@ -1,6 +1,6 @@
 """What is Temporal's own: the note that says whose pause it is, gRPC's statuses, TLS, keys in files, and an SDK kept quiet.
 
-The promises of every orchestrator are in test_orchestrators_conform.py; the real server in tests/orchestrators/.
+The promises of every orchestrator are in test_orchestrators_conform.py.
 """
 
 from __future__ import annotations
