@@ -10,6 +10,8 @@ import httpx
 from pydantic import BaseModel
 
 from service.orchestrators.base import Orchestrator
+from service.orchestrators.temporal import open_temporal
+from service.orchestrators.temporal_client import TemporalConfig
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
 
@@ -22,5 +24,6 @@ class OrchestratorKind:
 
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
+    "temporal": OrchestratorKind(TemporalConfig, open_temporal),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
