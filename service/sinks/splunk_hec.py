@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,16 +19,14 @@ from pydantic import Field, SecretStr, field_validator
 from service.errors import DeliveryFailed
 from service.event import Event
 from service.outbound import Response, post, raise_for_status
-from service.sinks.base import Poison, Sent, SinkConfig
-from service.sinks.formats import FORMATS, FormatName
+from service.sinks.base import Progress, Sent, SinkConfig
+from service.sinks.formats import FORMATS
 from service.sinks.ocsf import milliseconds
 
 EVENT_PATH = "/services/collector/event"
 BATCH_ITEMS_MAX = 500
 BODY_BYTES_MAX = 1_000_000  # before gzip; Splunk Cloud takes about 1 MB
 GZIP_BYTES_MIN = 4096
-# Refusals in a row, with nothing taken, after which the fault is not the items': better late than all put aside.
-REFUSED_IN_A_ROW_MAX = 20
 # HEC's `code` where one item is at fault: 6 invalid format, 12 no event field, 13 event blank, 15 bad indexed fields.
 ITEM_CODES = frozenset({6, 12, 13, 15})
 SUCCESS_CODE = 0
@@ -51,12 +49,10 @@ class SplunkHecConfig(SinkConfig):
     name: str = Field(default="splunk_hec", min_length=1, max_length=64)
     url: str
     token: SecretStr = Field(min_length=4)
-    format: FormatName = "ocsf"
     index: str | None = Field(default=None, min_length=1, max_length=255)
     host: str = Field(default="authwatch", min_length=1, max_length=255)
     sourcetype: str | None = Field(default=None, min_length=1, max_length=255)
     batch_items_max: int = Field(default=BATCH_ITEMS_MAX, ge=1, le=BATCH_ITEMS_MAX)
-    timeout_seconds: float = Field(default=15.0, gt=0, le=60)
 
     @field_validator("url")
     @classmethod
@@ -95,12 +91,6 @@ class Envelope:
     body: bytes
 
 
-@dataclass(slots=True)
-class Progress:
-    accepted: int = 0
-    poison: list[Poison] = field(default_factory=list)
-
-
 class SplunkHec:
     """A Sink. Holds no state between batches."""
 
@@ -122,7 +112,7 @@ class SplunkHec:
         envelopes = list(self._envelopes(items, progress))
         for part in self._parts(envelopes):
             await self._send_part(part, progress)
-        return Sent(progress.accepted, tuple(sorted(progress.poison, key=lambda poison: poison.index)))
+        return progress.sent()
 
     async def check(self) -> str:
         """An empty post: Splunk looks at the token first and then says that there is no data. Its health address would
@@ -138,10 +128,10 @@ class SplunkHec:
             try:
                 body = self._encode(event)
             except (ValueError, TypeError) as exc:
-                progress.poison.append(Poison(index, f"cannot be written as JSON: {type(exc).__name__}"))
+                progress.unfit(index, f"cannot be written as JSON: {type(exc).__name__}")
                 continue
             if len(body) > BODY_BYTES_MAX:
-                progress.poison.append(Poison(index, f"{len(body)} bytes, Splunk takes at most {BODY_BYTES_MAX}"))
+                progress.unfit(index, f"{len(body)} bytes, Splunk takes at most {BODY_BYTES_MAX}")
             else:
                 yield Envelope(index, body)
 
@@ -188,8 +178,7 @@ class SplunkHec:
                 bad = bad or 0
                 reason = response.excerpt or f"refused with {response.status}"
                 progress.accepted += bad  # Splunk keeps what stood before the bad one
-                progress.poison.append(Poison(piece[bad].index, reason))
-                self._doubt(progress, response)
+                progress.refused(piece[bad].index, reason, host=response.host, status=response.status)
                 if piece[bad + 1 :]:
                     pieces.append(piece[bad + 1 :])
             else:
@@ -208,16 +197,6 @@ class SplunkHec:
         return await post(
             self._client, self._config.url, content=content, headers=headers, timeout_seconds=timeout_seconds
         )
-
-    def _doubt(self, progress: Progress, response: Response) -> None:
-        if progress.accepted == 0 and len(progress.poison) >= REFUSED_IN_A_ROW_MAX:
-            raise DeliveryFailed(
-                f"{response.host} refused {len(progress.poison)} items in a row and took none: {response.excerpt}; "
-                "the fault is most likely in the sink's configuration, so none was put aside",
-                code="all_refused",
-                permanent=True,
-                status=response.status,
-            )
 
 
 def _read_answer(response: Response) -> tuple[int | None, int | None]:

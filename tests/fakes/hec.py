@@ -13,6 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.fakes.slack import BreakOff
+
 BODY_BYTES_MAX = 1_000_000
 HANG_SECONDS = 30.0
 ENVELOPE_KEYS = frozenset({"time", "host", "source", "sourcetype", "index", "event", "fields"})
@@ -61,12 +63,23 @@ class FakeHec:
         self.script: list[Scripted] = []  # the next answers; empty: behave as Splunk does
         self.always: Scripted | None = None
         self.hang = False
+        self.wire: list[str] = []  # every body as it came, unpacked
+        self._slow_seconds = 0.0
+        self._break_off = False
         self.refuse_events_with: str | None = None  # an event whose JSON holds this text is invalid data
         self.app = Starlette(routes=[Route("/services/collector/event", self._collect, methods=["POST"])])
 
     @property
     def events(self) -> list[dict[str, Any]]:
         return [envelope["event"] for envelope in self.envelopes]
+
+    def slow_next(self, seconds: float) -> None:
+        """The next call is done, and its answer comes that late."""
+        self._slow_seconds = seconds
+
+    def break_off_next(self) -> None:
+        """The next call is done, and its answer never arrives whole."""
+        self._break_off = True
 
     async def _collect(self, request: Request) -> Response:
         try:
@@ -80,7 +93,14 @@ class FakeHec:
             if scripted.keep:
                 self._index(request, body)
             return Response(scripted.body, status_code=scripted.status, headers=scripted.headers)
-        return self._index(request, body)
+        said = self._index(request, body)
+        if self._slow_seconds:
+            seconds, self._slow_seconds = self._slow_seconds, 0.0
+            await asyncio.sleep(seconds)
+        if self._break_off:
+            self._break_off = False
+            return BreakOff()
+        return said
 
     def _index(self, request: Request, body: bytes) -> Response:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -102,6 +122,7 @@ class FakeHec:
             return Response("<html>Request Entity Too Large</html>", status_code=413)
         if not body.strip():
             return answer(5)
+        self.wire.append(body.decode("utf-8", "replace"))
         self.sizes.append(len(body))
         self.gzipped.append(gzipped)
         return self._take(body)
