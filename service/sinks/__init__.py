@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from service.sinks.base import SinkKind
+from service.sinks.elasticsearch import Elasticsearch, ElasticsearchConfig
 from service.sinks.splunk_hec import SplunkHec, SplunkHecConfig
 
 SINKS: dict[str, SinkKind] = {
+    "elasticsearch": SinkKind(ElasticsearchConfig, Elasticsearch),
     "splunk_hec": SinkKind(SplunkHecConfig, SplunkHec),
 }

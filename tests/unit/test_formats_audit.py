@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.sinks.severity import BY_ACTION, HIGH, INFORMATIONAL, MEDIUM
 from tests.ocsf_schema import problems
 from tests.unit.test_formats import ALERT, an_event, ecs_problems
 
+CALLS = r"\b(audit|note)\("
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,7 +50,8 @@ def actions_in(source: str) -> set[str]:
 
 def test_every_action_of_an_audit_entry_is_in_the_table() -> None:
     files = [*(ROOT / "service").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]
-    written = set[str]().union(*(actions_in(path.read_text()) for path in files))
+    sources = (path.read_text() for path in files)
+    written = set[str]().union(*(actions_in(one) for one in sources if '"action"' in one or re.search(CALLS, one)))
     assert {"workflow.put", "token.create", "sink.events_lost", "silence.end"} <= written
     # Those that are handed on as they are, and those that stand in a constant.
     handed_on = {"alert.acknowledged", "alert.resolved", links.ACTION, CUT, ADOPT}
