@@ -50,9 +50,9 @@ class Ground:
     def open(self, **changes: Any) -> Sink:
         return self.open_at(self.url, **changes)
 
-    def open_at(self, url: str, **changes: Any) -> Sink:
+    def open_at(self, base: str, /, **changes: Any) -> Sink:
         kind = SINKS[self.kind]
-        return kind.open(kind.Config.model_validate(self.cases.section(url) | {"name": "siem"} | changes), self.http)
+        return kind.open(kind.Config.model_validate(self.cases.section(base) | {"name": "siem"} | changes), self.http)
 
     def impatient(self) -> Sink:
         return self.open(timeout_seconds=self.cases.timeout_seconds)
