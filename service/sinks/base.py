@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from service.sinks.matching import Wants, read_match
 TIMEOUT_SECONDS = 15.0
 # Refusals in a row, with nothing taken, after which the fault is not the items': better late than all put aside.
 REFUSED_IN_A_ROW_MAX = 20
+BREATH_ITEMS = 50  # encoded in about three milliseconds
 
 
 class SinkConfig(BaseModel):
@@ -63,10 +65,16 @@ class Poison:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The whole batch is dealt with: `accepted` items were taken, `poison` is to be put aside."""
+    """The batch is dealt with: `accepted` items were taken, `poison` is to be put aside.
+
+    `upto`: only the first so many items are dealt with, because a later part of the batch failed; what comes after them
+    is sent again. None: all. `in_doubt`: so many of what is sent again may have arrived.
+    """
 
     accepted: int
     poison: tuple[Poison, ...] = ()
+    upto: int | None = None
+    in_doubt: int = 0
 
 
 @dataclass(slots=True)
@@ -87,8 +95,10 @@ class Progress:
         if self.accepted == 0 and theirs >= REFUSED_IN_A_ROW_MAX:
             raise all_refused(host, theirs, reason, status=status)
 
-    def sent(self) -> Sent:
-        return Sent(self.accepted, tuple(sorted(self.poison, key=lambda poison: poison.index)))
+    def sent(self, *, upto: int | None = None) -> Sent:
+        """`upto`: of the batch's first so many items alone."""
+        poison = sorted(self.poison, key=lambda one: one.index)
+        return Sent(self.accepted, tuple(one for one in poison if upto is None or one.index < upto), upto)
 
 
 def all_refused(host: str, count: int, reason: str, *, status: int | None = None) -> DeliveryFailed:
@@ -99,6 +109,14 @@ def all_refused(host: str, count: int, reason: str, *, status: int | None = None
         permanent=True,
         status=status,
     )
+
+
+async def with_breath(items: Sequence[Event]) -> AsyncIterator[tuple[int, Event]]:
+    """`(index, item)` of each; whoever judges events in the same process has its turn in between."""
+    for index, item in enumerate(items):
+        if index % BREATH_ITEMS == BREATH_ITEMS - 1:
+            await asyncio.sleep(0)
+        yield index, item
 
 
 class Sink(Protocol):

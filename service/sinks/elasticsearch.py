@@ -23,11 +23,12 @@ from service.event import Event, rfc3339
 from service.outbound import EXCERPT_CHARS_MAX, Response, call, check_url, raise_for_status
 from service.redact import redact_text
 from service.sinks.base import Progress, Sent, SinkConfig
-from service.sinks.batches import Encoded, Piece, encode, halves, pieces_of
+from service.sinks.batches import Bounds, Encoded, Piece, halves, pieces_of, send_each
 from service.sinks.formats import ENCODED, FormatName
 
 BATCH_ITEMS_MAX = 500
-BODY_BYTES_MAX = 5_000_000  # before gzip; servers take 10 to 100 MB
+BODY_BYTES_MAX = 2_000_000  # before gzip; servers take 10 to 100 MB, and an item is rarely of a thousandth of that
+BOUNDS = Bounds(BATCH_ITEMS_MAX, BODY_BYTES_MAX)
 ANSWER_BYTES_MAX = 2_000_000  # a line for each item, and an error's reason for some
 GZIP_BYTES_MIN = 4096
 # Resent at once, within a send, only while the other side takes some of them each time.
@@ -123,10 +124,8 @@ class Elasticsearch:
 
     async def send(self, items: Sequence[Event]) -> Sent:
         progress = Progress()
-        encoded = encode(items, self._write, progress, BODY_BYTES_MAX)
-        for piece in pieces_of(encoded, BATCH_ITEMS_MAX, BODY_BYTES_MAX):
-            await self._send_piece(piece, progress)
-        return progress.sent()
+        pieces = pieces_of(items, self._write, BOUNDS, progress)
+        return await send_each(pieces, self._send_piece, progress, keyed=True)
 
     async def check(self) -> str:
         """An empty bulk: who we are is looked at first, and then it is refused for being empty. It does not show whether
