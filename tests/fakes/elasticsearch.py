@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.fakes.hec import BreakOff, Scripted
+from tests.fakes.hec import Scripted
+from tests.fakes.slack import BreakOff
 
 BODY_BYTES_MAX = 100_000_000
 ID_BYTES_MAX = 512
@@ -202,7 +203,7 @@ def read_action(line: bytes) -> tuple[str, dict[str, Any]]:
     return name, about
 
 
-def mapped(path: str, value: Any) -> Any:
+def mapped(path: str, value: Any) -> Iterator[tuple[str, str]]:
     """(path, type) of every field that dynamic mapping would make of it."""
     if path in FLATTENED:
         yield path, "flattened" if isinstance(value, dict) else "scalar in flattened"

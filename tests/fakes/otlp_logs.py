@@ -17,8 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.fakes.hec import BreakOff, Scripted
+from tests.fakes.hec import Scripted
 from tests.fakes.otlp import AHEAD_NS_MAX, Refused, labels
+from tests.fakes.slack import BreakOff
 
 BODY_BYTES_MAX = 20 * 1024 * 1024  # of the collector's HTTP receiver
 PROTOBUF = "application/x-protobuf"
