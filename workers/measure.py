@@ -20,7 +20,7 @@ from service.store import habits as habit_store
 from service.store.accounts import parse_key
 from service.store.actions import NOTIFY, PAUSE, RESUME
 from service.store.refusals import REFUSING
-from workers.ship import reader_name
+from service.store.shipping import reader_name
 
 HABITS_BEHIND_MAX = timedelta(seconds=15)  # what they have not read by then may be the very event that was missed
 CALLS_WITHIN, REFRESHES_WITHIN = timedelta(minutes=5), timedelta(minutes=15)
