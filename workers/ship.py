@@ -19,7 +19,7 @@ from service.runtime import Runtime, last_words
 from service.sinks.base import REFUSED_IN_A_ROW_MAX, Sent, Sink, all_refused
 from service.store import readers, shipping
 from service.store.session import begin
-from service.store.shipping import Bad, Claimed, reader_name
+from service.store.shipping import BREAKER_FAILURES, Bad, Claimed, reader_name
 from workers.persist import persist
 
 LEASE = timedelta(seconds=125)
@@ -28,9 +28,7 @@ ROUNDS_MAX = 100
 STEP_SECONDS = 1.0  # how long the story looks at its sinks before it says that it is alive
 BACKOFF_SECONDS_MAX = 30.0
 PERMANENT_BACKOFF_SECONDS = 60.0  # a refused token is mended by a person; the log waits for it
-# The breaker: a sink that failed so often is asked with few items, until it takes them.
-BREAKER_FAILURES = 5
-PROBE_ITEMS = 10
+PROBE_ITEMS = 10  # for a sink that has failed so often that the breaker opened
 REST_SECONDS_MAX = 0.5  # while events wait to be judged, a sink rests as long as its batch took
 
 

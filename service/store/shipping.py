@@ -20,6 +20,8 @@ PREFIX = "sink:"
 REASON_CHARS_MAX = 500
 PAGE_ROWS_MIN, PAGES_MAX = 200, 50  # of a sink that wants little: so many rows are passed over in one transaction
 ITEMS_COUNTED_MAX = 1_000_000
+# A sink that failed so often is asked with few items, until it takes them.
+BREAKER_FAILURES = 5
 
 
 def reader_name(sink: str) -> str:
@@ -220,8 +222,7 @@ async def replay(conn: AsyncConnection, sink: str, to: int, now: datetime) -> in
     ITEMS_COUNTED_MAX. Whoever sends meanwhile finishes that and moves nothing."""
     name = reader_name(sink)
     was = (await conn.execute(select(readers.c.position).where(readers.c.name == name).with_for_update())).scalar_one()
-    between = select(events.c.position).where(events.c.position > to, events.c.position <= was).limit(ITEMS_COUNTED_MAX)
-    count: int = (await conn.execute(select(func.count()).select_from(between.subquery()))).scalar_one()
+    count = await count_between(conn, to, was)
     await conn.execute(
         update(readers)
         .where(readers.c.name == name)
@@ -236,6 +237,13 @@ async def replay(conn: AsyncConnection, sink: str, to: int, now: datetime) -> in
         )
     )
     return count
+
+
+async def count_between(conn: AsyncConnection, after: int, upto: int) -> int:
+    """Rows of the log, counted up to ITEMS_COUNTED_MAX."""
+    between = select(events.c.position).where(events.c.position > after, events.c.position <= upto)
+    counted = select(func.count()).select_from(between.limit(ITEMS_COUNTED_MAX).subquery())
+    return int((await conn.execute(counted)).scalar_one())
 
 
 async def put_aside(
