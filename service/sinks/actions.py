@@ -43,6 +43,7 @@ ACTIONS: dict[str, Act] = {
     "secret.remove": Act("Signing Secret", "delete", access=True),
     "retention.run": Act("Event Log", "other", "Retention Run"),
     "sink.events_lost": Act("Sink", "other", "Events Lost", failed=True),
+    "sink.replay": Act("Sink", "other", "Replay"),
     "audit.cut": Act("Audit Log", "other", "Retention Run"),
     "audit.adopt": Act("Audit Log", "other", "Unsealed Entries Adopted"),
 }

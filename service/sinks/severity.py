@@ -45,6 +45,7 @@ BY_ACTION = {
     "alert.reauthorize": LOW,
     "audit.adopt": HIGH,
     "sink.events_lost": HIGH,
+    "sink.replay": LOW,
 }
 
 

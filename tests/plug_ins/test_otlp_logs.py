@@ -8,6 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
+from opentelemetry.sdk.resources import Resource
 
 from service import outbound
 from service.errors import DeliveryFailed
@@ -163,6 +168,22 @@ async def test_a_wrong_key_says_where_to_mend_it(front: Front, fake: FakeOtlpLog
         assert (caught.value.status, caught.value.permanent) == (401, True)
         assert "check the sink's headers" in str(caught.value)
         assert "ANOTHER-KEY" not in str(caught.value)
+
+
+def test_the_fake_takes_what_the_sdk_itself_sends(front: Front, fake: FakeOtlpLogs) -> None:
+    """The receiver is as strict as may be: a log record of OpenTelemetry's own exporter, over HTTP, passes it whole."""
+    exporter = OTLPLogExporter(endpoint=f"{front.url}/v1/logs", headers={"authorization": KEY}, timeout=5)
+    provider = LoggerProvider(resource=Resource.create({"service.name": "referee"}))
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    at = int(AT.timestamp()) * 10**9
+    number = SeverityNumber.WARN
+    provider.get_logger("referee").emit(
+        timestamp=at, observed_timestamp=at, severity_number=number, severity_text="Low", body="{}", event_name="a.name"
+    )
+    provider.shutdown()
+    assert fake.refusals == []
+    (record,) = fake.records
+    assert (record.event_name, record.severity_number, record.body.string_value) == ("a.name", 13, "{}")
 
 
 @pytest.mark.parametrize(
