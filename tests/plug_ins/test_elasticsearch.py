@@ -6,11 +6,14 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from service import outbound
 from service.errors import DeliveryFailed
@@ -18,7 +21,7 @@ from service.event import KINDS
 from service.sinks import SINKS
 from service.sinks.base import Sent, Sink
 from service.sinks.elasticsearch import ROUNDS_MAX
-from tests.fakes.elasticsearch import FakeElasticsearch
+from tests.fakes.elasticsearch import FLATTENED, FakeElasticsearch
 from tests.fakes.front import Front, standing
 from tests.fakes.hec import Scripted
 from tests.ocsf_schema import problems
@@ -258,3 +261,20 @@ async def test_the_fake_itself_keeps_one_type_a_field(
     lines = [f'{{"create":{{"_id":"{n}"}}}}\n{{"@timestamp":"2026-01-01",{doc}}}\n' for n, doc in enumerate(docs)]
     answer = await http.post(f"{front.url}/{STREAM}/_bulk", content="".join(lines), headers=NDJSON)
     assert [item["create"]["status"] for item in answer.json()["items"]] == [201, 400, 400, 201, 201, 400, 201]
+
+
+def test_the_documented_template_and_section_are_what_the_sink_and_the_fake_go_by() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "siem-elasticsearch.md").read_text()
+    template = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    flattened = {
+        f"{name}.{inner}"
+        for name, field in template["template"]["mappings"]["properties"].items()
+        for inner, kind in field.get("properties", {}).items()
+        if kind["type"] == "flattened"
+    }
+    assert flattened == set(FLATTENED)
+    written = YAML(typ="safe").load(page.partition("```yaml\n")[2].partition("```")[0])["sinks"]["elastic"]
+    config: Any = SINKS["elasticsearch"].Config.model_validate(written)
+    assert any(fnmatchcase(config.stream, pattern) for pattern in template["index_patterns"])
+    for name in config.__class__.model_fields.keys() - {"kind", "name", "match", "timeout_seconds"}:
+        assert f"`{name}`" in page

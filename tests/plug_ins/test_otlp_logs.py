@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
+from ruamel.yaml import YAML
 
 from service import outbound
 from service.errors import DeliveryFailed
@@ -198,3 +200,11 @@ async def test_the_fake_itself_refuses_what_a_receiver_refuses(
     assert answer.status_code == status
     headers["content-type"] = "application/json"
     assert (await http.post(f"{front.url}/v1/logs", content=b"{}", headers=headers)).status_code == 415
+
+
+def test_the_documented_section_can_be_right_and_names_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "siem-otlp.md").read_text()
+    written = YAML(typ="safe").load(page.partition("```yaml\n")[2].partition("```")[0])["sinks"]["otel"]
+    config = SINKS["otlp_logs"].Config.model_validate(written)
+    for name in config.__class__.model_fields.keys() - {"kind", "name", "match", "timeout_seconds"}:
+        assert f"`{name}`" in page
