@@ -92,6 +92,7 @@ CASES = Cases(
     drops_repeats=True,
     request_bytes_max=BODY_BYTES_MAX,
     request_items_max=BATCH_ITEMS_MAX,
+    timeout_seconds=1.5,
     wrong=(
         {"api_key": f"ApiKey {API_KEY}"},
         {"api_key": "abc"},

@@ -72,6 +72,7 @@ CASES = Cases(
     break_off=lambda fake: fake.break_off_next(),
     request_bytes_max=BODY_BYTES_MAX,
     request_items_max=BATCH_ITEMS_MAX,
+    timeout_seconds=1.5,
     wrong=(
         {"url": "siem.example"},
         {"url": "https://user:pw@siem.example"},
