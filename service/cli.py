@@ -31,6 +31,7 @@ ELSEWHERE = {
     "routes": "service.routes_cli:routes",
     "orchestrators": "service.orchestrators_cli:orchestrators",
     "audit": "service.audit_cli:audit",
+    "sinks": "service.sinks_cli:sinks",
 }
 WORKER_MAIN = "workers.main:main"
 
