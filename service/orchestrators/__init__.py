@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from service.orchestrators.base import Orchestrator
+from service.orchestrators.n8n import N8nConfig, open_n8n
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
 
@@ -22,5 +23,6 @@ class OrchestratorKind:
 
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
+    "n8n": OrchestratorKind(N8nConfig, open_n8n),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
