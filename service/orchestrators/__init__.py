@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from service.orchestrators.base import Orchestrator
+from service.orchestrators.prefect import PrefectConfig, open_prefect
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
 
@@ -22,5 +23,6 @@ class OrchestratorKind:
 
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
+    "prefect": OrchestratorKind(PrefectConfig, open_prefect),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
