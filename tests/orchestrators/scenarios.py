@@ -21,7 +21,7 @@ BULK_SECONDS_MAX = 180.0
 
 class Scenarios:
     def test_the_work_stops_with_the_account_and_starts_again_with_it(self, server: RealServer, ground: Ground) -> None:
-        ref = server.create("story")
+        ref = server.create("story", busy=True)
         ground.wait("the work runs", lambda: server.works(ref) > 0, STARTS_SECONDS_MAX)
         before = server.looks(ref)
         account = ground.pauses("story", ref)
