@@ -12,7 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -40,10 +40,7 @@ class Deployed:
     schedules: list[bool] = field(default_factory=lambda: [True, False])
     booked: int = 3
     by_hand: int = 0
-
-    @property
-    def id(self) -> str:
-        return str(uuid5(NAMESPACE_URL, f"{self.flow}/{self.name}"))
+    id: str = field(default_factory=lambda: str(uuid4()))
 
     @property
     def flow_id(self) -> str:

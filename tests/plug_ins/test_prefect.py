@@ -77,15 +77,16 @@ async def test_a_name_that_leads_elsewhere_by_now_is_not_touched(ground: Ground)
     prefect = ground.prefect()
     found = (await prefect.state(ref=ref)).as_found
     await prefect.pause(ref=ref, **ASK, found=found)
-    # The one we paused is renamed, and a person paused the one that has its name now.
-    id_, ours.name = ours.id, "production-old"
-    ground.fake.deployments = {id_: ours}
+    # Deleted, deployed under that name anew, and paused by a person.
+    del ground.fake.deployments[ours.id]
     anew = add(ground)
     anew.paused = True
-    anew_id, ground.fake.deployments = anew.id, {id_: ours, "0199aaaa-0000-7000-8000-000000000002": anew}
-    assert anew_id == id_  # the fake makes ids of names; by now only the key tells the two apart
-    answer = await prefect.resume(ref=ref, **ASK, prior_state=found)
-    assert (answer.status, ours.paused, anew.paused) == ("resumed", False, True)
+    for call in (prefect.pause(ref=ref, **ASK, found=found), prefect.resume(ref=ref, **ASK, prior_state=found)):
+        with pytest.raises(DeliveryFailed, match=ref) as caught:
+            await call
+        assert (caught.value.code, caught.value.permanent) == ("workflow_gone", True)
+    assert anew.paused
+    assert ground.fake.writes == 1
 
 
 async def test_a_run_by_hand_is_taken_while_it_is_paused_and_so_it_says(ground: Ground) -> None:
