@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.orchestrators.base import Orchestrator
 from service.orchestrators.n8n import N8nConfig, open_n8n
+from service.orchestrators.prefect import PrefectConfig, open_prefect
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
 
@@ -24,5 +25,6 @@ class OrchestratorKind:
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
     "n8n": OrchestratorKind(N8nConfig, open_n8n),
+    "prefect": OrchestratorKind(PrefectConfig, open_prefect),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
