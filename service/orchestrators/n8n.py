@@ -319,7 +319,7 @@ def knows_versions(workflow: Mapping[str, Any]) -> bool:
 
 
 def left(workflow: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
-    """Why it is a person's now. A resume of ours whose answer was lost looks like a person's, and there is as little to do."""
+    """Why it is a person's now. A resume of ours whose answer was lost looks the same, and there is as little to do."""
     if before.get("active") is False:
         return "left as a person had it: it was unpublished before the pause"
     if workflow.get("isArchived") is True:
@@ -327,7 +327,7 @@ def left(workflow: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
     if not is_active(workflow):
         return None
     if active_version(workflow) == before.get("active_version_id"):
-        return "nothing to do: it was published again already, as it was before the pause"
+        return "nothing to do: the same version was published again already"
     return "left as a person had it: another version was published meanwhile"
 
 

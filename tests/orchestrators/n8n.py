@@ -28,11 +28,11 @@ EVERY_SCOPE = (*SCOPES, "workflow:create", "workflow:update", "workflow:delete",
 KEYS = {"authwatch": SCOPES, "tests": EVERY_SCOPE}
 OWNER = {"email": "owner@example.com", "firstName": "On", "lastName": "Call", "password": "Only-for-the-tests-1"}
 SECRET = "N8N_API_KEY"
-SCHEDULE_SECONDS = 2
+BUSY_SECONDS = 2
+RARE_HOURS = 12
 PAGE = 250
 NODE_HEAP_MIB = 1_024
 CHANGES = re.compile(r"/api/v1/workflows/[^/]+/(activate|deactivate)")  # 2.8.4 answers 405 to the newer words
-SCHEDULE = "Every two seconds"
 
 
 def install_n8n(folder: Path) -> None:
@@ -47,14 +47,16 @@ def install_n8n(folder: Path) -> None:
     shutil.rmtree(folder / "npm", ignore_errors=True)
 
 
-def schedule(every_seconds: int = SCHEDULE_SECONDS) -> dict[str, Any]:
-    rule = {"interval": [{"field": "seconds", "secondsInterval": every_seconds}]}
-    return node(SCHEDULE, "n8n-nodes-base.scheduleTrigger", {"rule": rule}, 1.2)
+def every_seconds(count: int) -> dict[str, Any]:
+    return schedule({"field": "seconds", "secondsInterval": count})
 
 
-def hourly() -> dict[str, Any]:
-    rule = {"interval": [{"field": "hours", "hoursInterval": 1}]}
-    return node(SCHEDULE, "n8n-nodes-base.scheduleTrigger", {"rule": rule}, 1.2)
+def every_hours(count: int) -> dict[str, Any]:
+    return schedule({"field": "hours", "hoursInterval": count})
+
+
+def schedule(interval: Mapping[str, Any]) -> dict[str, Any]:
+    return node("Schedule", "n8n-nodes-base.scheduleTrigger", {"rule": {"interval": [dict(interval)]}}, 1.2)
 
 
 def node(name: str, type_: str, parameters: Mapping[str, Any], version: float = 1) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def node(name: str, type_: str, parameters: Mapping[str, Any], version: float = 
 
 class N8n:
     kind = "n8n"
-    quiet_seconds = 3.0 * SCHEDULE_SECONDS
+    quiet_seconds = 3.0 * BUSY_SECONDS
     rename_keeps = True
 
     def __init__(self, folder: Path) -> None:
@@ -117,12 +119,11 @@ class N8n:
     def environment(self) -> Mapping[str, str]:
         return {SECRET: self._keys["authwatch"]}
 
-    def create(self, name: str) -> str:
-        return self.make(name, schedule())
+    def create(self, name: str, *, busy: bool = False) -> str:
+        return self.make(name, every_seconds(BUSY_SECONDS) if busy else every_hours(RARE_HOURS))
 
     def create_many(self, count: int, prefix: str) -> Sequence[str]:
-        """By the hour: two hundred that start every two seconds would leave no room for anything else."""
-        return [self.make(f"{prefix}{number}", hourly()) for number in range(count)]
+        return [self.create(f"{prefix}{number}") for number in range(count)]
 
     def make(self, name: str, trigger: Mapping[str, Any], *after: Mapping[str, Any]) -> str:
         """One node after another, published."""

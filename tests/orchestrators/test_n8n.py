@@ -13,8 +13,9 @@ from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators.base import Answer, Orchestrator, State
 from service.orchestrators.n8n import N8nConfig, open_n8n
-from tests.orchestrators.n8n import SCOPES, SECRET, N8n, node, schedule
+from tests.orchestrators.n8n import SCOPES, SECRET, N8n, every_hours, node
 from tests.orchestrators.real import running
+from tests.orchestrators.scenarios import Scenarios
 
 EVENTUALLY_SECONDS_MAX = 20.0
 EXPIRES_SECONDS = 2
@@ -22,9 +23,9 @@ EXPIRES_SECONDS = 2
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N8n]:
-    with running(N8n(tmp_path_factory.mktemp("n8n"))) as server:
-        assert isinstance(server, N8n)
-        yield server
+    n8n = N8n(tmp_path_factory.mktemp("n8n"))
+    with running(n8n):
+        yield n8n
 
 
 @pytest.fixture
@@ -64,11 +65,15 @@ def webhook(path: str) -> dict[str, Any]:
     return node("Webhook", "n8n-nodes-base.webhook", {"path": path, "httpMethod": "GET"}, 2) | {"webhookId": path}
 
 
+class TestN8n(Scenarios):
+    """Those of every orchestrator."""
+
+
 # What a pause stops
 
 
 async def test_its_schedule_stops_and_its_editor_can_still_run_it(server: N8n, n8n: Orchestrator) -> None:
-    ref = server.create("Nightly report")
+    ref = server.create("Nightly report", busy=True)
     await eventually(lambda: server.works(ref))
     _, paused = await pause(n8n, ref)
     assert paused.was_paused is False
@@ -98,7 +103,7 @@ async def test_a_draft_of_meanwhile_stays_a_draft(server: N8n, n8n: Orchestrator
     ref = server.create("Draft meanwhile")
     before = server.looks(ref)["activeVersionId"]
     found, _ = await pause(n8n, ref)
-    server.edit(ref, nodes=[schedule(30)], connections={})
+    server.edit(ref, nodes=[every_hours(3)], connections={})
     assert server.looks(ref)["versionId"] != before
     assert (await n8n.resume(**ask(ref), prior_state=found.as_found)).status == "resumed"
     assert server.looks(ref)["activeVersionId"] == before
@@ -107,7 +112,7 @@ async def test_a_draft_of_meanwhile_stays_a_draft(server: N8n, n8n: Orchestrator
 async def test_a_version_that_the_history_has_forgotten_is_told(server: N8n, n8n: Orchestrator) -> None:
     ref = server.create("Forgotten")
     found, _ = await pause(n8n, ref)
-    server.edit(ref, nodes=[schedule(30)], connections={})
+    server.edit(ref, nodes=[every_hours(3)], connections={})
     server.sql("DELETE FROM workflow_history WHERE versionId = ?", str(found.as_found["active_version_id"]))
     failure = await failure_of(n8n.resume(**ask(ref), prior_state=found.as_found))
     assert (failure.code, failure.permanent) == ("version_gone", True)

@@ -31,7 +31,8 @@ def by_hand(fake: FakeN8n, paused: bool) -> None:
 
 
 def answers(fake: FakeN8n, status: int, headers: Mapping[str, str], body: str = "", *, always: bool = False) -> None:
-    fake.answer(status, headers, body, always=always)
+    own = '{"message": "Not Found"}' if status == 404 and not body else body  # else it is not n8n's API that said it
+    fake.answer(status, headers, own, always=always)
 
 
 def slow(fake: FakeN8n, seconds: float) -> None:
@@ -69,13 +70,12 @@ CASES = Cases(
     delete=delete,
     fill=fill,
     statuses={
-        200: "retry",  # without a workflow in it: n8n says so that it is starting up
-        204: "retry",
+        204: "retry",  # what n8n answers to whom it takes for a bot
         **dict.fromkeys((301, 302, 307, 308), "permanent"),
         400: "retry",  # n8n's word for whatever goes wrong inside
         **dict.fromkeys((401, 403), "refused"),
-        **dict.fromkeys((404, 405), "done"),  # the word is not known there, so the other one is said
-        **dict.fromkeys((409, 410, 413, 415, 422), "permanent"),
+        404: "gone",
+        **dict.fromkeys((405, 409, 410, 413, 415, 422), "permanent"),
         **dict.fromkeys((408, 425, 429, 500, 502, 503, 504), "retry"),
     },
 )
