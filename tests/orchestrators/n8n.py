@@ -31,6 +31,7 @@ SECRET = "N8N_API_KEY"
 BUSY_SECONDS = 2
 RARE_HOURS = 12
 PAGE = 250
+CALL_SECONDS_MAX = 60.0
 NODE_HEAP_MIB = 1_024
 CHANGES = re.compile(r"/api/v1/workflows/[^/]+/(activate|deactivate)")  # 2.8.4 answers 405 to the newer words
 
@@ -73,14 +74,15 @@ class N8n:
         installed = install(self.kind, PINS, install_n8n)
         n8n = installed / "node_modules" / "n8n"
         node_version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-        self.versions = {
+        self.versions: Mapping[str, str] = {
             "n8n": json.loads((n8n / "package.json").read_text())["version"],
             "node": node_version.lstrip("v"),
         }
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._folder = folder
-        self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
+        self._cookies = httpx.Cookies()
+        self._http = self._open()
         self._keys: dict[str, str] = {}
         self._starts = 0
         self._process = Process(
@@ -106,11 +108,14 @@ class N8n:
     def start(self) -> None:
         self._starts += 1
         self._process.start()
+        self._http = self._open()
         if not self._keys:
             self._data("POST", "/rest/owner/setup", OWNER)
             self._keys = {label: self.make_key(label, scopes) for label, scopes in KEYS.items()}
 
     def stop(self) -> None:
+        self._cookies = self._http.cookies
+        self._http.close()
         self._process.stop()
 
     def section(self, url: str) -> Mapping[str, Any]:
@@ -225,6 +230,10 @@ class N8n:
         answer = self._http.request(method, path, json=body)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
         return answer.json()["data"]
+
+    def _open(self) -> httpx.Client:
+        """Its owner stays logged in over a restart."""
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=CALL_SECONDS_MAX, cookies=self._cookies)
 
     def _is_ready(self) -> bool:
         """It answers before it knows its own paths; by its log it is done."""

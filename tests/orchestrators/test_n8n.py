@@ -44,7 +44,7 @@ async def pause(n8n: Orchestrator, ref: str) -> tuple[State, Answer]:
     return found, await n8n.pause(**ask(ref), found=found.as_found)
 
 
-def ask(ref: str) -> dict[str, str]:
+def ask(ref: str) -> dict[str, Any]:
     return {"ref": ref, "workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "k1"}
 
 

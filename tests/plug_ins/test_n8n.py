@@ -16,7 +16,7 @@ from service.orchestrators.n8n import PAGE_WORKFLOWS, WORKFLOW_BYTES_MAX, N8nCon
 from tests.fakes.front import Front, standing
 from tests.fakes.n8n import API_KEY, REF, FakeN8n, Workflow
 
-ASK: dict[str, str] = {"ref": REF, "workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "k1"}
+ASK: dict[str, Any] = {"ref": REF, "workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "k1"}
 
 
 class Ground:
