@@ -266,7 +266,7 @@ class N8nOrchestrator:
 
     def _refused(self, response: outbound.Response, why: str) -> DeliveryFailed:
         return DeliveryFailed(
-            f"{response.host} {why}, and give it in `orchestrators` > {self.name} > api_key",
+            f"{response.host} answered {response.status}: it {why}, and give it in `orchestrators` > {self.name} > api_key",
             code=f"http_{response.status}",
             permanent=True,
             status=response.status,

@@ -19,6 +19,7 @@ from tests.orchestrators.scenarios import Scenarios
 
 EVENTUALLY_SECONDS_MAX = 20.0
 EXPIRES_SECONDS = 2
+PASS_ON = {"inputSource": "passthrough"}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,24 @@ async def test_a_webhook_that_another_workflow_took_meanwhile_is_told(server: N8
     failure = await failure_of(n8n.resume(**ask(ref), prior_state=found.as_found))
     assert (failure.code, failure.permanent) == ("publish_refused", True)
     assert server.is_paused(ref)
+
+
+async def test_one_that_calls_another_waits_until_that_is_published(server: N8n, n8n: Orchestrator) -> None:
+    """n8n publishes no workflow that calls an unpublished one: of two that are resumed at once, one may have to be asked again."""
+    called = server.make("Called", node("Called", "n8n-nodes-base.executeWorkflowTrigger", PASS_ON, 1.1))
+    call = node(
+        "Call", "n8n-nodes-base.executeWorkflow", {"workflowId": {"__rl": True, "mode": "id", "value": called}}, 1.2
+    )
+    caller = server.make("Caller", webhook("caller"), call)
+    found = {ref: (await pause(n8n, ref))[0].as_found for ref in (called, caller)}
+    failure = await failure_of(n8n.resume(**ask(caller), prior_state=found[caller]))
+    assert (failure.status, failure.permanent) == (400, False)
+    for ref in (called, caller):
+        assert (await n8n.resume(**ask(ref), prior_state=found[ref])).status == "resumed"
+    await n8n.pause(**ask(called), found=found[called])
+    assert server.call_webhook("caller") == 200
+    await eventually(lambda: [one["status"] for one in server.executions(caller)] == ["error"])
+    assert server.executions(called) == []
 
 
 async def test_what_was_archived_meanwhile_is_left(server: N8n, n8n: Orchestrator) -> None:
