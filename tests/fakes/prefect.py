@@ -27,7 +27,11 @@ SORTS = ("CREATED_DESC", "UPDATED_DESC", "NAME_ASC", "NAME_DESC")
 UNAUTHORIZED = {"exception_message": "Unauthorized"}
 NOT_FOUND = {"detail": "Deployment not found"}
 NO_RUN = {"detail": "Flow run not found"}
-INVALID = {"exception_message": "Invalid request received.", "exception_detail": [], "request_body": None}
+INVALID: dict[str, Any] = {
+    "exception_message": "Invalid request received.",
+    "exception_detail": [],
+    "request_body": None,
+}
 
 
 @dataclass

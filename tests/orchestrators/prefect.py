@@ -55,12 +55,15 @@ class Prefect:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._bin = installed()
-        self.versions = {"prefect": version_in(PINS, "prefect"), "sqlalchemy": version_in(PINS, "sqlalchemy")}
+        self.versions: Mapping[str, str] = {
+            "prefect": version_in(PINS, "prefect"),
+            "sqlalchemy": version_in(PINS, "sqlalchemy"),
+        }
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._auth_string = AUTH_STRING
         self._flows: dict[str, str] = {}
-        words = [self._bin / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        words: list[str | Path] = [self._bin / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         self._server = Process(words, folder, self._environment(), self._is_ready, name="prefect-server")
         words = [self._bin / "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         self._worker = Process(words, folder, self._environment(), lambda: True, name="prefect-worker")
