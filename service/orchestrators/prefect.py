@@ -2,8 +2,8 @@
 
 `pause_deployment` takes its switch off: nothing is scheduled any more, and the runs that its schedules had booked are deleted.
 Its schedules' own `active` stays as it is, so the switch is all that a resume has to put back. Seen on 3.8.8, and read in
-prefect/server/api/deployments.py: a run made by hand or by API is accepted while it is paused, and running ones go on. These are
-not suspended: Prefect starts a suspended run from its beginning when it is resumed, which is for its owner to choose.
+prefect/server/api/deployments.py: a run made by hand or by API is accepted while it is paused, and running ones go on, unless
+`stop_running` has them suspended (prefect_runs.py).
 
 Prefect knows no idempotency keys, so the deployment is asked first; both calls are idempotent by what they ask for.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from service import outbound
 from service.errors import DeliveryFailed
+from service.orchestrators import prefect_runs
 from service.orchestrators.base import Answer, Listed, State, Stops
 
 TIMEOUT_SECONDS = 10.0  # of each call; a resume makes two
@@ -33,6 +34,7 @@ PAGE = 50  # deployments in one answer; the server takes 200
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 PAGES_MAX = 400
 GONE = 404
+PAUSED = "nothing is scheduled there any more, and its scheduled runs that had not begun are deleted"
 
 
 class PrefectConfig(BaseModel):
@@ -45,6 +47,7 @@ class PrefectConfig(BaseModel):
     url: str = Field(max_length=URL_CHARS_MAX)
     auth_string: SecretStr | None = None
     api_key: SecretStr | None = None
+    stop_running: bool = False
 
     @field_validator("url")
     @classmethod
@@ -89,7 +92,6 @@ class Deployment:
 class PrefectOrchestrator:
     kind = "prefect"
     asks_first = True
-    stops = Stops(scheduled_starts=True, manual_starts=False, running_work=False)
 
     def __init__(
         self, config: PrefectConfig, http: httpx.AsyncClient, *, timeout_seconds: float = TIMEOUT_SECONDS
@@ -98,15 +100,21 @@ class PrefectOrchestrator:
         self._url = config.url
         self._http = http
         self._timeout_seconds = timeout_seconds
+        self._stop_running = config.stop_running
+        self.stops = Stops(scheduled_starts=True, manual_starts=False, running_work=config.stop_running)
         self._headers, self._confided = credentials(config)
 
     async def state(self, *, ref: str) -> State:
         found = await self._look(ref)
         has, active = found.schedules
+        as_found: dict[str, Any] = {"deployment_id": found.id, "deployment": found.name, "paused": found.paused}
+        if self._stop_running:
+            as_found["running"] = await prefect_runs.under_way(self._ask, found.id)
+        stands = "paused" if found.paused else "not paused"
         return State(
             paused=found.paused,
-            as_found={"deployment_id": found.id, "deployment": found.name, "paused": found.paused},
-            detail=f"deployment {found.name} is {'paused' if found.paused else 'not paused'}; {active} of its {has} schedules are active",
+            as_found=as_found,
+            detail=f"deployment {found.name} is {stands}; {active} of its {has} schedules are active",
         )
 
     async def pause(
@@ -118,13 +126,20 @@ class PrefectOrchestrator:
         idempotency_key: str,
         found: Mapping[str, Any] | None = None,
     ) -> Answer:
-        id_ = id_of(found) or (await self._look(ref)).id
+        id_ = known_id(ref, found) or (await self._look(ref)).id
         await self._call("POST", f"/deployments/{id_}/pause_deployment", ref=ref)
+        detail, stops = PAUSED, None
+        if self._stop_running:
+            running = prefect_runs.known_ids(found.get("running") if found is not None else None)
+            going_on = await prefect_runs.suspend(self._ask, id_, running, reason)
+            detail = f"{PAUSED}; what ran is suspended" + (f", but {going_on} began meanwhile" if going_on else "")
+            stops = replace(self.stops, running_work=not going_on)
         return Answer(
             status="paused",
-            detail="it is paused there: nothing is scheduled, and its scheduled runs that had not begun are deleted",
+            detail=detail,
             prior_state=found,
             was_paused=found.get("paused") if found is not None else None,
+            stops=stops,
         )
 
     async def resume(
@@ -139,14 +154,18 @@ class PrefectOrchestrator:
         """By the id that was found: the name may be another deployment's by now."""
         if prior_state is not None and prior_state.get("paused") is True:
             return Answer(status="left", detail="left as a person had it: it was paused before us")
-        now = await self._look(id_of(prior_state) or ref, named=ref)
+        now = await self._look(known_id(ref, prior_state) or ref, named=ref)
         before = {"deployment_id": now.id, "deployment": now.name, "paused": now.paused}
+        # Also where it is switched on by now, or `stop_running` is off: nobody else starts again what we suspended.
+        running = prefect_runs.known_ids(prior_state.get("running") if prior_state is not None else None)
+        began = await prefect_runs.resume(self._ask, running) if running else 0
+        of_runs = f"; {began} of its runs that we suspended go on" if began else ""
         if not now.paused:
-            return Answer(status="left", detail="left as it is: it had been resumed there already", prior_state=before)
+            return Answer(
+                status="left", detail=f"left as it is: it had been resumed there{of_runs}", prior_state=before
+            )
         await self._call("POST", f"/deployments/{now.id}/resume_deployment", ref=ref)
-        return Answer(
-            status="resumed", detail="it is not paused any more; it schedules from now on", prior_state=before
-        )
+        return Answer(status="resumed", detail=f"it schedules again, from now on{of_runs}", prior_state=before)
 
     async def list_workflows(self, *, limit: int) -> Sequence[Listed]:
         """Newest first, so that one made meanwhile hides none on the next page."""
@@ -178,6 +197,9 @@ class PrefectOrchestrator:
         if not self._confided:
             return f"{self.name}: Prefect at {host} answers without credentials and shows {sees}."
         return f"{self.name}: Prefect at {host} takes the credentials and shows {sees}; nothing was changed."
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        return parse(await self._call(method, path, body=body, bytes_max=PAGE_BYTES_MAX))
 
     async def _look(self, ref: str, *, named: str = "") -> Deployment:
         path = path_of(ref)
@@ -277,19 +299,27 @@ def credentials(config: PrefectConfig) -> tuple[dict[str, str], dict[str, str]]:
 
 def path_of(ref: str) -> str | None:
     """Where a deployment of this ref is asked for; None where it can be none. Prefect allows no slash in either name."""
+    if (id_ := as_id(ref)) is not None:
+        return f"/deployments/{id_}"
+    flow, slash, name = ref.partition("/")
+    if not (flow and slash and name) or "/" in name or {flow, name} & {".", ".."}:
+        return None
+    return f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}"
+
+
+def known_id(ref: str, found: Mapping[str, Any] | None) -> str | None:
+    """The deployment meant: the ref where it is an id, else the one that its name led to before our pause."""
+    for said in (ref, found.get("deployment_id") if found is not None else None):
+        if isinstance(said, str) and (id_ := as_id(said)) is not None:
+            return id_
+    return None
+
+
+def as_id(text: str) -> str | None:
     try:
-        return f"/deployments/{UUID(ref)}"
+        return str(UUID(text))
     except ValueError:
-        flow, slash, name = ref.partition("/")
-        if not (flow and slash and name) or "/" in name or {flow, name} & {".", ".."}:
-            return None
-        return f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}"
-
-
-def id_of(found: Mapping[str, Any] | None) -> str | None:
-    """The deployment's id in what was recorded before our pause."""
-    id_ = found.get("deployment_id") if found is not None else None
-    return str(UUID(id_)) if isinstance(id_, str) else None
+        return None
 
 
 def read_deployment(said: Any) -> Deployment:
@@ -297,12 +327,9 @@ def read_deployment(said: Any) -> Deployment:
         schedules = said.get("schedules")
         rows = [row for row in schedules if isinstance(row, Mapping)] if isinstance(schedules, list) else []
         id_, name, paused = said.get("id"), said.get("name"), said.get("paused")
-        if isinstance(id_, str) and isinstance(name, str) and isinstance(paused, bool):
-            try:
-                active = sum(row.get("active") is True for row in rows)
-                return Deployment(str(UUID(id_)), shown(name), paused, (len(rows), active))
-            except ValueError:
-                pass
+        known = as_id(id_) if isinstance(id_, str) else None
+        if known is not None and isinstance(name, str) and isinstance(paused, bool):
+            return Deployment(known, shown(name), paused, (len(rows), sum(row.get("active") is True for row in rows)))
     raise DeliveryFailed(
         "the answer was no deployment of Prefect 3; is url what PREFECT_API_URL is, and the server's version 3?",
         code="not_prefect",
