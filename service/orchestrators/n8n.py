@@ -7,6 +7,7 @@ asked first. Source: n8n's OpenAPI document and its code, 2.8.4 and the 2.x of N
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,7 +21,8 @@ from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators.base import Answer, Listed, State, Stops
 
-TIMEOUT_SECONDS = 8.0  # of one call: an attempt makes up to three, and has 25 s (workers/attempt.py)
+TIMEOUT_SECONDS = 10.0  # of one call: an attempt is two as a rule, and has 25 s (workers/attempt.py)
+CALLS_AT_ONCE = 8  # n8n answers from one thread: with more of them each only takes longer, and is given up in the end
 API = "/api/v1"
 KEY = re.compile(r"[!-~]{16,4096}")
 REF = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a workflow's id; it stands in a path, so nothing else may
@@ -81,6 +83,8 @@ class N8nOrchestrator:
         self._api_key = config.api_key.get_secret_value()
         self._http = http
         self._timeout_seconds = timeout_seconds
+        self._room = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._says = {words: words for words in (PAUSE_WORDS, RESUME_WORDS)}  # the one it knew last first
 
     async def state(self, *, ref: str) -> State:
         workflow = await self._workflow(ref)
@@ -168,20 +172,22 @@ class N8nOrchestrator:
         self._raise(response, ref)
         return self._read_workflow(response, ref)
 
-    async def _say(self, ref: str, words: Sequence[str], body: Mapping[str, str] | None = None) -> Mapping[str, Any]:
+    async def _say(self, ref: str, words: tuple[str, ...], body: Mapping[str, str] | None = None) -> Mapping[str, Any]:
         """The workflow as it is after it. A 404 may be a word that this n8n does not know, a workflow that is not there or a
         version that is not there: told apart by asking."""
-        last = None
-        for word in words:
+        last, missing = None, False
+        for word in self._says[words]:
             last = await self._call(
                 "POST", f"/workflows/{self._checked(ref)}/{word}", body, response_bytes_max=WORKFLOW_BYTES_MAX
             )
             if last.status not in NO_SUCH_WORD:
                 self._raise(last, ref)
+                self._says[words] = (word, *(other for other in words if other != word))
                 return self._read_workflow(last, ref)
+            missing = missing or (last.status == 404 and is_of_the_api(last))
         assert last is not None, "there is a word for each"
         await self._workflow(ref)
-        if body is not None and last.status == 404 and is_of_the_api(last):
+        if body is not None and missing:
             raise DeliveryFailed(
                 f"the version of {ref} that was published before the pause ({body['versionId']}) is no longer in n8n's"
                 " history, so nothing was published; open the workflow in n8n and publish the version you want",
@@ -211,15 +217,16 @@ class N8nOrchestrator:
         self, method: str, path: str, body: Mapping[str, str] | None = None, *, response_bytes_max: int = 64 * 1024
     ) -> outbound.Response:
         headers = {"x-n8n-api-key": self._api_key, "accept": "application/json"}
-        return await outbound.call(
-            self._http,
-            method,
-            self._url + path,
-            headers=headers if body is None else {**headers, "content-type": "application/json"},
-            content=None if body is None else orjson.dumps(dict(body)),
-            timeout_seconds=self._timeout_seconds,
-            response_bytes_max=response_bytes_max,
-        )
+        async with self._room:
+            return await outbound.call(
+                self._http,
+                method,
+                self._url + path,
+                headers=headers if body is None else {**headers, "content-type": "application/json"},
+                content=None if body is None else orjson.dumps(dict(body)),
+                timeout_seconds=self._timeout_seconds,
+                response_bytes_max=response_bytes_max,
+            )
 
     def _checked(self, ref: str) -> str:
         if REF.fullmatch(ref) is None:

@@ -54,6 +54,9 @@ class FakeN8n:
         self.calls: list[str] = []
         self.writes: list[str] = []
         self.slow_seconds = 0.0
+        self.takes_seconds = 0.0  # to answer a GET of one
+        self.at_once = self.at_once_max = 0
+        self.forgets: tuple[str, ...] = ()
         self.break_off_next = False
         self.always: Response | None = None
         self.next: list[Response] = []
@@ -131,6 +134,10 @@ class FakeN8n:
             return early
         if unknown := set(request.query_params) - QUERY["get"]:
             return says(400, f"Unknown query parameter '{unknown.pop()}'")
+        self.at_once += 1
+        self.at_once_max = max(self.at_once, self.at_once_max)
+        await asyncio.sleep(self.takes_seconds)
+        self.at_once -= 1
         workflow = self.workflows.get(request.path_params["id"])
         return JSONResponse(self.as_json(workflow)) if workflow else says(404, "Not Found")
 
@@ -140,7 +147,7 @@ class FakeN8n:
         if early is not None:
             return early
         known = ("activate", "deactivate") if self.words != "publish" else (*STOP, *START)
-        if word not in known:
+        if word not in known or word in self.forgets:
             return says(404, "not found") if self.words == "unversioned" else says(405, "POST method not allowed")
         workflow = self.workflows.get(request.path_params["id"])
         if body and not request.headers.get("content-type", "").startswith("application/json"):

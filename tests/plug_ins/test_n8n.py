@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators.base import Answer, Orchestrator
-from service.orchestrators.n8n import PAGE_WORKFLOWS, WORKFLOW_BYTES_MAX, N8nConfig, open_n8n
+from service.orchestrators.n8n import CALLS_AT_ONCE, PAGE_WORKFLOWS, WORKFLOW_BYTES_MAX, N8nConfig, open_n8n
 from tests.fakes.front import Front, standing
 from tests.fakes.n8n import API_KEY, REF, FakeN8n, Workflow
 
@@ -137,6 +138,38 @@ async def test_before_publish_there_was_activate(ground: Ground) -> None:
     ground.workflow.draft = "v2"
     assert (await ground.n8n.resume(**ASK, prior_state=paused.prior_state)).status == "resumed"
     assert (ground.workflow.published, ground.fake.writes) == ("v1", ["deactivate", "activate"])
+
+
+async def test_the_word_that_it_knew_is_said_first_the_next_time(ground: Ground) -> None:
+    ground.fake.words = "activate"
+    for _ in range(2):
+        paused = await ground.pause()
+        await ground.n8n.resume(**ASK, prior_state=paused.prior_state)
+    said = [call.rpartition("/")[2] for call in ground.fake.calls if call.startswith("POST")]
+    assert said == ["unpublish", "deactivate", "publish", "activate", "deactivate", "activate"]
+    # An upgrade that forgets the old words is found out.
+    ground.fake.words = "publish"
+    ground.fake.forgets = ("activate", "deactivate")
+    paused = await ground.pause()
+    assert (await ground.n8n.resume(**ASK, prior_state=paused.prior_state)).status == "resumed"
+
+
+@pytest.mark.parametrize("words", ["publish", "activate"])
+async def test_a_version_is_gone_whichever_word_was_said_first(ground: Ground, words: Any) -> None:
+    ground.fake.words = words
+    for version in ("v1", "v2"):
+        paused = await ground.pause()
+        if version == "v1":
+            await ground.n8n.resume(**ASK, prior_state=paused.prior_state)
+    ground.workflow.versions, ground.workflow.draft = {"v3"}, "v3"
+    assert (await ground.failure_of_resume(dict(paused.prior_state or {}))).code == "version_gone"
+
+
+async def test_no_more_calls_at_once_than_it_can_answer(ground: Ground) -> None:
+    ground.fake.takes_seconds = 0.05
+    await asyncio.gather(*(ground.n8n.state(ref=REF) for _ in range(3 * CALLS_AT_ONCE)))
+    assert len(ground.fake.calls) == 3 * CALLS_AT_ONCE
+    assert 1 < ground.fake.at_once_max <= CALLS_AT_ONCE
 
 
 async def test_a_1_x_has_no_versions(ground: Ground) -> None:
