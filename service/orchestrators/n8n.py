@@ -84,7 +84,9 @@ class N8nOrchestrator:
         self._http = http
         self._timeout_seconds = timeout_seconds
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._says = {words: words for words in (PAUSE_WORDS, RESUME_WORDS)}  # the one it knew last first
+        self._says: dict[tuple[str, ...], tuple[str, ...]] = {
+            words: words for words in (PAUSE_WORDS, RESUME_WORDS)
+        }  # the one it knew last first
 
     async def state(self, *, ref: str) -> State:
         workflow = await self._workflow(ref)
