@@ -106,6 +106,7 @@ class Prefect:
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Its SQLite is locked for a minute now and then, on a busy machine; all that is asked here may be asked twice."""
+        answer = httpx.Response(504, text="no answer in time")
         for _ in range(TRIES_MAX):
             try:
                 answer = self._call(method, path, body)
