@@ -13,11 +13,11 @@ from tests.end_to_end.running import until
 from tests.orchestrators.ground import Ground
 from tests.orchestrators.prefect import AUTH_STRING, Prefect
 from tests.orchestrators.real import running
-from tests.orchestrators.scenarios import UNDER_WAY_SECONDS, Scenarios
+from tests.orchestrators.scenarios import Scenarios
 
 BOOKED_SECONDS_MAX = 90.0  # its scheduler looks once a minute
 RUNS_SECONDS_MAX = 240.0  # a run is a process that imports all of Prefect, on a busy machine
-QUIET_SECONDS = 15.0
+UNDER_WAY_SECONDS, QUIET_SECONDS = 10.0, 15.0  # until its next task would begin; of which there is one a second
 
 
 @pytest.fixture(scope="module")
