@@ -10,6 +10,8 @@ import httpx
 from pydantic import BaseModel
 
 from service.orchestrators.base import Orchestrator
+from service.orchestrators.n8n import N8nConfig, open_n8n
+from service.orchestrators.prefect import PrefectConfig, open_prefect
 from service.orchestrators.temporal import open_temporal
 from service.orchestrators.temporal_client import TemporalConfig
 from service.orchestrators.webhook import WebhookConfig, open_webhook
@@ -25,5 +27,7 @@ class OrchestratorKind:
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
     "temporal": OrchestratorKind(TemporalConfig, open_temporal),
+    "n8n": OrchestratorKind(N8nConfig, open_n8n),
+    "prefect": OrchestratorKind(PrefectConfig, open_prefect),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
