@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel
 
+from service.orchestrators.airflow import AirflowConfig, open_airflow
 from service.orchestrators.base import Orchestrator
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
@@ -22,5 +23,6 @@ class OrchestratorKind:
 
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
+    "airflow": OrchestratorKind(AirflowConfig, open_airflow),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }

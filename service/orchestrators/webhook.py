@@ -69,7 +69,9 @@ class WebhookOrchestrator:
 
     async def state(self, *, ref: str) -> State:
         """It is told, and never asked."""
-        return State(paused=None, as_found={}, detail="a webhook cannot be asked; its answer to a pause says what it found")
+        return State(
+            paused=None, as_found={}, detail="a webhook cannot be asked; its answer to a pause says what it found"
+        )
 
     async def pause(
         self,
