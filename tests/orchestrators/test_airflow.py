@@ -1,0 +1,147 @@
+"""The scenarios on a real Airflow 3, and what only it does: runs that wait, tasks that go on, DAGs that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+
+from service import outbound
+from service.errors import DeliveryFailed
+from service.orchestrators.airflow import AirflowConfig, AirflowOrchestrator
+from tests.orchestrators.airflow import ONLOOKERS_PASSWORD, PASSWORD, TOKEN_SECONDS, Airflow, wait
+from tests.orchestrators.real import running
+
+T = TypeVar("T")
+ASK = {"workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "0199aaaa-1"}
+QUIET = 8.0  # seconds in which a scheduler that may start something has started it
+# Two steps that say when they begin, the first of which waits until it may end. New, and so paused, and without a schedule.
+TWO_STEPS = """
+import pathlib, time
+
+from airflow.sdk import task
+
+FOLDER = pathlib.Path({folder!r})
+
+@task
+def first():
+    (FOLDER / "first").touch()
+    while not (FOLDER / "go").exists():
+        time.sleep(0.1)
+
+@task
+def second():
+    (FOLDER / "second").touch()
+
+with DAG("two_steps", schedule=None, catchup=False):
+    first() >> second()
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    airflow = Airflow(tmp_path_factory.mktemp("airflow"))
+    with running(airflow):
+        yield airflow
+
+
+def told(server: Airflow, asked: Callable[[AirflowOrchestrator], Awaitable[T]], **given: Any) -> T:
+    """What our orchestrator says of the server itself, without a service around it."""
+
+    async def once() -> T:
+        async with outbound.open_client() as http:
+            section = {"name": "ops", "url": server.url, "username": "authwatch", "password": PASSWORD, **given}
+            return await asked(AirflowOrchestrator(AirflowConfig.model_validate(section), http))
+
+    return asyncio.run(once())
+
+
+def refused(server: Airflow, asked: Callable[[AirflowOrchestrator], Awaitable[Any]], **given: Any) -> DeliveryFailed:
+    with pytest.raises(DeliveryFailed) as caught:
+        told(server, asked, **given)
+    return caught.value
+
+
+def state_of(server: Airflow, ref: str, run_id: str) -> str:
+    return str(server.ask("GET", f"/api/v2/dags/{ref}/dagRuns/{run_id}").raise_for_status().json()["state"])
+
+
+def trigger(server: Airflow, ref: str) -> str:
+    answer = server.ask("POST", f"/api/v2/dags/{ref}/dagRuns", {"logical_date": None})
+    return str(answer.raise_for_status().json()["dag_run_id"])
+
+
+def test_what_runs_goes_on_but_not_further_and_what_is_triggered_waits_until_the_resume(
+    server: Airflow, tmp_path: Any
+) -> None:
+    server.write("two_steps", TWO_STEPS.format(folder=str(tmp_path)))
+    assert server.is_paused("two_steps"), "a new DAG is paused"
+    server.resume("two_steps")
+    under_way = trigger(server, "two_steps")
+    wait(lambda: (tmp_path / "first").exists(), "the first task runs")
+
+    found = told(server, lambda airflow: airflow.state(ref="two_steps")).as_found
+    told(server, lambda airflow: airflow.pause(ref="two_steps", found=found, **ASK))
+    waiting = trigger(server, "two_steps")
+    (tmp_path / "go").touch()
+    first = f"/api/v2/dags/two_steps/dagRuns/{under_way}/taskInstances/first"
+    wait(lambda: server.ask("GET", first).json()["state"] == "success", "the first task ends as it would have")
+    with pytest.raises(AssertionError, match="never"):
+        wait(lambda: (tmp_path / "second").exists(), "never: the second task", QUIET)
+    assert (state_of(server, "two_steps", under_way), state_of(server, "two_steps", waiting)) == ("running", "queued")
+
+    assert told(server, lambda airflow: airflow.resume(ref="two_steps", prior_state=found, **ASK)).status == "resumed"
+    for run_id in (under_way, waiting):
+        wait(lambda run_id=run_id: state_of(server, "two_steps", run_id) == "success", f"{run_id} ends")
+    assert (tmp_path / "second").exists()
+
+
+def test_a_token_too_old_is_got_anew_and_a_wrong_password_says_its_mend(server: Airflow) -> None:
+    async def twice(airflow: AirflowOrchestrator) -> list[bool | None]:
+        before = await airflow.state(ref="aged")
+        await asyncio.sleep(TOKEN_SECONDS + 1)
+        return [before.paused, (await airflow.state(ref="aged")).paused]
+
+    server.create("aged")
+    assert told(server, twice) == [False, False]
+    failed = refused(server, lambda airflow: airflow.state(ref="aged"), password="wr0ng")
+    assert (failed.code, failed.permanent) == ("http_401", True)
+    server.delete("aged")
+
+
+def test_who_may_only_look_is_found_by_the_check(server: Airflow) -> None:
+    server.create("looked_at")
+    onlooker = {"username": "onlooker", "password": ONLOOKERS_PASSWORD}
+    before = server.looks("looked_at")
+    assert "they may pause" in told(server, lambda airflow: airflow.check())
+    for asked in (
+        lambda airflow: airflow.check(),
+        lambda airflow: airflow.pause(ref="looked_at", found={"is_paused": False}, **ASK),
+    ):
+        assert refused(server, asked, **onlooker).code == "http_403"
+    assert server.looks("looked_at") == before
+    server.delete("looked_at")
+
+
+def test_a_dag_that_is_gone_and_an_address_that_is_wrong_are_told_apart(server: Airflow) -> None:
+    server.create("short_lived")
+    server.rename("short_lived", "long_lived")
+    server.create("deleted")
+    server.delete("deleted")
+    for ref in ("short_lived", "deleted", "never_was"):
+        assert refused(server, lambda airflow, ref=ref: airflow.state(ref=ref)).code == "workflow_gone"
+    assert refused(server, lambda airflow: airflow.state(ref="x"), url=f"{server.url}/elsewhere").code == "http_405"
+    listed = told(server, lambda airflow: airflow.list_workflows(limit=1_000))
+    names = {one.ref: one for one in listed}
+    assert names["long_lived"].tags == ("authwatch",)
+    assert not {"short_lived", "deleted"} & set(names)
+    server.delete("long_lived")
+
+
+def test_two_hundred_are_listed_whole_and_in_order(server: Airflow) -> None:
+    refs = list(server.create_many(210, "listed"))
+    listed = told(server, lambda airflow: airflow.list_workflows(limit=1_000))
+    assert [one.ref for one in listed if one.ref.startswith("listed_")] == refs
+    assert len(told(server, lambda airflow: airflow.list_workflows(limit=150))) == 150
