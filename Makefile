@@ -7,12 +7,13 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 T =
+KIND =
 AT_ONCE = 3
 BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check docs-test bench bench-effects weather fuzz crash properties lock test-containers compose-test
+.PHONY: help run test check docs-test bench bench-effects weather fuzz crash properties lock test-containers test-orchestrators compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -40,6 +41,10 @@ docs-test: ## Load every rule shown in docs/rules.md and parse every command (al
 test-containers: ## The tests, on servers in containers
 	@$(call installed,dev)
 	@AUTHWATCH_TEST_SERVERS=containers $(BIN)/python -m pytest $(T)
+
+test-orchestrators: ## Real Prefect, Airflow and n8n, installed into .cache/orchestrators: every hard case (KIND=prefect runs one)
+	@$(call installed,dev)
+	@AUTHWATCH_ORCHESTRATORS=1 $(BIN)/python -m pytest -s -vv tests/orchestrators$(if $(KIND),/test_$(KIND).py)
 
 compose-test: ## The image and docker-compose.yml, run for real on a Docker engine
 	@$(call installed,dev)

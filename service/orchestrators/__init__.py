@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.orchestrators.airflow import AirflowConfig, open_airflow
 from service.orchestrators.base import Orchestrator
+from service.orchestrators.prefect import PrefectConfig, open_prefect
 from service.orchestrators.webhook import WebhookConfig, open_webhook
 
 
@@ -24,5 +25,6 @@ class OrchestratorKind:
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
     "airflow": OrchestratorKind(AirflowConfig, open_airflow),
+    "prefect": OrchestratorKind(PrefectConfig, open_prefect),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }

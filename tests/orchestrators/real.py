@@ -57,8 +57,9 @@ class RealServer(Protocol):
     def environment(self) -> Mapping[str, str]:
         """NAME -> secret, for `section`."""
 
-    def create(self, name: str) -> str:
-        """A workflow that starts by a schedule every few seconds or minutes, switched on. Its ref."""
+    def create(self, name: str, *, busy: bool = False) -> str:
+        """A workflow with a schedule, switched on. Its ref. `busy`: it starts real work every few seconds, as `works` counts;
+        else as rarely as will do, so that it takes no time from the others."""
 
     def create_many(self, count: int, prefix: str) -> Sequence[str]:
         """As `create`, cheaply; the refs of all."""
@@ -90,7 +91,7 @@ class RealServer(Protocol):
         """Whether this call of Authwatch changes whether a workflow is paused: the door holds its answer, or counts it."""
 
     def works(self, ref: str) -> int:
-        """How often the work has really begun, by the schedule, since it was made: by what the work itself wrote or, where
+        """How often the work has really begun, by the schedule, since it was made `busy`: by what the work itself wrote or, where
         running it here would cost too much, by the runs that the server says it has started or booked and not taken back."""
 
 
@@ -102,10 +103,15 @@ def cache(kind: str) -> Path:
     that may not be written, the user's own cache."""
     named = os.environ.get("AUTHWATCH_ORCHESTRATORS_CACHE")
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "authwatch" / "orchestrators"
-    base = Path(named) if named else ROOT / ".cache" / "orchestrators" if os.access(ROOT, os.W_OK) else own
-    folder = base / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    for base in [Path(named)] if named else [ROOT / ".cache" / "orchestrators", own]:
+        folder = base / kind
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise AssertionError(f"nowhere to install {kind}: name a folder with AUTHWATCH_ORCHESTRATORS_CACHE")
 
 
 def say(text: str) -> None:
@@ -117,7 +123,7 @@ def install(kind: str, pins: Path, make: Callable[[Path], None]) -> Path:
     """The folder with the installation that `pins` (a file of exact versions) says. `make(folder)` fills an empty one, and is
     only called where the one there is not whole, or of other pins. Two at once wait for each other."""
     folder = cache(kind)
-    done, wanted = folder / "done", pins.read_text(encoding="utf-8")
+    done, wanted = folder / "done", f"{sys.version}\n{pins.read_text(encoding='utf-8')}"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if done.exists() and done.read_text(encoding="utf-8") == wanted:
