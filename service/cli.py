@@ -29,6 +29,7 @@ ELSEWHERE = {
     "replay": "service.replay_command:replay",
     "playbook": "service.playbook.render:playbook",
     "routes": "service.routes_cli:routes",
+    "orchestrators": "service.orchestrators_cli:orchestrators",
     "audit": "service.audit_cli:audit",
 }
 WORKER_MAIN = "workers.main:main"

@@ -31,6 +31,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from service.errors import ConfigError
+from service.import_settings import IMPORTS_MAX, ImportSettings, of_known
 from service.redact import MASK, redact_text
 from service.retention_settings import RetentionSettings as RetentionSettings
 from service.routing import mistakes
@@ -109,6 +110,7 @@ class Sections(Strict):
     notifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     orchestrators: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    imports: tuple[ImportSettings, ...] = Field((), max_length=IMPORTS_MAX)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
 
 
@@ -134,6 +136,7 @@ class Settings(Strict):
     notifiers: dict[str, dict[str, Any]]
     sinks: dict[str, dict[str, Any]]
     orchestrators: dict[str, dict[str, Any]]
+    imports: tuple[ImportSettings, ...] = ()
     provider_api: ProviderApi | None
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     routing: InstanceOf[Routing] = Field(default_factory=lambda: everybody(()))
@@ -221,6 +224,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
         notifiers=notifiers,
         sinks=file.sinks or built_in_sinks(env),
         orchestrators=file.orchestrators,
+        imports=of_known(file.imports, file.orchestrators),
         provider_api=provider_api(env),
         retention=file.retention,
         routing=routing_of(file, list(notifiers), env),
@@ -395,7 +399,7 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(harmless(str(part)) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         depth = len(error["loc"]) if model is ConfigFile else 0
-        inner = RetentionSettings if error["loc"][0] == "retention" else SourceSettings
+        inner = {"retention": RetentionSettings, "imports": ImportSettings}.get(str(error["loc"][0]), SourceSettings)
         at = SecretSettings if depth > 3 else inner if depth > 1 else model
         known = list(at.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)

@@ -16,7 +16,7 @@ from service.notify.wording import why_resolved
 from service.store.actions import PAUSE
 from service.store.changes import Acted, Answered, Changes
 from service.store.workflows import Hold
-from service.views import AlertParts
+from service.views import NOTHING_CHANGED, AlertParts
 
 TOLD_MAX = 200  # keys of one message; what is beyond is told by the message alone
 LINES_MAX = 20  # of one reply
@@ -131,6 +131,8 @@ def of_orchestrators(parts: AlertParts, changes: Changes) -> Iterator[Line]:
 
 def answer(one: Answered) -> str:
     orchestrator, verb = clean(one.orchestrator, NAME_CHARS_MAX), "pause" if one.kind == PAUSE else "resume"
+    if one.status in NOTHING_CHANGED:
+        return f"{orchestrator}: {NOTHING_CHANGED[one.status]}"
     if one.state == "done":
         return f"{orchestrator} {verb}d"
     return f"{orchestrator} did not {verb} ({clean(one.error or 'no reason', DETAIL_CHARS_MAX)})"

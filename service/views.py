@@ -24,8 +24,13 @@ from service.store.showing import Shown
 from service.store.workflows import Hold, Workflow
 
 HOLDS_SHOWN_MAX = 100  # of one workflow, the oldest; the history has them all
-# What became of a resume that was not sent, as a message says it.
-NOT_RESUMED = {ask_store.LEFT: "left as a person had it", ask_store.NOT_PAUSED: "nothing to resume"}
+# What became of an ask that changed nothing there, as a message says it.
+NOTHING_CHANGED = {
+    ask_store.LEFT: "left as a person had it",
+    ask_store.NOT_PAUSED: "nothing to resume",
+    ask_store.ALREADY: "paused there already, by a person",
+    ask_store.GONE: "nothing to resume, it is gone there",
+}
 
 
 def workflow_json(
@@ -335,10 +340,14 @@ def asked_words(shown: Shown | None) -> str | None:
         return None
     verb = "pause" if shown.asked == PAUSE else "resume"
     result = shown.result or {}
+    if (status := result.get("status", "")) in NOTHING_CHANGED:
+        return NOTHING_CHANGED[status]
     if result.get("sent") is False:
-        return NOT_RESUMED.get(result.get("status", ""), "nothing sent")
+        return "nothing sent"
     if shown.state == "done":
         return f"{verb}d"
     if shown.state == "failed":
         return f"{verb} failed: {shown.last_error or shown.last_code}"
+    if shown.last_code in ask_store.OF_CREDENTIALS:
+        return f"{verb} refused so far, and tried again: {shown.last_error or shown.last_code}"
     return f"{verb} asked"

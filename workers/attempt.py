@@ -20,7 +20,7 @@ from service.notify.base import AlertView, MessageRef, Notifier, has_threads
 from service.notify.refusals import is_of_the_destination, of_a_channel
 from service.provider_apis import sources_of
 from service.runtime import Runtime
-from service.store import messages, readers, showing
+from service.store import asks, messages, readers, showing
 from service.store.actions import NOTIFY, PEOPLE, THREAD, Action, NewAction
 from service.store.messages import Message
 from service.store.session import begin
@@ -91,6 +91,8 @@ async def attempt(
 def outcome_of(action: Action, exc: DeliveryFailed) -> str:
     if not exc.permanent:
         return "ambiguous" if exc.ambiguous else "retry"
+    if action.kind in asks.KINDS and exc.code in asks.OF_CREDENTIALS:
+        return "retry"  # by itself it never helps, but whoever mends them must not have to find what was never resumed
     return "refused" if action.kind == NOTIFY and is_of_the_destination(exc.code) else "failed"
 
 

@@ -31,6 +31,7 @@ from service.store.session import begin
 from workers.act import Acting
 from workers.evaluate import evaluate
 from workers.expired import Asking, ask_expired
+from workers.imports import Importing
 from workers.otlp import Pushing
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
@@ -147,6 +148,13 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
         "expired": Story("expired", asking),
         "rollup": Story("rollup", counting),
     }
+    if runtime.settings.imports:
+        imports = Importing()
+
+        async def importing() -> None:
+            await imports.step(runtime)
+
+        stories["import"] = Story("import", importing)
     if otlp is not None:
         pushes = Pushing(runtime, otlp)
 

@@ -21,7 +21,7 @@ from service.errors import Unavailable
 from service.notify.refusals import probe_after
 from service.routing.grouping import REFUSED_RETRY
 from service.runtime import LAST_WORDS_SECONDS, Runtime
-from service.store import actions, decisions, readers, refusals
+from service.store import actions, asks, decisions, readers, refusals
 from service.store.actions import NOTIFY, PEOPLE, Action, Outcome
 from service.store.refusals import Refused
 from service.store.session import begin
@@ -34,6 +34,10 @@ BATCH_MAX = 200
 FINAL = ("done", "failed")
 BACKOFF_SECONDS = (1, 2, 5, 15, 30, 60, 120, 300)
 GIVE_UP_AFTER = timedelta(hours=24)
+# What an orchestrator refused for our credentials is asked again until somebody has mended them: about once a minute, so
+# that no lock-out of theirs is kept up by us, and over a weekend.
+CREDENTIALS_BACKOFF_SECONDS = (60, 60, 60, 120, 300)
+CREDENTIALS_GIVE_UP_AFTER = timedelta(days=3)
 # What was refused is due again at once, and lies where nothing is tried; until every process knows that.
 REFUSED_SETTLES = timedelta(seconds=5)
 
@@ -120,11 +124,11 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
             await actions.add(conn, replies, now or await readers.clock(conn))
         await decisions.say_again(conn, [(message_id(a), a.destination) for a in failed if a.id in ours], REFUSED_RETRY)
         taken = await keep_refusals(conn, runtime, [one for one in ended if one.action.id in ours])
-        # An orchestrator's final answer is told to people.
+        # An orchestrator's final answer is told to people, and that it no longer takes our credentials.
         answered = {
             one.action.alert_id
             for one in outcomes
-            if one.action.kind not in PEOPLE and one.action.id in ours and one.outcome in FINAL
+            if one.action.kind not in PEOPLE and one.action.id in ours and (one.outcome in FINAL or is_news(one))
         }
         if now is not None:
             await notify(conn, Consequences(), answered, list(runtime.notifiers), now)
@@ -157,16 +161,27 @@ def outcome_of(ended: Ended, now: datetime | None) -> Outcome:
     action, outcome, detail, retry_at = ended.action, ended.outcome, ended.detail, None
     if now is not None and outcome not in FINAL:
         refused = outcome == "refused"
-        retry_at = now + REFUSED_SETTLES if refused else next_try(action, now, ended.retry_after_seconds)
-        if now - action.created_at > GIVE_UP_AFTER:
-            outcome, detail, retry_at = "failed", f"gave up after {GIVE_UP_AFTER}: {detail}", None
+        retry_at = now + REFUSED_SETTLES if refused else next_try(action, now, ended)
+        give_up = CREDENTIALS_GIVE_UP_AFTER if of_credentials(action, ended.code) else GIVE_UP_AFTER
+        if now - action.created_at > give_up:
+            outcome, detail, retry_at = "failed", f"gave up after {give_up}: {detail}", None
     return Outcome(
         action=action, outcome=outcome, code=ended.code, detail=detail, retry_at=retry_at, result=ended.result
     )
 
 
-def next_try(action: Action, now: datetime, retry_after_seconds: float | None) -> datetime:
+def of_credentials(action: Action, code: str | None) -> bool:
+    return action.kind in asks.KINDS and code in asks.OF_CREDENTIALS
+
+
+def is_news(one: Outcome) -> bool:
+    """The first of the refusals in a row that are for our credentials."""
+    return of_credentials(one.action, one.code) and one.action.last_code not in asks.OF_CREDENTIALS
+
+
+def next_try(action: Action, now: datetime, ended: Ended) -> datetime:
     """What the other side asked for, else our own backoff with jitter; kept in Postgres, never in arq."""
-    base = BACKOFF_SECONDS[min(action.attempts, len(BACKOFF_SECONDS) - 1)]
-    wait = retry_after_seconds if retry_after_seconds is not None else base * random.uniform(0.8, 1.2)
-    return now + timedelta(seconds=wait)
+    backoff = CREDENTIALS_BACKOFF_SECONDS if of_credentials(action, ended.code) else BACKOFF_SECONDS
+    base = backoff[min(action.attempts, len(backoff) - 1)]
+    asked = ended.retry_after_seconds
+    return now + timedelta(seconds=asked if asked is not None else base * random.uniform(0.8, 1.2))

@@ -16,6 +16,8 @@ from service.runtime import Runtime
 from service.store import alerts, groups, log, readers, rejected
 from service.store.session import begin
 from workers.conflicts import Looked, tell_conflicts
+from workers.credentials import Looked as LookedAtCredentials
+from workers.credentials import keep_credentials
 from workers.drills import end_drills
 from workers.every import Every
 from workers.expire import let_go_expired
@@ -40,6 +42,7 @@ class Sweep:
     prune: Every = field(default_factory=lambda: Every(PRUNE_EVERY_SECONDS))
     rule_problems: tuple[str, ...] = field(default_factory=tuple)
     conflicts: Looked = field(default_factory=Looked)
+    credentials: LookedAtCredentials = field(default_factory=LookedAtCredentials)
     watch: Watch = field(default_factory=Watch)
 
 
@@ -68,6 +71,7 @@ async def sweep(runtime: Runtime, last: Sweep) -> None:
     await watch(runtime, last.watch)
     await look_at_gauges(runtime)
     await keep_refusals(runtime)
+    await keep_credentials(runtime, last.credentials)
     if runtime.settings.heartbeat_url is not None and last.heartbeat.due:
         last.heartbeat.done()
         await outside_heartbeat(runtime, runtime.settings.heartbeat_url.get_secret_value())

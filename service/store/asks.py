@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import orjson
 from sqlalchemy import ARRAY, Boolean, DateTime, Text, Uuid, bindparam, column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,16 +18,21 @@ from service.store.tables import actions
 
 KINDS = (PAUSE, RESUME)
 SUPERSEDED = "superseded"
-# The status of a resume that was not sent, where others have the orchestrator's own word for what it did.
-NOT_PAUSED, LEFT = "not_paused", "left"
+# Statuses of an ask that changed nothing there; others have the orchestrator's own word for what it did.
+NOT_PAUSED, LEFT, ALREADY, GONE = "not_paused", "left", "already_paused", "workflow_gone"
+# Its credentials are no longer taken: nothing was done, and everything there waits until a person has mended it.
+OF_CREDENTIALS = ("http_401", "http_403")
+# What went wrong while an orchestrator was only asked how a workflow stands; these begin the code.
+IN_STATE = "state_"
 TAKEN_BACK = "taken back before it was done: by then the opposite was wanted"
 ASKS_READ_MAX = 50  # of one place, back from now; between them nothing has been put back
 ASKS_SHOWN_MAX = 500
 
-# Attempts that cannot have had an effect there: nothing was sent, or it was refused whole. All others may have, whatever
-# came back: a 502 is a proxy's word.
-WITHOUT_EFFECT = """(t.code LIKE 'http\\_4__' AND t.code <> 'http_408' OR t.code LIKE 'database\\_%' OR t.code IN (
-    'connect_failed', 'destination_unknown', 'gone', 'key_invalid', 'redirected', 'request_invalid'))"""
+# Attempts that cannot have had an effect there: nothing was sent, it was only asked how it stands, or it was refused whole.
+# All others may have, whatever came back: a 502 is a proxy's word.
+WITHOUT_EFFECT = """(t.code LIKE 'http\\_4__' AND t.code <> 'http_408' OR t.code LIKE 'database\\_%'
+    OR t.code LIKE 'state\\_%' OR t.code IN (
+    'connect_failed', 'destination_unknown', 'gone', 'key_invalid', 'redirected', 'request_invalid', 'workflow_gone'))"""
 # Counted against the row's own number, so that an attempt which this snapshot does not see counts as one with an effect.
 MAY_HAVE_ARRIVED = f"""
     a.attempts > (SELECT count(*) FROM attempts t WHERE t.action_id = a.id AND t.outcome IS NOT NULL
@@ -70,11 +76,24 @@ async def take_back(conn: AsyncConnection, wanted: Mapping[Place, str], now: dat
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """How a workflow stood before us, as its orchestrator said before our first pause there: `as_found` is given back to it
+    with the resume. `was_paused`: by somebody else (None: it cannot be told)."""
+
+    as_found: Mapping[str, Any]
+    was_paused: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One thing that was asked at a place. `may_have_arrived`: some attempt may have had its effect there."""
 
     action: Action
     may_have_arrived: bool
+
+    @property
+    def found(self) -> Found | None:
+        return found_of(self.action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +105,30 @@ class Standing:
     known: bool
 
 
-def standing(newest_first: Sequence[Asked]) -> Standing:
+def found_of(action: Action) -> Found | None:
+    """What was recorded before a pause was sent; None where that was never asked, or not yet."""
+    found = action.payload.get("found")
+    return Found(found["as_found"], found["was_paused"]) if found else None
+
+
+def standing(newest_first: Sequence[Asked], *, asks_first: bool = False) -> Standing:
     """The first pause that may have taken effect since a resume was last done: what it found is the state before us. A later
-    one finds what we left there."""
-    found: Asked | None = None
+    one finds what we left there, unless it found it running: then somebody had started it, and that is the state before us.
+
+    `asks_first`: of an orchestrator whose state is recorded before a pause is sent, so that one without never was.
+    """
+    begun: Asked | None = None
     for one in newest_first:
-        if one.action.kind == RESUME and one.action.state == "done":
+        action = one.action
+        if action.kind == RESUME and action.state == "done":
             break
-        if one.action.kind == PAUSE and (one.action.state == "done" or one.may_have_arrived):
-            found = one
-    return Standing(found, bool(newest_first))
+        took = action.state == "done" or (one.may_have_arrived and (one.found is not None or not asks_first))
+        if action.kind != PAUSE or not took:
+            continue
+        begun = one
+        if one.found is not None and one.found.was_paused is False:
+            break
+    return Standing(begun, bool(newest_first))
 
 
 EARLIER = (
@@ -116,8 +149,9 @@ EARLIER = (
 )
 
 
-async def standing_before(conn: AsyncConnection, action: Action) -> Standing:
-    """What stands where this action is to be done, from all that was asked there before it."""
+async def standing_before(conn: AsyncConnection, action: Action, *, asks_first: bool = False) -> Standing:
+    """What stands where this action is to be done, from all that was asked there before it; `asks_first` as `standing` has
+    it."""
     asked = {
         "workflow_id": action.workflow_id,
         "destination": action.destination,
@@ -126,7 +160,24 @@ async def standing_before(conn: AsyncConnection, action: Action) -> Standing:
         "id": action.id,
     }
     rows = await conn.execute(EARLIER, asked)
-    return standing([Asked(to_action(row), row.may_have_arrived) for row in rows])
+    return standing([Asked(to_action(row), row.may_have_arrived) for row in rows], asks_first=asks_first)
+
+
+# What was recorded first stays: it was asked before anything was sent.
+RECORD_FOUND = text(
+    """
+    UPDATE actions SET payload = CASE WHEN payload ? 'found' THEN payload
+        ELSE payload || jsonb_build_object('found', CAST(:found AS jsonb)) END
+    WHERE id = :id RETURNING payload -> 'found'
+    """
+).bindparams(bindparam("id", type_=Uuid(as_uuid=False)))
+
+
+async def record_found(conn: AsyncConnection, action: Action, found: Found) -> Found:
+    """Before the first pause is sent; answers what is recorded, which is what an earlier try found if there was one."""
+    asked = {"as_found": dict(found.as_found), "was_paused": found.was_paused}
+    row = (await conn.execute(RECORD_FOUND, {"id": action.id, "found": orjson.dumps(asked).decode()})).one()
+    return Found(row[0]["as_found"], row[0]["was_paused"])
 
 
 async def between(conn: AsyncConnection, workflow_id: str, since: datetime, until: datetime | None) -> list[Action]:

@@ -29,6 +29,7 @@ class Answered:
     asked_at: datetime
     at: datetime
     error: str | None
+    status: str | None = None  # of the answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ NOTHING = Changes()
 ANSWERED = text(
     """
     SELECT id::text, kind, destination, workflow_id, alert_id::text, state, created_at, finished_at,
-        coalesce(last_error, last_code) AS error
+        coalesce(last_error, last_code) AS error, result ->> 'status' AS status
     FROM actions
     WHERE workflow_id = ANY(:workflow_ids) AND kind = ANY(:kinds) AND state IN ('done', 'failed') AND created_at >= :since
     ORDER BY created_at DESC, id DESC LIMIT :most
@@ -119,6 +120,7 @@ async def changes(
                 asked_at=row.created_at,
                 at=row.finished_at or row.created_at,
                 error=row.error,
+                status=row.status,
             )
             for row in rows
         )

@@ -9,15 +9,26 @@ from typing import Any
 
 import httpx
 
+import pytest
+
 from service.api.workflows import PAUSE_SECONDS_MAX
-from service.orchestrators import webhook
-from service.orchestrators.base import Stops
+from service.import_settings import EVERY_MAX, EVERY_MIN, ImportSettings
+from service.orchestrators import ORCHESTRATORS, webhook
+from service.orchestrators.base import Listed, Stops
+from service.orchestrators.proposals import SUFFIX_CHARS, workflow_id_of
 from service.orchestrators.webhook import WebhookConfig, WebhookOrchestrator, read_answer
+from service.settings import Environment, read_config
 from tests.fakes.orchestrator import SECRET
+from workers.outcomes import CREDENTIALS_GIVE_UP_AFTER
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "orchestrators.md").read_text(encoding="utf-8")
 PAUSE, ANSWER, RESUME = (
-    json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    json.loads(block)
+    for block in re.findall(
+        r"^```json\n(.*?)^```$",
+        TEXT.partition("## To write a receiver")[2].partition("\n## ")[0],
+        re.MULTILINE | re.DOTALL,
+    )
 )
 
 
@@ -54,3 +65,17 @@ def test_the_answer_shown_is_read_whole_and_comes_back_with_the_resume() -> None
 def test_its_numbers_are_the_codes() -> None:
     assert f"at most {PAUSE_SECONDS_MAX // 86400} days" in TEXT
     assert f"at most {webhook.STATE_CHARS_MAX:,} characters" in TEXT
+    assert f"for {CREDENTIALS_GIVE_UP_AFTER.days} days; the alert" in TEXT
+    every = ImportSettings.model_fields["every"].default
+    assert f"every {every.seconds // 60} minutes unless" in TEXT
+    assert (EVERY_MIN.total_seconds(), EVERY_MAX.days, SUFFIX_CHARS) == (60, 1, 8)
+    assert workflow_id_of(Listed(ref="1", name="Sync Mail")) == "sync-mail"
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+def test_the_configuration_shown_is_taken(block: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text(block)
+    file = read_config(tmp_path / "config.yml", Environment(dict.fromkeys(re.findall(r"\$\{(\w+)\}", block), SECRET)))
+    assert file.orchestrators or file.imports
+    for name, section in file.orchestrators.items():
+        ORCHESTRATORS[section["kind"]].Config.model_validate({**section, "name": name})

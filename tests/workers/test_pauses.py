@@ -188,7 +188,7 @@ async def test_our_own_pause_that_could_not_be_undone_is_not_taken_for_a_persons
     await house.put(account_ids=["ca_1"], ref="f1")
     await house.pause()
     await act(house.runtime)
-    house.orchestrator.always = (JSONResponse({}, 403), False)
+    house.orchestrator.always = (JSONResponse({}, 400), False)
     await house.resume()
     await act(house.runtime)
     assert house.orchestrator.paused == {"f1"}
@@ -213,7 +213,7 @@ async def test_a_pause_let_go_before_it_was_attempted_is_taken_back(house: House
 
 async def test_a_pause_that_was_refused_for_good_is_not_resumed(house: House) -> None:
     house.orchestrator.by_hand("f1", paused=True)
-    house.orchestrator.always = (JSONResponse({}, 403), False)
+    house.orchestrator.always = (JSONResponse({}, 400), False)
     await house.put(account_ids=["ca_1"], ref="f1")
     await house.pause()
     await act(house.runtime)

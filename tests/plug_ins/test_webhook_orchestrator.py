@@ -1,4 +1,4 @@
-"""Every orchestrator keeps the same promises: one effect per key, every answer judged, no secret in any error."""
+"""The signed generic webhook itself; what it shares with every orchestrator is in test_orchestrators_conform.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +14,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from service import outbound
 from service.errors import DeliveryFailed
-from service.orchestrators import ORCHESTRATORS
 from service.orchestrators.base import Answer, Orchestrator, Stops
 from service.orchestrators.webhook import WebhookConfig, WebhookOrchestrator
 from tests.fakes.front import Front, standing
@@ -23,11 +21,6 @@ from tests.fakes.orchestrator import PATH, SECRET, FakeOrchestrator
 
 KEY = "0199aaaa-0000-7000-8000-000000000001"
 ASK: dict[str, str] = {"ref": "deployments/nightly", "workflow_id": "w1", "reason": "account ca_1 is gone"}
-
-# How to open each kind against its fake. A newcomer adds one line, and its own fake if it speaks otherwise.
-SECTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "webhook": lambda url: {"kind": "webhook", "name": "ops", "url": url + PATH, "secret": SECRET},
-}
 
 
 class Ground:
@@ -57,33 +50,9 @@ async def ground(front: Front) -> AsyncIterator[Ground]:
         yield Ground(fake, front.url, http)
 
 
-def test_every_orchestrator_of_the_registry_is_in_this_suite() -> None:
-    assert set(ORCHESTRATORS) == set(SECTIONS)
-
-
-@pytest.fixture(params=sorted(ORCHESTRATORS))
-def orchestrator(request: pytest.FixtureRequest, ground: Ground) -> Orchestrator:
-    kind = ORCHESTRATORS[request.param]
-    return kind.open(kind.Config.model_validate(SECTIONS[request.param](ground.url)), ground.http)
-
-
-async def test_an_orchestrator_knows_its_name_its_kind_and_what_it_stops(orchestrator: Orchestrator) -> None:
-    assert orchestrator.name == "ops"
-    assert orchestrator.kind in ORCHESTRATORS
-    assert isinstance(orchestrator.stops, Stops)
-
-
-async def test_a_pause_then_a_resume_have_one_effect_each_and_record_the_state_before(
-    orchestrator: Orchestrator, ground: Ground
-) -> None:
-    paused = await orchestrator.pause(**ASK, idempotency_key=KEY)
-    resumed = await orchestrator.resume(**ASK, idempotency_key=f"{KEY}-resume", prior_state=paused.prior_state)
-    assert (paused.status, resumed.status) == ("paused", "resumed")
-    assert (paused.prior_state, resumed.prior_state) == ({"paused": False}, {"paused": True})
-    assert paused.detail
-    assert resumed.detail
-    assert [done["ref"] for done in ground.fake.pauses + ground.fake.resumes] == [ASK["ref"]] * 2
-    assert ground.fake.paused == set()
+@pytest.fixture
+def orchestrator(ground: Ground) -> Orchestrator:
+    return ground.webhook()
 
 
 async def test_a_resume_is_given_what_the_pause_found(orchestrator: Orchestrator, ground: Ground) -> None:
@@ -103,16 +72,6 @@ async def test_a_pause_asked_again_answers_what_it_found_the_first_time(
     assert (await orchestrator.pause(**ASK, idempotency_key=f"{KEY}-2")).was_paused is True
 
 
-async def test_the_same_key_twice_has_one_effect_and_the_same_answer(
-    orchestrator: Orchestrator, ground: Ground
-) -> None:
-    first = await orchestrator.pause(**ASK, idempotency_key=KEY)
-    second = await orchestrator.pause(**ASK, idempotency_key=KEY)
-    assert first == second
-    assert len(ground.fake.requests) == 2
-    assert len(ground.fake.pauses) == 1
-
-
 async def test_a_failure_after_the_work_was_done_is_repeated_with_one_effect(
     orchestrator: Orchestrator, ground: Ground
 ) -> None:
@@ -121,41 +80,6 @@ async def test_a_failure_after_the_work_was_done_is_repeated_with_one_effect(
         await orchestrator.pause(**ASK, idempotency_key=KEY)
     assert (await orchestrator.pause(**ASK, idempotency_key=KEY)).prior_state == {"paused": False}
     assert len(ground.fake.pauses) == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "permanent"),
-    [
-        *((status, True) for status in (300, 301, 302, 304, 307, 308)),
-        *((status, True) for status in (400, 401, 403, 404, 405, 409, 410, 413, 422)),
-        *((status, False) for status in (408, 425, 429, 500, 502, 503, 504)),
-    ],
-)
-async def test_every_status_is_judged_for_whether_trying_again_can_help(
-    orchestrator: Orchestrator, ground: Ground, status: int, permanent: bool
-) -> None:
-    ground.fake.answer_next(Response(status_code=status))
-    with pytest.raises(DeliveryFailed) as caught:
-        await orchestrator.pause(**ASK, idempotency_key=KEY)
-    assert (caught.value.status, caught.value.permanent) == (status, permanent)
-
-
-async def test_retry_after_is_handed_on(orchestrator: Orchestrator, ground: Ground) -> None:
-    ground.fake.answer_next(Response(status_code=429, headers={"Retry-After": "17"}))
-    with pytest.raises(DeliveryFailed) as caught:
-        await orchestrator.pause(**ASK, idempotency_key=KEY)
-    assert caught.value.retry_after_seconds == 17
-
-
-async def test_an_unknown_key_in_the_config_is_refused() -> None:
-    for name, kind in ORCHESTRATORS.items():
-        with pytest.raises(ValidationError, match="urll"):
-            kind.Config.model_validate({**SECTIONS[name]("http://127.0.0.1:9"), "urll": "x"})
-
-
-async def test_check_says_something_and_changes_nothing(orchestrator: Orchestrator, ground: Ground) -> None:
-    assert await orchestrator.check()
-    assert ground.fake.requests == []
 
 
 @pytest.mark.parametrize("trouble", ["refused", "echoed", "slow", "away"])
@@ -236,22 +160,6 @@ async def test_a_redirect_is_not_followed(ground: Ground) -> None:
     with pytest.raises(DeliveryFailed, match="final address"):
         await ground.webhook().pause(**ASK, idempotency_key=KEY)
     assert len(ground.fake.requests) == 1
-
-
-async def test_no_answer_in_time_is_ambiguous_and_the_repeat_does_nothing_new(ground: Ground) -> None:
-    ground.fake.slow_seconds = 0.6
-    with pytest.raises(DeliveryFailed) as caught:
-        await ground.webhook(timeout_seconds=0.2).pause(**ASK, idempotency_key=KEY)
-    assert (caught.value.code, caught.value.permanent, caught.value.ambiguous) == ("timeout", False, True)
-    ground.fake.slow_seconds = 0.0
-    await ground.webhook().pause(**ASK, idempotency_key=KEY)
-    assert len(ground.fake.pauses) == 1
-
-
-async def test_a_receiver_that_is_away_can_be_tried_again(ground: Ground) -> None:
-    with pytest.raises(DeliveryFailed) as caught:
-        await ground.webhook(url="http://127.0.0.1:9/hook").pause(**ASK, idempotency_key=KEY)
-    assert (caught.value.permanent, caught.value.ambiguous) == (False, False)
 
 
 @pytest.mark.parametrize(

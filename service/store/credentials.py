@@ -1,0 +1,43 @@
+"""Orchestrators that no longer take our credentials, read off what waits there to be asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import ARRAY, Integer, Text, bindparam, column, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.store.asks import KINDS, OF_CREDENTIALS
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """`waiting`: pauses and resumes that wait there for a mend. `said`: what it answered the last of them, and the mend."""
+
+    destination: str
+    waiting: int
+    said: str
+
+
+REFUSING = (
+    text(
+        """
+    SELECT destination, count(*) AS waiting, (array_agg(last_error ORDER BY created_at DESC, id DESC))[1] AS said
+    FROM actions
+    WHERE state IN ('pending', 'running') AND destination = ANY(:names) AND kind = ANY(:kinds) AND last_code = ANY(:codes)
+    GROUP BY destination ORDER BY destination
+    """
+    )
+    .bindparams(
+        bindparam("names", type_=ARRAY(Text())),
+        bindparam("kinds", list(KINDS), type_=ARRAY(Text())),
+        bindparam("codes", list(OF_CREDENTIALS), type_=ARRAY(Text())),
+    )
+    .columns(column("destination", Text()), column("waiting", Integer()), column("said", Text()))
+)
+
+
+async def refusing(conn: AsyncConnection, names: Collection[str]) -> list[Refusing]:
+    rows = await conn.execute(REFUSING, {"names": sorted(names)})
+    return [Refusing(row.destination, row.waiting, row.said or "no reason given") for row in rows]
