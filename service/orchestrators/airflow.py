@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators.base import Answer, Listed, State, Stops
+from service.redact import MASK, redact_text
 
 API = "/api/v2"
 TIMEOUT_SECONDS = 6.0  # of one call: with a token too old, a resume is four of them, inside what an attempt may take
@@ -108,7 +109,8 @@ class AirflowOrchestrator:
         idempotency_key: str,
         found: Mapping[str, Any] | None = None,
     ) -> Answer:
-        await self._set(ref, True)
+        if (await self._set(ref, True)).get("is_stale") is True:
+            raise gone(self.name, ref)
         was_paused = None if found is None else found.get("is_paused") is True
         return Answer(status="paused", detail=STARTS_NOTHING, prior_state=found, was_paused=was_paused)
 
@@ -128,8 +130,9 @@ class AirflowOrchestrator:
         if not stood["is_paused"]:
             detail = "it was not paused any more, so there was nothing to put back"
             return Answer(status="left", detail=detail, prior_state=stood)
-        # One whose file is gone is put back as well, for the case that it comes back.
         await self._set(ref, False)
+        if dag.get("is_stale") is True:
+            raise gone(self.name, ref, "; it was unpaused all the same, for when its file comes back")
         detail = "unpaused; runs that were triggered meanwhile start now, and what its schedule makes up for"
         return Answer(status="resumed", detail=detail, prior_state=stood)
 
@@ -169,15 +172,14 @@ class AirflowOrchestrator:
             raise gone(self.name, ref)
         return dag
 
-    async def _set(self, ref: str, paused: bool) -> None:
+    async def _set(self, ref: str, paused: bool) -> Mapping[str, Any]:
         path = f"{path_of(ref, self.name)}?update_mask=is_paused"
         response = await self._call("PATCH", path, {"is_paused": paused})
         self._judge(response, ref=ref)
         dag = self._read(response, ref)
-        if dag.get("is_stale") is True:
-            raise gone(self.name, ref)
         if is_paused(dag) is not paused:
             raise self._unreadable(response, "a DAG that does not stand as it was asked to")
+        return dag
 
     async def _page(self, *, offset: int, limit: int) -> tuple[list[Mapping[str, Any]], int]:
         asked = {"limit": limit, "offset": offset, "order_by": "dag_id", "exclude_stale": "true"}
@@ -272,7 +274,16 @@ class AirflowOrchestrator:
         mend = f"replace `token` of {self.name}" if self._fixed else f"mend `username` and `password` of {self.name}"
         may = f"{mend}, or allow its user" if self._fixed else "its user must be allowed"
         hint = {401: mend, 403: f"{may} to edit DAGs: {ROLES}", 404: WHERE, 405: WHERE}.get(response.status, "")
-        outbound.raise_for_status(response, hint=hint)
+        outbound.raise_for_status(replace(response, excerpt=self._detail(response)), hint=hint)
+
+    def _detail(self, response: outbound.Response) -> str:
+        """Airflow's own words, without what only we should know; a proxy's page says nothing to anybody."""
+        said = parsed(response.body).get("detail")
+        if not isinstance(said, str):
+            return ""
+        for secret in (self._password, self._token):
+            said = said.replace(secret.get_secret_value(), MASK) if secret is not None else said
+        return "".join(char for char in redact_text(said) if char.isprintable())[: outbound.EXCERPT_CHARS_MAX]
 
     def _read(self, response: outbound.Response, ref: str) -> Mapping[str, Any]:
         dag = parsed(response.body)
@@ -297,10 +308,10 @@ def path_of(ref: str, name: str) -> str:
     return f"{API}/dags/{quote(ref, safe='')}"
 
 
-def gone(name: str, ref: str) -> DeliveryFailed:
+def gone(name: str, ref: str, more: str = "") -> DeliveryFailed:
     return DeliveryFailed(
-        f"{name} has no DAG {ref[:NAME_CHARS_MAX]!r} (any more); put the `dag_id` it has now into `orchestrator.ref` of the "
-        "workflow, or delete the workflow",
+        f"{name} has no DAG {ref[:NAME_CHARS_MAX]!r} (any more){more}; give the `dag_id` it has now as `orchestrator.ref` with "
+        "PUT /v1/workflows/{workflow_id}, or delete the workflow",
         code="workflow_gone",
         permanent=True,
     )

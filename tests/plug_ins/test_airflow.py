@@ -89,6 +89,16 @@ async def test_a_refused_password_says_its_mend_and_quotes_nothing(ground: Groun
         assert ("mend `username` and `password` of ops" in str(caught.value)) == (status == 401)
 
 
+async def test_airflows_own_words_are_handed_on_without_our_secrets(ground: Ground) -> None:
+    airflow = ground.open()
+    await airflow.state(ref=DAG)
+    ground.fake.answer(500, body=f'{{"detail": "no room for eyJ-token-of-the-fake-1 of {PASSWORDS["ops"]}"}}')
+    with pytest.raises(DeliveryFailed) as caught:
+        await airflow.pause(ref=DAG, found=RUNNING, **ASK)
+    assert "no room for" in str(caught.value)
+    assert not [secret for secret in (PASSWORDS["ops"], "eyJ-token") if secret in str(caught.value)]
+
+
 async def test_who_may_only_look_is_told_so_by_the_pause_and_by_the_check(ground: Ground) -> None:
     airflow = ground.view()
     assert (await airflow.state(ref=DAG)).paused is False
@@ -125,7 +135,7 @@ async def test_a_dag_whose_file_is_gone_is_gone_and_yet_put_back_for_when_it_com
     airflow, dag = ground.open(), ground.fake.dags[DAG]
     dag.is_stale = dag.is_paused = True
     for asked in (airflow.state(ref=DAG), airflow.resume(ref=DAG, prior_state=RUNNING, **ASK)):
-        with pytest.raises(DeliveryFailed, match="put the `dag_id` it has now") as caught:
+        with pytest.raises(DeliveryFailed, match="give the `dag_id` it has now as") as caught:
             await asked
         assert (caught.value.code, caught.value.permanent) == ("workflow_gone", True)
     assert dag.is_paused is False
