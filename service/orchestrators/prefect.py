@@ -118,7 +118,7 @@ class PrefectOrchestrator:
         idempotency_key: str,
         found: Mapping[str, Any] | None = None,
     ) -> Answer:
-        id_ = id_of(found) or (await self._look(ref)).id
+        id_ = known_id(ref, found) or (await self._look(ref)).id
         await self._call("POST", f"/deployments/{id_}/pause_deployment", ref=ref)
         return Answer(
             status="paused",
@@ -139,7 +139,7 @@ class PrefectOrchestrator:
         """By the id that was found: the name may be another deployment's by now."""
         if prior_state is not None and prior_state.get("paused") is True:
             return Answer(status="left", detail="left as a person had it: it was paused before us")
-        now = await self._look(id_of(prior_state) or ref, named=ref)
+        now = await self._look(known_id(ref, prior_state) or ref, named=ref)
         before = {"deployment_id": now.id, "deployment": now.name, "paused": now.paused}
         if not now.paused:
             return Answer(status="left", detail="left as it is: it had been resumed there already", prior_state=before)
@@ -277,19 +277,27 @@ def credentials(config: PrefectConfig) -> tuple[dict[str, str], dict[str, str]]:
 
 def path_of(ref: str) -> str | None:
     """Where a deployment of this ref is asked for; None where it can be none. Prefect allows no slash in either name."""
+    if (id_ := as_id(ref)) is not None:
+        return f"/deployments/{id_}"
+    flow, slash, name = ref.partition("/")
+    if not (flow and slash and name) or "/" in name or {flow, name} & {".", ".."}:
+        return None
+    return f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}"
+
+
+def known_id(ref: str, found: Mapping[str, Any] | None) -> str | None:
+    """The deployment meant: the ref where it is an id, else the one that its name led to before our pause."""
+    for said in (ref, found.get("deployment_id") if found is not None else None):
+        if isinstance(said, str) and (id_ := as_id(said)) is not None:
+            return id_
+    return None
+
+
+def as_id(text: str) -> str | None:
     try:
-        return f"/deployments/{UUID(ref)}"
+        return str(UUID(text))
     except ValueError:
-        flow, slash, name = ref.partition("/")
-        if not (flow and slash and name) or "/" in name or {flow, name} & {".", ".."}:
-            return None
-        return f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}"
-
-
-def id_of(found: Mapping[str, Any] | None) -> str | None:
-    """The deployment's id in what was recorded before our pause."""
-    id_ = found.get("deployment_id") if found is not None else None
-    return str(UUID(id_)) if isinstance(id_, str) else None
+        return None
 
 
 def read_deployment(said: Any) -> Deployment:
@@ -297,12 +305,9 @@ def read_deployment(said: Any) -> Deployment:
         schedules = said.get("schedules")
         rows = [row for row in schedules if isinstance(row, Mapping)] if isinstance(schedules, list) else []
         id_, name, paused = said.get("id"), said.get("name"), said.get("paused")
-        if isinstance(id_, str) and isinstance(name, str) and isinstance(paused, bool):
-            try:
-                active = sum(row.get("active") is True for row in rows)
-                return Deployment(str(UUID(id_)), shown(name), paused, (len(rows), active))
-            except ValueError:
-                pass
+        known = as_id(id_) if isinstance(id_, str) else None
+        if known is not None and isinstance(name, str) and isinstance(paused, bool):
+            return Deployment(known, shown(name), paused, (len(rows), sum(row.get("active") is True for row in rows)))
     raise DeliveryFailed(
         "the answer was no deployment of Prefect 3; is url what PREFECT_API_URL is, and the server's version 3?",
         code="not_prefect",

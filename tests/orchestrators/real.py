@@ -160,6 +160,9 @@ def venv(folder: Path, requirements: Path) -> Path:
     log = folder.parent / "install.log"
     run([sys.executable, "-m", "venv", folder / "venv"], cwd=folder, log=log)
     words = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    if "--hash=" in requirements.read_text(encoding="utf-8"):
+        # All of it is listed. Left to itself pip asks for a hash of `sqlalchemy[asyncio]` beside that of `sqlalchemy`.
+        words.append("--no-deps")
     run([folder / "venv" / "bin" / "python", *words, "-r", requirements], cwd=folder, log=log)
     return folder / "venv" / "bin"
 

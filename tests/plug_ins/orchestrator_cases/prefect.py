@@ -12,12 +12,12 @@ from service.orchestrators.prefect import PrefectConfig, PrefectOrchestrator
 from tests.fakes.prefect import AUTH_STRING, Deployed, FakePrefect
 from tests.plug_ins.orchestrator_cases.base import Cases
 
-REF = "nightly-report/production"
+REF = "0199aaaa-0000-7000-8000-000000000a01"
 
 
 def fake() -> FakePrefect:
     made = FakePrefect()
-    made.add("nightly-report", "production", tags=("tier:1", "google-ads"))
+    made.deployments[REF] = Deployed("nightly-report", "production", ("tier:1", "google-ads"), id=REF)
     return made
 
 
