@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.store import deadlines, expired, log, readers, refusals, retention
+from service.store import credentials, deadlines, expired, log, readers, refusals, retention
 
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
@@ -70,12 +70,13 @@ async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequenc
     refusing = await notifiers_that_refuse(conn)
     if notifiers and all(name in refusing for name in notifiers):
         behind.append("notifiers")
-    stranded = sum(each["waiting"] for each in refusing.values())
+    refused = await credentials.waiting(conn)
+    stranded = refused + sum(each["waiting"] for each in refusing.values())
     stranded += failed_actions + (1 if oldest_action and now - oldest_action > STRANDED_AFTER else 0)
     if oldest_action and now - oldest_action > STRANDED_AFTER:
         behind.append("actions")
     return {
-        "status": "ok" if not behind and not refusing else "degraded",
+        "status": "ok" if not behind and not refusing and not refused else "degraded",
         "current": not behind,
         "behind": sorted(set(behind)),
         **parts,

@@ -20,7 +20,7 @@ IMPORTS_MAX = 50
 PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
-def every(value: Any) -> Any:
+def span_of(value: Any) -> Any:
     if isinstance(value, str) and (match := DURATION.fullmatch(value)):
         value = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]])
     if not isinstance(value, timedelta) or not EVERY_MIN <= value <= EVERY_MAX:
@@ -28,13 +28,13 @@ def every(value: Any) -> Any:
     return value
 
 
-def text(value: Any) -> Any:
+def text_of(value: Any) -> Any:
     if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX or PRINTABLE.fullmatch(value) is None:
         raise ValueError(f"write a text of 1 to {TEXT_CHARS_MAX} characters")
     return value
 
 
-Text = Annotated[str, BeforeValidator(text)]
+Text = Annotated[str, BeforeValidator(text_of)]
 
 
 class ImportSettings(Strict):
@@ -46,7 +46,7 @@ class ImportSettings(Strict):
     name: Text | None = None
     account_ids: tuple[Text, ...] = Field((), max_length=IDS_MAX)
     connection_ids: tuple[Text, ...] = Field((), max_length=IDS_MAX)
-    every: Annotated[timedelta, BeforeValidator(every)] = timedelta(minutes=5)
+    every: Annotated[timedelta, BeforeValidator(span_of)] = timedelta(minutes=5)
 
     @model_validator(mode="after")
     def _depends_on_something(self) -> ImportSettings:

@@ -399,7 +399,8 @@ def explain(exc: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(harmless(str(part)) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         depth = len(error["loc"]) if model is ConfigFile else 0
-        inner = {"retention": RetentionSettings, "imports": ImportSettings}.get(str(error["loc"][0]), SourceSettings)
+        of_key: dict[str, type[BaseModel]] = {"retention": RetentionSettings, "imports": ImportSettings}
+        inner = of_key.get(str(error["loc"][0]), SourceSettings)
         at = SecretSettings if depth > 3 else inner if depth > 1 else model
         known = list(at.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)

@@ -38,6 +38,19 @@ REFUSING = (
 )
 
 
+WAITING = text(
+    "SELECT count(*) FROM actions WHERE state IN ('pending', 'running') AND kind = ANY(:kinds) AND last_code = ANY(:codes)"
+).bindparams(
+    bindparam("kinds", list(KINDS), type_=ARRAY(Text())),
+    bindparam("codes", list(OF_CREDENTIALS), type_=ARRAY(Text())),
+)
+
+
+async def waiting(conn: AsyncConnection) -> int:
+    """Pauses and resumes that wait for a mend, wherever."""
+    return int((await conn.execute(WAITING)).scalar_one())
+
+
 async def refusing(conn: AsyncConnection, names: Collection[str]) -> list[Refusing]:
     rows = await conn.execute(REFUSING, {"names": sorted(names)})
     return [Refusing(row.destination, row.waiting, row.said or "no reason given") for row in rows]

@@ -25,6 +25,7 @@ from sqlalchemy import (
     column,
     delete,
     func,
+    not_,
     or_,
     select,
     text,
@@ -32,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.actions import NOTIFY, OPEN
+from service.store.asks import KINDS, OF_CREDENTIALS
 from service.store.routing_tables import alert_news
 from service.store.tables import Instant, actions, metadata
 
@@ -199,10 +201,16 @@ REFUSING = select(notifier_refusals.c.destination).where(notifier_refusals.c.tak
 
 async def waiting(conn: AsyncConnection) -> tuple[int, datetime | None, int]:
     """(open actions, creation time of the oldest of them, failed for good). News of an alert of which nobody has decided yet
-    whom to tell is as good as an action; what waits at a notifier that takes nothing until it is mended is not counted."""
+    whom to tell is as good as an action; what waits at a notifier that takes nothing until it is mended is not counted, nor what waits at an orchestrator for
+    valid credentials."""
     undecided = select(func.count()).select_from(alert_news).scalar_subquery()
     since = select(func.min(alert_news.c.at)).scalar_subquery()
-    is_open = and_(actions.c.state.in_(OPEN), or_(actions.c.kind != NOTIFY, actions.c.destination.not_in(REFUSING)))
+    refused = and_(actions.c.kind.in_(KINDS), func.coalesce(actions.c.last_code, "").in_(OF_CREDENTIALS))
+    is_open = and_(
+        actions.c.state.in_(OPEN),
+        or_(actions.c.kind != NOTIFY, actions.c.destination.not_in(REFUSING)),
+        not_(refused),
+    )
     row = (
         await conn.execute(
             select(

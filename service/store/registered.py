@@ -24,7 +24,11 @@ async def at(conn: AsyncConnection, orchestrator: str) -> dict[str, str]:
 
 
 async def is_at(conn: AsyncConnection, orchestrator: str, ref: str) -> bool:
-    query = select(workflows.c.workflow_id).where(workflows.c.orchestrator_name == orchestrator, ref == REF).limit(1)
+    query = (
+        select(workflows.c.workflow_id)
+        .where(workflows.c.orchestrator_name == orchestrator, REF.is_not_distinct_from(ref))
+        .limit(1)
+    )
     return (await conn.execute(query)).first() is not None
 
 

@@ -73,7 +73,7 @@ class Ground:
         kept: Mapping[str, Any] = json.loads(json.dumps(dict(state.as_found)))
         return kept
 
-    def ask(self, ref: str | None = None, key: str | None = None) -> dict[str, str]:
+    def ask(self, ref: str | None = None, key: str | None = None) -> dict[str, Any]:
         """Under a new key, unless one is given."""
         self.keys += 1
         named = {"ref": ref or self.cases.ref, "workflow_id": "w1", "reason": "account ca_1 is gone"}
@@ -406,7 +406,7 @@ async def test_a_secret_is_in_no_error_and_no_log(
     said = f"{failure} {failure!r} {vars(failure)} {orchestrator!r}"
     for awaited in (orchestrator.check(), orchestrator.state(ref=cases.ref), orchestrator.list_workflows(limit=5)):
         with suppress(DeliveryFailed):
-            said += f"{await awaited}"  # type: ignore[misc]
+            said += f"{await awaited}"
     assert failure.__cause__ is None
     said += "".join(
         record.getMessage() for record in caplog.records if not record.name.startswith(("httpcore", "uvicorn"))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from tests.fakes.front import Front, standing
 from tests.fakes.orchestrator import PATH, SECRET, FakeOrchestrator
 
 KEY = "0199aaaa-0000-7000-8000-000000000001"
-ASK: dict[str, str] = {"ref": "deployments/nightly", "workflow_id": "w1", "reason": "account ca_1 is gone"}
+ASK: dict[str, Any] = {"ref": "deployments/nightly", "workflow_id": "w1", "reason": "account ca_1 is gone"}
 
 
 class Ground:
@@ -143,7 +144,7 @@ async def test_another_secret_is_refused_for_good(ground: Ground) -> None:
 
 
 async def test_any_text_of_ours_arrives_as_it_was(ground: Ground) -> None:
-    ask = {"ref": 'r"\\', "workflow_id": "wörk\u2028flow", "reason": "\U0001f534 <&> \x00"}
+    ask: dict[str, Any] = {"ref": 'r"\\', "workflow_id": "wörk\u2028flow", "reason": "\U0001f534 <&> \x00"}
     await ground.webhook().pause(**ask, idempotency_key=KEY)
     assert ground.fake.requests[0][1]["data"] == {**ask, "idempotency_key": KEY}
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from service import health
 from service.errors import DeliveryFailed
 from service.store import asks
 from service.store.actions import RESUME, Action
 from service.store.asks import Asked
+from service.store.session import begin
 from tests.end_to_end.running import until
 from tests.fakes.asked_first import FakeAskedFirst
 from tests.workers.house import House
@@ -368,6 +370,17 @@ async def test_credentials_that_nobody_mends_end_in_a_failure(
     flows.takes_us = False
     await broke(house)
     assert [row["state"] for row in await house.rows(PAUSES)] == ["failed"]
+
+
+async def test_what_waits_for_credentials_is_stranded_and_no_sign_of_our_death(
+    house: House, flows: FakeAskedFirst
+) -> None:
+    flows.takes_us = False
+    await broke(house)
+    await house.run("UPDATE actions SET created_at = created_at - interval '1 hour' WHERE kind LIKE 'orch%'")
+    async with begin(house.runtime.engine) as conn:
+        report = await health.report(conn, [], [])
+    assert (report["status"], report["stranded"], report["actions"]["lag_items"]) == ("degraded", 1, 0)
 
 
 # Pure
