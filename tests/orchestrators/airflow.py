@@ -58,7 +58,9 @@ class Airflow:
         self.dags.mkdir()
         self._bin = install(self.kind, PINS, fill) / "venv" / "bin"
         pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", PINS.read_text(encoding="utf-8"), re.MULTILINE))
-        self.versions = {name: pinned[name] for name in ("apache-airflow", "fastapi", "starlette", "sqlalchemy")}
+        self.versions: Mapping[str, str] = {
+            name: pinned[name] for name in ("apache-airflow", "fastapi", "starlette", "sqlalchemy")
+        }
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(trust_env=False, base_url=self.url, timeout=30.0)
@@ -68,7 +70,7 @@ class Airflow:
         self._token, self._token_until = "", 0.0
         self._files: dict[str, Path] = {}
         airflow = self._bin / "airflow"
-        api = [airflow, "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        api: list[str | Path] = [airflow, "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         parts: list[tuple[str, list[str | Path], Callable[[], bool]]] = [
             ("api-server", api, self._answers),
             ("dag-processor", [airflow, "dag-processor"], lambda: self._healthy("dag_processor")),

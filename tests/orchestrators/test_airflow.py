@@ -12,6 +12,7 @@ import pytest
 from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators.airflow import AirflowConfig, AirflowOrchestrator
+from service.orchestrators.base import State
 from tests.orchestrators.airflow import ONLOOKERS_PASSWORD, PASSWORD, TOKEN_SECONDS, Airflow, wait
 from tests.orchestrators.ground import Ground
 from tests.orchestrators.real import RealServer, running
@@ -67,6 +68,10 @@ def refused(server: Airflow, asked: Callable[[AirflowOrchestrator], Awaitable[An
     return caught.value
 
 
+def state_asked(ref: str) -> Callable[[AirflowOrchestrator], Awaitable[State]]:
+    return lambda airflow: airflow.state(ref=ref)
+
+
 def state_of(server: Airflow, ref: str, run_id: str) -> str:
     return str(server.ask("GET", f"/api/v2/dags/{ref}/dagRuns/{run_id}").raise_for_status().json()["state"])
 
@@ -101,21 +106,21 @@ class TestAirflow(Scenarios):
         found = told(server, lambda airflow: airflow.state(ref="two_steps")).as_found
         told(server, lambda airflow: airflow.pause(ref="two_steps", found=found, **ASK))
         waiting = trigger(server, "two_steps")
+
+        def states() -> tuple[str, str]:
+            return state_of(server, "two_steps", under_way), state_of(server, "two_steps", waiting)
+
         (tmp_path / "go").touch()
         first = f"/api/v2/dags/two_steps/dagRuns/{under_way}/taskInstances/first"
         wait(lambda: server.ask("GET", first).json()["state"] == "success", "the first task ends as it would have")
         with pytest.raises(AssertionError, match="never"):
             wait(lambda: (tmp_path / "second").exists(), "never: the second task", QUIET)
-        assert (state_of(server, "two_steps", under_way), state_of(server, "two_steps", waiting)) == (
-            "running",
-            "queued",
-        )
+        assert states() == ("running", "queued")
 
         assert (
             told(server, lambda airflow: airflow.resume(ref="two_steps", prior_state=found, **ASK)).status == "resumed"
         )
-        for run_id in (under_way, waiting):
-            wait(lambda run_id=run_id: state_of(server, "two_steps", run_id) == "success", f"{run_id} ends")
+        wait(lambda: states() == ("success", "success"), "both runs end")
         assert (tmp_path / "second").exists()
 
     def test_a_token_too_old_is_got_anew_and_a_wrong_password_says_its_mend(self, server: Airflow) -> None:
@@ -149,8 +154,8 @@ class TestAirflow(Scenarios):
         server.create("deleted")
         server.delete("deleted")
         for ref in ("short_lived", "deleted", "never_was"):
-            assert refused(server, lambda airflow, ref=ref: airflow.state(ref=ref)).code == "workflow_gone"
-        assert refused(server, lambda airflow: airflow.state(ref="x"), url=f"{server.url}/elsewhere").code == "http_405"
+            assert refused(server, state_asked(ref)).code == "workflow_gone"
+        assert refused(server, state_asked("x"), url=f"{server.url}/elsewhere").code == "http_405"
         listed = told(server, lambda airflow: airflow.list_workflows(limit=1_000))
         names = {one.ref: one for one in listed}
         assert names["long_lived"].tags == ("authwatch",)
