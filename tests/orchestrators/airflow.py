@@ -24,6 +24,7 @@ PASSWORD, PASSWORD_VARIABLE = "Pw-0f-authwatch-1", "AIRFLOW_PASSWORD"
 PERSONS_PASSWORD, ONLOOKERS_PASSWORD = "Pw-0f-a-person-1", "Pw-0f-an-onlooker-1"
 TOKEN_SECONDS = 20
 PERIOD_SECONDS = 4
+READ_ANEW_SECONDS = 5.0
 WAIT_SECONDS_MAX = 240.0  # on a busy machine
 LOOKS = ("dag_id", "is_paused", "is_stale", "tags", "timetable_summary", "max_active_runs", "owners")
 HEAD = """
@@ -96,6 +97,7 @@ class Airflow:
             "DAG_PROCESSOR__STALE_DAG_THRESHOLD": 2,
             "DAG_PROCESSOR__PARSING_PROCESSES": 1,
             "SCHEDULER__PARSING_CLEANUP_INTERVAL": 2,
+            "WORKERS__EXECUTION_API_TIMEOUT": 60.0,  # of a task that runs; five seconds are few on a busy machine
             "LOGGING__LOGGING_LEVEL": "WARNING",
             "USAGE_DATA_COLLECTION__ENABLED": "False",
         }
@@ -157,8 +159,16 @@ class Airflow:
     def rename(self, ref: str, name: str) -> str:
         text = RARE.format(count=1, name=name)
         self.write(name, text, path=self._files.pop(ref))
-        wait(lambda: (self.dag(ref) or {"is_stale": True})["is_stale"] is True, f"{ref} is stale")
+        wait(lambda: self._is_stale_by_now(ref, self._files[name]), f"{ref} is stale")
         return name
+
+    def _is_stale_by_now(self, ref: str, path: Path) -> bool:
+        """A reading too soon after the one before makes nothing stale, and there is none by itself for an hour."""
+        if (self.dag(ref) or {"is_stale": True})["is_stale"] is True:
+            return True
+        if time.time() - path.stat().st_mtime > READ_ANEW_SECONDS:
+            path.touch()
+        return False
 
     def delete(self, ref: str) -> None:
         """Its file first: as long as that is there, a deleted DAG comes back when it is read."""

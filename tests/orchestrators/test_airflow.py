@@ -39,7 +39,7 @@ def first():
 def second():
     (FOLDER / "second").touch()
 
-with DAG("two_steps", schedule=None, catchup=False):
+with DAG("two_steps", schedule=None, catchup=False, default_args={{"retries": 2, "retry_delay": timedelta(seconds=1)}}):
     first() >> second()
 """
 
