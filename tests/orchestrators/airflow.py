@@ -26,6 +26,7 @@ TOKEN_SECONDS = 20
 PERIOD_SECONDS = 4
 READ_ANEW_SECONDS = 5.0
 WAIT_SECONDS_MAX = 240.0  # on a busy machine
+EACH_ITS_OWN = httpx.Limits(max_keepalive_connections=0)  # a server that is stopped now and then keeps none
 LOOKS = ("dag_id", "is_paused", "is_stale", "tags", "timetable_summary", "max_active_runs", "owners")
 HEAD = """
 from datetime import UTC, datetime, timedelta
@@ -64,7 +65,7 @@ class Airflow:
         }
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(trust_env=False, base_url=self.url, timeout=30.0)
+        self.http = httpx.Client(trust_env=False, base_url=self.url, timeout=30.0, limits=EACH_ITS_OWN)
         self._passwords = folder / "passwords.json"
         self._let_in(PASSWORD)
         self.env = self._environment()

@@ -18,7 +18,7 @@ from tests.fakes.front import Front, standing
 
 ASK: dict[str, str] = {"workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "0199aaaa-1"}
 RUNNING, PAUSED = {"is_paused": False}, {"is_paused": True}
-MANY = 50
+MANY = 20
 
 
 class Ground:
