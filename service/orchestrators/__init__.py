@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel
 
+from service.orchestrators.airflow import AirflowConfig, open_airflow
 from service.orchestrators.base import Orchestrator
 from service.orchestrators.n8n import N8nConfig, open_n8n
 from service.orchestrators.prefect import PrefectConfig, open_prefect
@@ -28,6 +29,7 @@ class OrchestratorKind:
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
     "temporal": OrchestratorKind(TemporalConfig, open_temporal),
     "n8n": OrchestratorKind(N8nConfig, open_n8n),
+    "airflow": OrchestratorKind(AirflowConfig, open_airflow),
     "prefect": OrchestratorKind(PrefectConfig, open_prefect),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
