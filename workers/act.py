@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from service import silencing, tell
@@ -33,26 +33,43 @@ PLACES_MAX = 64  # attempts of one kind under way at one destination
 # While much comes in to be judged, whose pauses are real at commit: a message takes as much processor time as a verdict.
 PLACES_MAX_MEANWHILE = 4
 QUIET_SECONDS_MAX = 60.0
+# So many different actions in a row that got no answer, or a 5xx: what waits there is not tried in its turn any more but one
+# at a time, a second apart. A pile at who is dead would else take the processor time that the others wait for.
+DEAD_AFTER = 8
+DEAD_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class Places:
-    """Of one kind at one destination. One that asks for less is left alone for as long as it says; then it is tried
-    with one, and with each that goes well with one more."""
+    """Of one kind at one destination. One that asks for less is left alone for as long as it says, one that seems dead for
+    DEAD_SECONDS; then it is tried with one, and with each that goes well with one more."""
 
     taken: int = 0
     most: int = PLACES_MAX
     quiet_until: float = 0.0
+    failed: set[str] = field(default_factory=set)  # the actions since one went well; no more than DEAD_AFTER of them
 
     def free(self, now: float, most: int = PLACES_MAX) -> int:
         return 0 if now < self.quiet_until else max(0, min(self.most, most) - self.taken)
 
     def heard(self, ended: Ended, now: float) -> None:
         if ended.outcome == "done":
+            self.failed.clear()
             self.most = min(PLACES_MAX, self.most + 1)
         elif ended.outcome == "retry" and ended.retry_after_seconds is not None:
             self.most = 1
             self.quiet_until = now + min(ended.retry_after_seconds, QUIET_SECONDS_MAX)
+        elif ended.outcome in ("retry", "ambiguous") and not ours(ended.code):
+            if len(self.failed) < DEAD_AFTER:
+                self.failed.add(ended.action.id)
+            if len(self.failed) >= DEAD_AFTER:
+                self.most = 1
+                self.quiet_until = max(self.quiet_until, now + DEAD_SECONDS)
+
+
+def ours(code: str | None) -> bool:
+    """Whether it was our database that was away, which says nothing of the destination."""
+    return code is not None and code.startswith("database_")
 
 
 class Acting:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,8 +218,37 @@ def test_after_it_a_destination_is_tried_with_one_and_then_with_more() -> None:
     assert places.free(16.0) == 2
     places.heard(ended("retry", 1e9), 20.0)
     assert places.free(20.0 + act_module.QUIET_SECONDS_MAX) == 1
-    places.heard(ended("ambiguous"), 100.0)
-    assert places.free(100.0) == 1
+
+
+def test_a_destination_that_seems_dead_is_tried_with_one_at_a_time_until_one_goes_well() -> None:
+    def heard(number: int, outcome: str, code: str | None = None) -> None:
+        action: Any = SimpleNamespace(id=str(number))
+        places.heard(Ended(action=action, outcome=outcome, code=code), 10.0)
+
+    places = act_module.Places()
+    for number in range(act_module.DEAD_AFTER - 1):
+        heard(number, "retry", "connect_failed")
+    for _ in range(50):
+        heard(0, "ambiguous", "timeout")  # one action alone says little of the place
+        heard(77, "retry", "database_unavailable")
+        heard(78, "failed", "http_404")  # an answer, if not the one we wanted
+    assert places.free(10.0) == PLACES_MAX
+    heard(99, "retry", "http_500")
+    assert (places.free(10.9), places.free(11.0), places.free(11.0, 0)) == (0, 1, 0)
+    heard(100, "done")
+    assert places.free(11.0) == 2
+    heard(101, "retry", "http_500")
+    assert places.free(11.0) == 2
+
+
+async def test_of_a_pile_at_who_answers_500_few_are_tried(house: House) -> None:
+    there = fake(house, "fake")
+    fake(house, "other")
+    there.said = [DeliveryFailed("broken", code="http_500", status=500)] * (4 * PLACES_MAX)
+    await alerted(house, 4 * PLACES_MAX, "fake", "other")
+    async with working(house):
+        await until(house, "other", {"done": 4 * PLACES_MAX})
+    assert len(there.posts) < 2 * PLACES_MAX
 
 
 async def test_an_outcome_that_cannot_be_written_keeps_no_other_from_it(house: House) -> None:
