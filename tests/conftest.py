@@ -22,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -82,6 +83,9 @@ def pytest_configure() -> None:
     # slack-sdk obeys these even for loopback addresses, and a test must not depend on the machine's proxy.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         os.environ.pop(name, None)
+    # Where `rich` is installed structlog draws each traceback in colour, with its variables: seconds for every one.
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

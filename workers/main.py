@@ -133,10 +133,14 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
     async def asking() -> None:
         await ask_expired(runtime, asked)
 
+    async def importing() -> None:
+        await imports.step(runtime)
+
     async def counting() -> datetime | None:
         return datetime.now(UTC) if await rolling.step(runtime) else None
 
     last, retaining, memory, rolling, asked = Sweep(), Retaining(), Recovering(), RollingUp(), Asking()
+    imports = Importing()
     attempts = Acting(runtime, lambda: stories[queue.ACT].want())
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
@@ -147,14 +151,8 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
         "recover": Story("recover", recovering),
         "expired": Story("expired", asking),
         "rollup": Story("rollup", counting),
+        "import": Story("import", importing),
     }
-    if runtime.settings.imports:
-        imports = Importing()
-
-        async def importing() -> None:
-            await imports.step(runtime)
-
-        stories["import"] = Story("import", importing)
     if otlp is not None:
         pushes = Pushing(runtime, otlp)
 

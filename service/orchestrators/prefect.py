@@ -2,18 +2,19 @@
 
 `pause_deployment` takes its switch off: nothing is scheduled any more, and the runs that its schedules had booked are deleted.
 Its schedules' own `active` stays as it is, so the switch is all that a resume has to put back. Seen on 3.8.8, and read in
-prefect/server/api/deployments.py: a run made by hand or by API is accepted while it is paused, and running ones go on. These are
-not suspended: Prefect starts a suspended run from its beginning when it is resumed, which is for its owner to choose.
+prefect/server/api/deployments.py: a run made by hand or by API is accepted while it is paused, and running ones go on, unless
+`stop_running` has them suspended (prefect_runs.py).
 
 Prefect knows no idempotency keys, so the deployment is asked first; both calls are idempotent by what they ask for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -23,9 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from service import outbound
 from service.errors import DeliveryFailed
+from service.orchestrators import prefect_runs
 from service.orchestrators.base import Answer, Listed, State, Stops
 
-TIMEOUT_SECONDS = 10.0  # of each call; a resume makes two
+TIMEOUT_SECONDS = 8.0  # of each call; a resume makes two
+# Two hundred pauses at once were seen to lock its SQLite: all timed out, and the server went on working at each of them.
+AT_ONCE = 4
+BUSY_SECONDS = 2.0  # until one that did not answer in time is asked again, and then one thing at a time
 URL_CHARS_MAX = 2_000
 NAME_CHARS_MAX = 200  # of a name of theirs, as it is recorded and shown
 DEPLOYMENT_BYTES_MAX = 1024 * 1024  # one holds the JSON schema of its parameters
@@ -33,6 +38,7 @@ PAGE = 50  # deployments in one answer; the server takes 200
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 PAGES_MAX = 400
 GONE = 404
+PAUSED = "nothing is scheduled there any more, and its scheduled runs that had not begun are deleted"
 
 
 class PrefectConfig(BaseModel):
@@ -45,6 +51,7 @@ class PrefectConfig(BaseModel):
     url: str = Field(max_length=URL_CHARS_MAX)
     auth_string: SecretStr | None = None
     api_key: SecretStr | None = None
+    stop_running: bool = False
 
     @field_validator("url")
     @classmethod
@@ -89,7 +96,6 @@ class Deployment:
 class PrefectOrchestrator:
     kind = "prefect"
     asks_first = True
-    stops = Stops(scheduled_starts=True, manual_starts=False, running_work=False)
 
     def __init__(
         self, config: PrefectConfig, http: httpx.AsyncClient, *, timeout_seconds: float = TIMEOUT_SECONDS
@@ -98,15 +104,22 @@ class PrefectOrchestrator:
         self._url = config.url
         self._http = http
         self._timeout_seconds = timeout_seconds
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._stop_running = config.stop_running
+        self.stops = Stops(scheduled_starts=True, manual_starts=False, running_work=config.stop_running)
         self._headers, self._confided = credentials(config)
 
     async def state(self, *, ref: str) -> State:
         found = await self._look(ref)
         has, active = found.schedules
+        as_found: dict[str, Any] = {"deployment_id": found.id, "deployment": found.name, "paused": found.paused}
+        if self._stop_running:
+            as_found["running"] = await prefect_runs.under_way(self._ask, found.id)
+        stands = "paused" if found.paused else "not paused"
         return State(
             paused=found.paused,
-            as_found={"deployment_id": found.id, "deployment": found.name, "paused": found.paused},
-            detail=f"deployment {found.name} is {'paused' if found.paused else 'not paused'}; {active} of its {has} schedules are active",
+            as_found=as_found,
+            detail=f"deployment {found.name} is {stands}; {active} of its {has} schedules are active",
         )
 
     async def pause(
@@ -120,11 +133,18 @@ class PrefectOrchestrator:
     ) -> Answer:
         id_ = known_id(ref, found) or (await self._look(ref)).id
         await self._call("POST", f"/deployments/{id_}/pause_deployment", ref=ref)
+        detail, stops = PAUSED, None
+        if self._stop_running:
+            running = prefect_runs.known_ids(found.get("running") if found is not None else None)
+            going_on = await prefect_runs.suspend(self._ask, id_, running, reason)
+            detail = f"{PAUSED}; what ran is suspended" + (f", but {going_on} began meanwhile" if going_on else "")
+            stops = replace(self.stops, running_work=not going_on)
         return Answer(
             status="paused",
-            detail="it is paused there: nothing is scheduled, and its scheduled runs that had not begun are deleted",
+            detail=detail,
             prior_state=found,
             was_paused=found.get("paused") if found is not None else None,
+            stops=stops,
         )
 
     async def resume(
@@ -141,12 +161,16 @@ class PrefectOrchestrator:
             return Answer(status="left", detail="left as a person had it: it was paused before us")
         now = await self._look(known_id(ref, prior_state) or ref, named=ref)
         before = {"deployment_id": now.id, "deployment": now.name, "paused": now.paused}
+        # Also where it is switched on by now, or `stop_running` is off: nobody else starts again what we suspended.
+        running = prefect_runs.known_ids(prior_state.get("running") if prior_state is not None else None)
+        began = await prefect_runs.resume(self._ask, running) if running else 0
+        of_runs = f"; {began} of its runs that we suspended go on" if began else ""
         if not now.paused:
-            return Answer(status="left", detail="left as it is: it had been resumed there already", prior_state=before)
+            return Answer(
+                status="left", detail=f"left as it is: it had been resumed there{of_runs}", prior_state=before
+            )
         await self._call("POST", f"/deployments/{now.id}/resume_deployment", ref=ref)
-        return Answer(
-            status="resumed", detail="it is not paused any more; it schedules from now on", prior_state=before
-        )
+        return Answer(status="resumed", detail=f"it schedules again, from now on{of_runs}", prior_state=before)
 
     async def list_workflows(self, *, limit: int) -> Sequence[Listed]:
         """Newest first, so that one made meanwhile hides none on the next page."""
@@ -178,6 +202,9 @@ class PrefectOrchestrator:
         if not self._confided:
             return f"{self.name}: Prefect at {host} answers without credentials and shows {sees}."
         return f"{self.name}: Prefect at {host} takes the credentials and shows {sees}; nothing was changed."
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        return parse(await self._call(method, path, body=body, bytes_max=PAGE_BYTES_MAX))
 
     async def _look(self, ref: str, *, named: str = "") -> Deployment:
         path = path_of(ref)
@@ -212,15 +239,21 @@ class PrefectOrchestrator:
         bytes_max: int = outbound.RESPONSE_BYTES_MAX,
     ) -> outbound.Response:
         """2xx. `ref`: what a 404 of Prefect's own would be about."""
-        answer = await outbound.call(
-            self._http,
-            method,
-            self._url + path,
-            headers=self._headers,
-            content=json.dumps(body).encode() if body is not None else None,
-            timeout_seconds=self._timeout_seconds,
-            response_bytes_max=bytes_max,
-        )
+        try:
+            async with self._room:
+                answer = await outbound.call(
+                    self._http,
+                    method,
+                    self._url + path,
+                    headers=self._headers,
+                    content=json.dumps(body).encode() if body is not None else None,
+                    timeout_seconds=self._timeout_seconds,
+                    response_bytes_max=bytes_max,
+                )
+        except DeliveryFailed as exc:
+            if exc.code == "timeout":
+                exc.retry_after_seconds = BUSY_SECONDS
+            raise
         if answer.status == GONE and ref is not None and says_gone(answer):
             raise gone(ref)
         outbound.raise_for_status(self._showable(answer), hint=self._mend(answer))

@@ -201,8 +201,8 @@ REFUSING = select(notifier_refusals.c.destination).where(notifier_refusals.c.tak
 
 async def waiting(conn: AsyncConnection) -> tuple[int, datetime | None, int]:
     """(open actions, creation time of the oldest of them, failed for good). News of an alert of which nobody has decided yet
-    whom to tell is as good as an action; what waits at a notifier that takes nothing until it is mended is not counted, nor what waits at an orchestrator for
-    valid credentials."""
+    whom to tell is as good as an action; not counted is what waits for a mend: at a notifier that takes nothing, and at an
+    orchestrator that does not take our credentials."""
     undecided = select(func.count()).select_from(alert_news).scalar_subquery()
     since = select(func.min(alert_news.c.at)).scalar_subquery()
     refused = and_(actions.c.kind.in_(KINDS), func.coalesce(actions.c.last_code, "").in_(OF_CREDENTIALS))

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from pydantic import BaseModel, ConfigDict
 
 from service.cli import authwatch
+from service.doctor import of_plug_in
 from service.orchestrators import ORCHESTRATORS, OrchestratorKind
 from service.orchestrators.proposals import Proposal, Wanted
 from service.orchestrators_cli import curl
@@ -182,3 +183,10 @@ def test_the_docs_show_each_command() -> None:
 def test_a_command_of_the_docs_does_what_it_says(line: str, at_home: Shell, prod: FakeAskedFirst) -> None:
     done = at_home(*shlex.split(line)[2:])
     assert done.exit_code == 0, done.output
+
+
+async def test_doctor_says_the_same(prod: FakeAskedFirst) -> None:
+    assert (await of_plug_in("orchestrator prod", prod)).ok
+    prod.takes_us = False
+    found = await of_plug_in("orchestrator prod", prod)
+    assert (found.ok, "make a new one" in found.said) == (False, True)

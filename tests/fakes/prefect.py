@@ -26,7 +26,12 @@ LIMIT_MAX = 200  # PREFECT_SERVER_API_DEFAULT_LIMIT
 SORTS = ("CREATED_DESC", "UPDATED_DESC", "NAME_ASC", "NAME_DESC")
 UNAUTHORIZED = {"exception_message": "Unauthorized"}
 NOT_FOUND = {"detail": "Deployment not found"}
-INVALID = {"exception_message": "Invalid request received.", "exception_detail": [], "request_body": None}
+NO_RUN = {"detail": "Flow run not found"}
+INVALID: dict[str, Any] = {
+    "exception_message": "Invalid request received.",
+    "exception_detail": [],
+    "request_body": None,
+}
 
 
 @dataclass
@@ -62,16 +67,37 @@ class Deployed:
         }
 
 
+@dataclass
+class Run:
+    """A run of a deployment. Only one that is running can be suspended; one that is resumed is scheduled to begin again."""
+
+    deployment_id: str
+    type: str = "RUNNING"
+    name: str = "Running"
+    message: str | None = None
+    parent_task_run_id: str | None = None
+    id: str = field(default_factory=lambda: str(uuid4()))
+
+    def json(self) -> dict[str, Any]:
+        state = {"type": self.type, "name": self.name, "message": self.message}
+        return {"id": self.id, "deployment_id": self.deployment_id, "state": state}
+
+    def become(self, type_: str, name: str, message: str | None = None) -> None:
+        self.type, self.name, self.message = type_, name, message
+
+
 class FakePrefect:
     """`deployments` by id, oldest first; `writes` is how often a call really changed one; `calls` all that were let in."""
 
     def __init__(self, *, auth_string: str = AUTH_STRING) -> None:
         self.auth_string = auth_string
         self.deployments: dict[str, Deployed] = {}
+        self.runs: dict[str, Run] = {}
         self.writes = 0
         self.calls: list[str] = []
         self.slow_seconds = 0.0
         self.break_off = False
+        self.refuse_runs: int | None = None  # every call about runs is answered so
         self._next: Response | None = None
         self._always = False
         one = "/deployments/{id:uuid}"
@@ -84,6 +110,10 @@ class FakePrefect:
             self._route(one + "/pause_deployment", self._pause, "POST"),
             self._route(one + "/resume_deployment", self._resume, "POST"),
             self._route(one + "/create_flow_run", self._create_run, "POST"),
+            self._route("/flow_runs/filter", self._filter_runs, "POST"),
+            self._route("/flow_runs/{id:uuid}", self._read_run, "GET"),
+            self._route("/flow_runs/{id:uuid}/set_state", self._set_state, "POST"),
+            self._route("/flow_runs/{id:uuid}/resume", self._resume_run, "POST"),
             Route("/health", lambda _request: JSONResponse(True)),
         ]
         self.app = Starlette(routes=[Mount("/api", routes=routes)])
@@ -105,6 +135,8 @@ class FakePrefect:
             if not self._lets_in(request.headers.get("authorization")):
                 return JSONResponse(UNAUTHORIZED, 401)
             self.calls.append(f"{method} {request.url.path}")
+            if self.refuse_runs is not None and "/flow_runs/" in path:
+                return JSONResponse({"detail": "no"}, self.refuse_runs)
             before = self.writes
             answer = await work(request)
             if self.writes > before and self.break_off:
@@ -181,6 +213,49 @@ class FakePrefect:
         ids = asked["flows"]["id"]["any_"]
         flows = {one.flow_id: one.flow for one in self.deployments.values() if one.flow_id in ids}
         return JSONResponse([{"id": id_, "name": name} for id_, name in flows.items()][: asked["limit"]])
+
+    async def _filter_runs(self, request: Request) -> Response:
+        asked = await json_of(request)
+        if asked is None:
+            return JSONResponse(INVALID, 422)
+        if (wrong := limit_error(asked)) is not None:
+            return wrong
+        of, runs = asked["deployments"]["id"]["any_"], asked["flow_runs"]
+        found = [one for one in self.runs.values() if one.deployment_id in of]
+        found = [one for one in found if one.type in runs["state"]["type"]["any_"]]
+        if runs["parent_task_run_id"]["is_null_"]:
+            found = [one for one in found if one.parent_task_run_id is None]
+        return JSONResponse([one.json() for one in found][: asked.get("limit", LIMIT_MAX)])
+
+    async def _read_run(self, request: Request) -> Response:
+        run = self.runs.get(str(request.path_params["id"]))
+        return JSONResponse(run.json()) if run else JSONResponse(NO_RUN, 404)
+
+    async def _set_state(self, request: Request) -> Response:
+        run, asked = self.runs.get(str(request.path_params["id"])), await json_of(request)
+        if run is None:
+            return JSONResponse(NO_RUN, 404)
+        if (
+            asked is None
+            or asked["state"]["type"] != "PAUSED"
+            or not asked["state"]["state_details"]["pause_reschedule"]
+        ):
+            return JSONResponse(INVALID, 422)
+        if run.type != "RUNNING":
+            return JSONResponse({"status": "REJECT", "state": None, "details": {"type": "reject_details"}})
+        self.writes += 1
+        run.become("PAUSED", asked["state"]["name"], asked["state"]["message"])
+        return JSONResponse({"status": "ACCEPT", "details": {"type": "accept_details"}}, 201)
+
+    async def _resume_run(self, request: Request) -> Response:
+        run = self.runs.get(str(request.path_params["id"]))
+        if run is None:
+            return JSONResponse(NO_RUN, 404)
+        if run.type != "PAUSED":
+            return JSONResponse({"status": "ABORT", "state": None, "details": {"type": "abort_details"}})
+        self.writes += 1
+        run.become("SCHEDULED", "Resuming")
+        return JSONResponse({"status": "ACCEPT", "details": {"type": "accept_details"}}, 201)
 
 
 def limit_error(asked: Mapping[str, Any]) -> Response | None:

@@ -186,7 +186,7 @@ class Process:
     folder: Path
     env: Mapping[str, str]
     ready: Callable[[], bool]
-    ready_seconds_max: float = 180.0
+    ready_seconds_max: float = 300.0
     name: str = "server"
     _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
 

@@ -11,12 +11,23 @@ import time
 from tests.orchestrators.ground import STRAIGHT, Ground, all_of
 from tests.orchestrators.real import RealServer, say
 
-STARTS_SECONDS_MAX = 240.0  # until a schedule has started something, on a busy machine
-UNDER_WAY_SECONDS = 5.0  # what was being started at the moment of the pause
+STARTS_SECONDS_MAX = 300.0  # until a schedule has started something, on a busy machine
+SOON_SECONDS_MAX = 120.0  # on a machine that does much else besides
+LOOKS_MAX = 4  # what was being started at the moment of the pause may take a while to begin
 CREDENTIALS_SECONDS_MAX = 200.0  # what was refused is asked again once a minute
-BACK_SECONDS_MAX = 120.0  # what found nobody is tried again ever more rarely
+BACK_SECONDS_MAX = 240.0  # what found nobody is tried again ever more rarely
 BULK = 200
-BULK_SECONDS_MAX = 180.0
+BULK_SECONDS_MAX = 300.0
+
+
+def quiet(server: RealServer, ref: str) -> int:
+    """How often the work has begun, once nothing began for longer than its schedule's period."""
+    for _ in range(LOOKS_MAX):
+        done = server.works(ref)
+        time.sleep(server.quiet_seconds)
+        if server.works(ref) == done:
+            return done
+    raise AssertionError(f"it went on starting work for {LOOKS_MAX * server.quiet_seconds:g} s of pause")
 
 
 class Scenarios:
@@ -26,10 +37,7 @@ class Scenarios:
         before = server.looks(ref)
         account = ground.pauses("story", ref)
         assert not ground.gate("story")
-        time.sleep(UNDER_WAY_SECONDS)
-        done = server.works(ref)
-        time.sleep(server.quiet_seconds)
-        assert server.works(ref) == done, "it started something while it was paused"
+        done = quiet(server, ref)
         ground.heals(account)
         said = ground.answered("story", "resume")
         assert (said["state"], said["answer"]["status"]) == ("done", "resumed"), said
@@ -114,7 +122,7 @@ class Scenarios:
 
             ground.wait("the resume is refused", refused, BACK_SECONDS_MAX)
             said = ground.asked("expired")
-            assert said["state"] == "pending", said
+            assert said["state"] in ("pending", "running"), said
             assert any(word in said["error"] for word in ("401", "403")), said
         finally:
             server.mend_credentials()
@@ -131,11 +139,11 @@ class Scenarios:
         server.stop()
         try:
             ground.breaks(account)
-            ground.wait("the gate denies", lambda: not ground.gate("down"), 15)
-            ground.wait("the pause is tried", lambda: ground.asked("down").get("attempts", 0) > 0, 15)
-            assert ground.asked("down")["state"] == "pending"
+            ground.wait("the gate denies", lambda: not ground.gate("down"), SOON_SECONDS_MAX)
+            ground.wait("the pause is tried", lambda: ground.asked("down").get("attempts", 0) > 0, SOON_SECONDS_MAX)
+            assert ground.asked("down")["state"] in ("pending", "running")
             ground.heals(account)
-            ground.wait("the gate lets through", lambda: ground.gate("down"), 15)
+            ground.wait("the gate lets through", lambda: ground.gate("down"), SOON_SECONDS_MAX)
         finally:
             server.start()
         ground.wait("nothing is left to do", ground.nothing_to_do, BACK_SECONDS_MAX)
@@ -153,7 +161,7 @@ class Scenarios:
         server.stop()
         try:
             ground.heals(account)
-            ground.wait("the resume is tried", lambda: ground.asked("later")["attempts"] > 0, 30)
+            ground.wait("the resume is tried", lambda: ground.asked("later")["attempts"] > 0, SOON_SECONDS_MAX)
         finally:
             server.start()
         said = ground.answered("later", "resume", seconds=BACK_SECONDS_MAX)
@@ -187,7 +195,7 @@ class Scenarios:
         account = ground.put("killed-pause", ref)
         ground.passage.hold_next()
         ground.breaks(account)
-        assert ground.passage.held.wait(60), "the pause never came"
+        assert ground.passage.held.wait(SOON_SECONDS_MAX), "the pause never came"
         assert server.is_paused(ref)
         ground.kill_worker()
         ground.passage.let_go()
@@ -207,7 +215,7 @@ class Scenarios:
         account = ground.pauses("killed-resume", ref)
         ground.passage.hold_next()
         ground.heals(account)
-        assert ground.passage.held.wait(60), "the resume never came"
+        assert ground.passage.held.wait(SOON_SECONDS_MAX), "the resume never came"
         assert not server.is_paused(ref)
         ground.kill_worker()
         ground.passage.let_go()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 
+from service import outbound
+from service.orchestrators.prefect import PrefectConfig, open_prefect
+from tests.end_to_end.running import until
 from tests.orchestrators.ground import Ground
-from tests.orchestrators.prefect import Prefect
+from tests.orchestrators.prefect import AUTH_STRING, Prefect
 from tests.orchestrators.real import running
 from tests.orchestrators.scenarios import Scenarios
 
 BOOKED_SECONDS_MAX = 90.0  # its scheduler looks once a minute
+RUNS_SECONDS_MAX = 240.0  # a run is a process that imports all of Prefect, on a busy machine
+UNDER_WAY_SECONDS, QUIET_SECONDS = 10.0, 15.0  # until its next task would begin; of which there is one a second
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +64,31 @@ class TestPrefect(Scenarios):
         ground.heals(account)
         assert ground.answered("by-id", "resume")["answer"]["status"] == "resumed"
         assert not server.is_paused(ref)
+
+    async def test_with_stop_running_what_runs_ends_at_its_next_task_and_begins_again(self, server: Prefect) -> None:
+        ref = server.create_long("long")
+        run_id = server.start_by_hand(ref)["id"]
+        async with outbound.open_client() as http:
+            given = {**server.section(server.url), "auth_string": AUTH_STRING, "stop_running": True}
+            prefect = open_prefect(PrefectConfig.model_validate(given), http)
+            await until(lambda: works(server, ref, 3), RUNS_SECONDS_MAX)
+            ask: dict[str, str] = {"ref": ref, "workflow_id": "long", "reason": "a test", "idempotency_key": "1"}
+            found = (await prefect.state(ref=ref)).as_found
+            assert found["running"] == [run_id]
+            answer = await prefect.pause(**ask, found=found)
+            assert answer.stops is not None
+            assert answer.stops.running_work is True
+            assert server.run_state(run_id) == ("PAUSED", "Suspended")
+            await asyncio.sleep(UNDER_WAY_SECONDS)
+            done = server.works(ref)
+            await asyncio.sleep(QUIET_SECONDS)
+            assert server.works(ref) == done, "it went on"
+            answer = await prefect.resume(**ask, prior_state=found)
+            assert (answer.status, "1 of its runs" in answer.detail) == ("resumed", True)
+            await until(lambda: works(server, ref, done + 1), RUNS_SECONDS_MAX)
+            assert server.run_state(run_id)[0] == "RUNNING"
+        server.delete(ref)
+
+
+async def works(server: Prefect, ref: str, least: int) -> bool:
+    return server.works(ref) >= least

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,9 +16,11 @@ from ruamel.yaml import YAML
 
 from service import outbound
 from service.errors import DeliveryFailed
-from service.orchestrators.prefect import PrefectConfig, PrefectOrchestrator
+from service.orchestrators import prefect_runs
+from service.orchestrators.prefect import AT_ONCE, BUSY_SECONDS, PrefectConfig, PrefectOrchestrator
+from service.orchestrators.webhook import STATE_CHARS_MAX
 from tests.fakes.front import Front, standing
-from tests.fakes.prefect import AUTH_STRING, Deployed, FakePrefect
+from tests.fakes.prefect import AUTH_STRING, Deployed, FakePrefect, Run
 
 CLOUD = "https://api.prefect.cloud/api/accounts/9b649228-0419-40e1/workspaces/d137367a-5055-44ff"
 ASK: dict[str, Any] = {"workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "0199aaaa"}
@@ -24,8 +28,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "orchestrators.md"
 
 
 class Ground:
-    def __init__(self, fake: FakePrefect, url: str, http: httpx.AsyncClient) -> None:
-        self.fake, self.url, self.http = fake, url, http
+    def __init__(self, fake: FakePrefect, front: Front, http: httpx.AsyncClient) -> None:
+        self.fake, self.front, self.url, self.http = fake, front, front.url, http
 
     def prefect(self, **more: Any) -> PrefectOrchestrator:
         given = {"name": "ops", "url": f"{self.url}/api", "auth_string": AUTH_STRING} | more
@@ -43,7 +47,7 @@ async def ground(front: Front) -> AsyncIterator[Ground]:
     fake = FakePrefect()
     front.app = fake.app
     async with outbound.open_client() as http:
-        yield Ground(fake, front.url, http)
+        yield Ground(fake, front, http)
 
 
 def add(ground: Ground, name: str = "production") -> Deployed:
@@ -98,6 +102,121 @@ async def test_a_run_by_hand_is_taken_while_it_is_paused_and_so_it_says(ground: 
     assert answer.status_code == 201
     stops = ground.prefect().stops
     assert (stops.scheduled_starts, stops.manual_starts, stops.running_work) == (True, False, False)
+
+
+# With stop_running
+
+
+async def test_what_runs_is_left_alone_unless_it_is_asked_for(ground: Ground) -> None:
+    one, prefect = add(ground), ground.prefect()
+    run = ran(ground, one)
+    found = (await prefect.state(ref=one.id)).as_found
+    await prefect.pause(ref=one.id, **ASK, found=found)
+    assert (run.type, "running" in found) == ("RUNNING", False)
+
+
+def ran(ground: Ground, one: Deployed, **more: Any) -> Run:
+    run = Run(one.id, **more)
+    ground.fake.runs[run.id] = run
+    return run
+
+
+async def test_what_runs_is_suspended_and_goes_on_with_the_resume(ground: Ground) -> None:
+    one, prefect = add(ground), ground.prefect(stop_running=True)
+    ours, ended, persons = ran(ground, one), ran(ground, one), ran(ground, one)
+    others, below = ran(ground, add(ground, "other")), ran(ground, one, parent_task_run_id="1")
+    found = (await prefect.state(ref=one.id)).as_found
+    assert found["running"] == [ours.id, ended.id, persons.id]
+    ended.become("COMPLETED", "Completed")
+    answer = await prefect.pause(ref=one.id, **ASK, found=found)
+    assert answer.stops is not None
+    assert answer.stops.running_work is True
+    assert [run.type for run in (ours, ended, persons, others, below)] == [
+        *("PAUSED", "COMPLETED", "PAUSED"),
+        *("RUNNING", "RUNNING"),
+    ]
+    # A person takes one into their own hands, and another of theirs was deleted.
+    persons.become("PAUSED", "Suspended", "waits for a decision")
+    del ground.fake.runs[ended.id]
+    answer = await prefect.resume(ref=one.id, **ASK, prior_state=found)
+    assert (answer.status, "1 of its runs" in answer.detail) == ("resumed", True)
+    assert (ours.name, persons.name, one.paused) == ("Resuming", "Suspended", False)
+
+
+async def test_what_began_between_the_look_and_the_pause_is_said_to_go_on(ground: Ground) -> None:
+    one, prefect = add(ground), ground.prefect(stop_running=True)
+    found = (await prefect.state(ref=one.id)).as_found
+    late = ran(ground, one, type="PENDING", name="Pending")
+    answer = await prefect.pause(ref=one.id, **ASK, found=found)
+    assert answer.stops is not None
+    assert (answer.stops.scheduled_starts, answer.stops.running_work) == (True, False)
+    assert "1 began meanwhile" in answer.detail
+    assert late.type == "PENDING"
+
+
+async def test_a_deployment_that_a_person_resumed_has_its_runs_back_too(ground: Ground) -> None:
+    one = add(ground)
+    run = ran(ground, one)
+    prefect = ground.prefect(stop_running=True)
+    found = (await prefect.state(ref=one.id)).as_found
+    await prefect.pause(ref=one.id, **ASK, found=found)
+    one.paused = False
+    # Also once stop_running is off: what was recorded is put back.
+    answer = await ground.prefect().resume(ref=one.id, **ASK, prior_state=found)
+    assert (answer.status, run.name) == ("left", "Resuming")
+
+
+@pytest.mark.parametrize("status", [401, 404, 422, 500])
+async def test_a_failure_after_the_pause_never_reads_as_without_effect(ground: Ground, status: int) -> None:
+    one, prefect = add(ground), ground.prefect(stop_running=True)
+    ran(ground, one)
+    found = (await prefect.state(ref=one.id)).as_found
+    ground.fake.refuse_runs = status
+    with pytest.raises(DeliveryFailed, match="it is paused there") as caught:
+        await prefect.pause(ref=one.id, **ASK, found=found)
+    assert (caught.value.ambiguous, caught.value.permanent, caught.value.status) == (True, False, status)
+    ground.fake.refuse_runs = None
+    assert (await prefect.pause(ref=one.id, **ASK, found=found)).status == "paused"
+    await prefect.resume(ref=one.id, **ASK, prior_state=found)
+    assert [run.name for run in ground.fake.runs.values()] == ["Resuming"]
+
+
+async def test_as_many_runs_as_may_be_recorded_are_suspended(ground: Ground) -> None:
+    one, prefect = add(ground), ground.prefect(stop_running=True)
+    for _ in range(prefect_runs.RUNS_MAX + 5):
+        ran(ground, one)
+    found = (await prefect.state(ref=one.id)).as_found
+    assert len(json.dumps(found)) < STATE_CHARS_MAX
+    answer = await prefect.pause(ref=one.id, **ASK, found=found)
+    assert answer.stops is not None
+    assert (answer.stops.running_work, "5 began" in answer.detail) == (False, True)
+
+
+# What it answers
+
+
+async def test_a_server_is_asked_few_things_at_a_time_and_a_busy_one_later(ground: Ground) -> None:
+    one, most, now = add(ground), 0, 0
+    inner = ground.fake.app
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        await inner(scope, receive, send)
+        now -= 1
+
+    ground.front.app = counting
+    prefect = ground.prefect()
+    await asyncio.gather(*(prefect.state(ref=one.id) for _ in range(5 * AT_ONCE)))
+    assert most == AT_ONCE
+    ground.front.app = inner
+    ground.fake.slow_seconds = 0.6
+    config = PrefectConfig.model_validate({"url": f"{ground.url}/api", "auth_string": AUTH_STRING})
+    with pytest.raises(DeliveryFailed) as caught:
+        await PrefectOrchestrator(config, ground.http, timeout_seconds=0.2).pause(ref=one.id, **ASK)
+    assert (caught.value.code, caught.value.retry_after_seconds) == ("timeout", BUSY_SECONDS)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.store import actions
+from tests.fakes.asked_first import FakeAskedFirst
 from tests.workers.editing import HOUR, TWO_FAILURES, age, save
 from tests.workers.house import House, open_house
 
@@ -17,6 +18,15 @@ from tests.workers.house import House, open_house
 async def house(database_url: str, tmp_path: Path) -> AsyncIterator[House]:
     async with open_house(database_url, tmp_path / "house") as opened:
         yield opened
+
+
+@pytest.fixture
+async def flows(house: House) -> FakeAskedFirst:
+    """In the place of the house's own; one workflow there, which depends on ca_1."""
+    fake = FakeAskedFirst()
+    house.runtime.orchestrators["flows"] = fake
+    await house.put(account_ids=["ca_1"], ref="f1")
+    return fake
 
 
 @pytest.fixture

@@ -6,26 +6,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from service import health
 from service.errors import DeliveryFailed
 from service.store import asks
 from service.store.actions import RESUME, Action
 from service.store.asks import Asked
-from service.store.session import begin
 from tests.end_to_end.running import until
 from tests.fakes.asked_first import FakeAskedFirst
 from tests.workers.house import House
-from tests.workers.test_pauses import WAITED, acted, well_again
-from workers import credentials, outcomes
+from tests.workers.test_pauses import acted, well_again
 from workers.act import act
 from workers.ask import STATE_SECONDS_MAX
-from workers.credentials import Looked, keep_credentials
-from workers.every import Every
 
 LOST = DeliveryFailed("closed the connection", code="disconnected", ambiguous=True)
 AWAY = DeliveryFailed("cannot connect", code="connect_failed")
@@ -36,15 +30,6 @@ RESUMES = "SELECT * FROM actions WHERE kind = 'orchestrator.resume' ORDER BY cre
 ATTEMPTS = (
     "SELECT outcome, code FROM attempts t JOIN actions a ON a.id = t.action_id WHERE a.kind = '{}' ORDER BY number"
 )
-
-
-@pytest.fixture
-async def flows(house: House) -> FakeAskedFirst:
-    """In the place of the house's own; one workflow there, which depends on ca_1."""
-    fake = FakeAskedFirst()
-    house.runtime.orchestrators["flows"] = fake
-    await house.put(account_ids=["ca_1"], ref="f1")
-    return fake
 
 
 def stands(fake: FakeAskedFirst) -> tuple[bool, int]:
@@ -308,79 +293,6 @@ async def test_asking_has_a_time_of_its_own(
     await broke(house)
     rows = await house.rows(ATTEMPTS.format("orchestrator.pause"))
     assert [(row["outcome"], row["code"]) for row in rows] == [("retry", "state_timeout")]
-
-
-# Credentials
-
-
-async def looked(house: House) -> list[tuple[str, str]]:
-    await keep_credentials(house.runtime, Looked(Every(0), Every(0)))
-    rows = await house.rows(f"SELECT group_key, state FROM alerts WHERE rule_id = '{credentials.RULE_ID}' ORDER BY id")
-    return [(row["group_key"], row["state"]) for row in rows]
-
-
-async def test_a_resume_refused_for_credentials_is_made_once_they_are_mended(
-    house: House, flows: FakeAskedFirst
-) -> None:
-    await broke(house)
-    assert await looked(house) == []
-    flows.takes_us = False
-    await healed(house)
-    [row] = await house.rows(RESUMES)
-    assert (row["state"], row["last_code"]) == ("pending", "http_401")
-    [due] = await house.rows(
-        "SELECT next_attempt_at - now() AS in_time FROM actions WHERE kind = 'orchestrator.resume' AND state = 'pending'"
-    )
-    assert timedelta(seconds=40) < due["in_time"] < timedelta(seconds=80)
-    assert await looked(house) == [("flows", "firing")]
-    await act(house.runtime)
-    told = " ".join(house.slack.text_of(one) for one in house.slack.messages)
-    assert 'The orchestrator "flows" does not take our credentials' in told
-    assert "make a new one" in told
-    flows.takes_us = True
-    await house.run(WAITED)
-    await act(house.runtime)
-    assert stands(flows) == (False, 1)
-    assert await looked(house) == [("flows", "resolved")]
-
-
-async def test_a_pause_refused_for_credentials_says_so_and_is_made_later(house: House, flows: FakeAskedFirst) -> None:
-    flows.takes_us = False
-    await broke(house)
-    assert "pause refused so far, and tried again: 401" in await message(house)
-    flows.takes_us = True
-    await acted(house)
-    assert stands(flows) == (True, 0)
-
-
-async def test_an_alert_of_credentials_stays_until_they_are_proven(house: House, flows: FakeAskedFirst) -> None:
-    flows.takes_us = False
-    await broke(house)
-    await looked(house)
-    await house.run("UPDATE actions SET state = 'failed', finished_at = now() WHERE kind LIKE 'orch%'")
-    assert await looked(house) == [("flows", "firing")], "nothing waits any more, and nothing is well"
-    flows.takes_us = True
-    assert await looked(house) == [("flows", "resolved")]
-
-
-async def test_credentials_that_nobody_mends_end_in_a_failure(
-    house: House, flows: FakeAskedFirst, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outcomes, "CREDENTIALS_GIVE_UP_AFTER", timedelta(0))
-    flows.takes_us = False
-    await broke(house)
-    assert [row["state"] for row in await house.rows(PAUSES)] == ["failed"]
-
-
-async def test_what_waits_for_credentials_is_stranded_and_no_sign_of_our_death(
-    house: House, flows: FakeAskedFirst
-) -> None:
-    flows.takes_us = False
-    await broke(house)
-    await house.run("UPDATE actions SET created_at = created_at - interval '1 hour' WHERE kind LIKE 'orch%'")
-    async with begin(house.runtime.engine) as conn:
-        report = await health.report(conn, [], [])
-    assert (report["status"], report["stranded"], report["actions"]["lag_items"]) == ("degraded", 1, 0)
 
 
 # Pure
