@@ -10,6 +10,7 @@ Prefect knows no idempotency keys, so the deployment is asked first; both calls 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,10 @@ from service.errors import DeliveryFailed
 from service.orchestrators import prefect_runs
 from service.orchestrators.base import Answer, Listed, State, Stops
 
-TIMEOUT_SECONDS = 10.0  # of each call; a resume makes two
+TIMEOUT_SECONDS = 8.0  # of each call; a resume makes two
+# Two hundred pauses at once were seen to lock its SQLite: all timed out, and the server went on working at each of them.
+AT_ONCE = 4
+BUSY_SECONDS = 2.0  # until one that did not answer in time is asked again, and then one thing at a time
 URL_CHARS_MAX = 2_000
 NAME_CHARS_MAX = 200  # of a name of theirs, as it is recorded and shown
 DEPLOYMENT_BYTES_MAX = 1024 * 1024  # one holds the JSON schema of its parameters
@@ -100,6 +104,7 @@ class PrefectOrchestrator:
         self._url = config.url
         self._http = http
         self._timeout_seconds = timeout_seconds
+        self._room = asyncio.Semaphore(AT_ONCE)
         self._stop_running = config.stop_running
         self.stops = Stops(scheduled_starts=True, manual_starts=False, running_work=config.stop_running)
         self._headers, self._confided = credentials(config)
@@ -234,15 +239,21 @@ class PrefectOrchestrator:
         bytes_max: int = outbound.RESPONSE_BYTES_MAX,
     ) -> outbound.Response:
         """2xx. `ref`: what a 404 of Prefect's own would be about."""
-        answer = await outbound.call(
-            self._http,
-            method,
-            self._url + path,
-            headers=self._headers,
-            content=json.dumps(body).encode() if body is not None else None,
-            timeout_seconds=self._timeout_seconds,
-            response_bytes_max=bytes_max,
-        )
+        try:
+            async with self._room:
+                answer = await outbound.call(
+                    self._http,
+                    method,
+                    self._url + path,
+                    headers=self._headers,
+                    content=json.dumps(body).encode() if body is not None else None,
+                    timeout_seconds=self._timeout_seconds,
+                    response_bytes_max=bytes_max,
+                )
+        except DeliveryFailed as exc:
+            if exc.code == "timeout":
+                exc.retry_after_seconds = BUSY_SECONDS
+            raise
         if answer.status == GONE and ref is not None and says_gone(answer):
             raise gone(ref)
         outbound.raise_for_status(self._showable(answer), hint=self._mend(answer))

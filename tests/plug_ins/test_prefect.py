@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,7 @@ from ruamel.yaml import YAML
 from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators import prefect_runs
-from service.orchestrators.prefect import PrefectConfig, PrefectOrchestrator
+from service.orchestrators.prefect import AT_ONCE, BUSY_SECONDS, PrefectConfig, PrefectOrchestrator
 from service.orchestrators.webhook import STATE_CHARS_MAX
 from tests.fakes.front import Front, standing
 from tests.fakes.prefect import AUTH_STRING, Deployed, FakePrefect, Run
@@ -27,8 +28,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "orchestrators.md"
 
 
 class Ground:
-    def __init__(self, fake: FakePrefect, url: str, http: httpx.AsyncClient) -> None:
-        self.fake, self.url, self.http = fake, url, http
+    def __init__(self, fake: FakePrefect, front: Front, http: httpx.AsyncClient) -> None:
+        self.fake, self.front, self.url, self.http = fake, front, front.url, http
 
     def prefect(self, **more: Any) -> PrefectOrchestrator:
         given = {"name": "ops", "url": f"{self.url}/api", "auth_string": AUTH_STRING} | more
@@ -46,7 +47,7 @@ async def ground(front: Front) -> AsyncIterator[Ground]:
     fake = FakePrefect()
     front.app = fake.app
     async with outbound.open_client() as http:
-        yield Ground(fake, front.url, http)
+        yield Ground(fake, front, http)
 
 
 def add(ground: Ground, name: str = "production") -> Deployed:
@@ -192,6 +193,30 @@ async def test_as_many_runs_as_may_be_recorded_are_suspended(ground: Ground) -> 
 
 
 # What it answers
+
+
+async def test_a_server_is_asked_few_things_at_a_time_and_a_busy_one_later(ground: Ground) -> None:
+    one, most, now = add(ground), 0, 0
+    inner = ground.fake.app
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        await inner(scope, receive, send)
+        now -= 1
+
+    ground.front.app = counting
+    prefect = ground.prefect()
+    await asyncio.gather(*(prefect.state(ref=one.id) for _ in range(5 * AT_ONCE)))
+    assert most == AT_ONCE
+    ground.front.app = inner
+    ground.fake.slow_seconds = 0.6
+    config = PrefectConfig.model_validate({"url": f"{ground.url}/api", "auth_string": AUTH_STRING})
+    with pytest.raises(DeliveryFailed) as caught:
+        await PrefectOrchestrator(config, ground.http, timeout_seconds=0.2).pause(ref=one.id, **ASK)
+    assert (caught.value.code, caught.value.retry_after_seconds) == ("timeout", BUSY_SECONDS)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ CASES = Cases(
     break_off=break_off,
     delete=delete,
     fill=fill,
+    timeout_seconds=1.0,  # the first call of a process reads the certificates
     statuses={
         204: "retry",  # what n8n answers to whom it takes for a bot
         **dict.fromkeys((301, 302, 307, 308), "permanent"),
