@@ -27,9 +27,9 @@ class OrchestratorKind:
 
 
 ORCHESTRATORS: dict[str, OrchestratorKind] = {
-    "temporal": OrchestratorKind(TemporalConfig, open_temporal),
-    "n8n": OrchestratorKind(N8nConfig, open_n8n),
     "airflow": OrchestratorKind(AirflowConfig, open_airflow),
+    "n8n": OrchestratorKind(N8nConfig, open_n8n),
     "prefect": OrchestratorKind(PrefectConfig, open_prefect),
+    "temporal": OrchestratorKind(TemporalConfig, open_temporal),
     "webhook": OrchestratorKind(WebhookConfig, open_webhook),
 }
