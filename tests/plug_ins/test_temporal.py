@@ -487,7 +487,7 @@ async def test_the_sdk_writes_nothing_of_its_own(
 
 def test_the_section_and_the_notes_that_the_docs_show_are_ours() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "orchestrators.md").read_text(encoding="utf-8")
-    _, _, text = text.partition("## Temporal")
+    text = text.partition("## Temporal")[2].partition("\n## ")[0]
     (shown,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     config = YAML(typ="safe", pure=True).load(shown.replace("${TEMPORAL_API_KEY}", KEY))["orchestrators"]["temporal"]
     assert TemporalConfig.model_validate(config).with_tls
