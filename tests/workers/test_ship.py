@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,13 +16,14 @@ from service.sinks.base import REFUSED_IN_A_ROW_MAX, Poison, Sent
 from service.sinks.matching import read_match
 from service.store import log, readers, shipping
 from service.store.session import begin
+from service.store.shipping import BREAKER_FAILURES
 from tests.fakes.hec import Scripted
 from tests.make import make_receipt
 from tests.store.servers import END_OURS
 from tests.workers.house import House
 from workers.act import act
 from workers.evaluate import evaluate
-from workers.ship import BREAKER_FAILURES, PROBE_ITEMS, Shipping, ship
+from workers.ship import PROBE_ITEMS, Shipping, ship
 
 
 async def kept(house: House) -> list[str]:
@@ -146,7 +148,7 @@ def stand_in(house: House, *said: Sent | DeliveryFailed) -> Recording:
     return sink
 
 
-async def reader(house: House) -> dict[str, int]:
+async def reader(house: House) -> dict[str, Any]:
     (row,) = await house.rows("SELECT * FROM readers WHERE name = 'sink:splunk'")
     return dict(row)
 
