@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service import gate_asking, gate_stream, intake, interactions, problem
+from service import gate_asking, gate_stream, intake, interactions, problem, siem_feed
 from service.api import slack
 from service.api.http import Call, Handler, guarded
 from service.api.openapi import document
@@ -83,10 +83,15 @@ def create_app(settings: Settings | None = None, variables: Mapping[str, str] = 
                     intake.watched(runtime.engine, runtime.sources),
                     gate_asking.opened(runtime.engine, known.database_url.get_secret_value()) as asker,
                     gate_stream.opened(runtime.engine, asker) as streams,
+                    siem_feed.opened(asker) as app.state.siem_feed,
                     interactions.answered(runtime) as app.state.interactions,
                 ):
                     app.state.gate, app.state.gate_streams = asker, streams
-                    yield {FRONT_DOOR: front_door, gate_stream.STREAMS: streams}
+                    yield {
+                        FRONT_DOOR: front_door,
+                        gate_stream.STREAMS: streams,
+                        siem_feed.FEED: app.state.siem_feed,
+                    }
             finally:
                 front_door.runtime = None
                 await stop(watching)

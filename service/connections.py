@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.commit import Waiting
 from service.gate_stream import STREAMS
 from service.receive import PATH, FrontDoor, said_of
+from service.siem_feed import FEED
 from service.sources import Source
 
 HEAD_SECONDS_MAX = 10  # looked at this often, so silence and a slow head live at most twice as long
@@ -145,10 +146,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """The server stops: an answer without end is ended, or the stop would wait for it."""
-        streams = self.app_state.get(STREAMS)
-        if streams is not None:
-            streams.close()
+        """The server stops: an answer without end, or one that waits for news, is ended, or the stop would wait for it."""
+        for waits in (self.app_state.get(STREAMS), self.app_state.get(FEED)):
+            if waits is not None:
+                waits.close()
         super().shutdown()
 
     def data_received(self, data: bytes) -> None:

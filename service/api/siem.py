@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
 from urllib.parse import urlencode
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.answering import NDJSON, compressed, takes_gzip, wants_ndjson
+from service.api.gate import hung_up
 from service.api.http import (
     Call,
+    Duration,
     Instant,
     Strict,
     Text,
+    allowed,
     cursor_position,
+    presented,
     read_cursor,
     read_query,
     runtime_of,
-    safe_json,
     write_cursor,
 )
 from service.errors import Gone
-from service.sinks.formats import FORMATS
-from service.store import events, log, readers
+from service.event import Event
+from service.siem_feed import FEED, Feed
+from service.sinks.formats import ENCODED, FORMATS, FormatName
+from service.store import events, log, pollers, readers, tokens
 from service.store.session import begin
+
+SCOPE = "siem"
+PATH = "/v1/siem/events"
+CURSOR = "siem"
+WAIT_MAX = timedelta(seconds=60)
+PAGE_BYTES_MAX = 8 * 1024 * 1024  # a page of long items ends before its limit
+SLICE_ITEMS = 25  # shaped at a stretch: webhooks are received by the same loop
+CURSOR_HEADER, MORE_HEADER = "Authwatch-Next-Cursor", "Authwatch-Has-More"
+
+
+def not_longer(wait: timedelta) -> timedelta:
+    if not timedelta(0) <= wait <= WAIT_MAX:
+        raise ValueError(f"is at most {WAIT_MAX.total_seconds():.0f}s")
+    return wait
 
 
 class FeedQuery(Strict):
@@ -33,37 +59,160 @@ class FeedQuery(Strict):
         None, description="without a cursor: start at what was received at or after this time"
     )
     limit: int = Field(100, ge=1, le=1000)
-    format: Literal["ocsf", "ecs", "raw"] = "ocsf"
+    format: FormatName = "ocsf"
+    wait: Annotated[Duration, AfterValidator(not_longer)] = Field(
+        timedelta(0), description="how long an empty page waits for something, such as 30s; at most 60s"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Encoded items, the position up to which they go, and whether there is more at once."""
+
+    items: list[bytes]
+    position: int
+    has_more: bool
 
 
 async def feed(request: Request) -> Response:
     """At least once, oldest position first; a probe of ours is passed over."""
-    query = read_query(request, FeedQuery)
+    digest = presented(request)
+    shared: Feed = getattr(request.app.state, FEED)
+    with shared.place():
+        await admit(request, digest)
+        query = read_query(request, FeedQuery)
+        position = None if query.cursor is None else read_cursor(CURSOR, query.cursor, cursor_position)[0]
+        page = await read_page(request, query, position)
+        if not page.items and not page.has_more and query.wait:
+            deadline = time.monotonic() + query.wait.total_seconds()
+            gone = asyncio.create_task(hung_up(request.receive))
+            try:
+                while not page.items and not gone.done() and not shared.closed and time.monotonic() < deadline:
+                    await wait(shared, page.position, deadline, gone)
+                    if gone.done():
+                        break
+                    if digest is not None:
+                        await still_allowed(request, digest)
+                    page = await read_page(request, query, page.position)
+            finally:
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+        return await answer(request, query, page)
+
+
+async def admit(request: Request, digest: bytes | None) -> None:
+    """Who may ask is noted as a poller, whatever comes of the question. Raises Unauthorized, Forbidden."""
+    if digest is None:
+        return
+    runtime = runtime_of(request)
+    async with begin(runtime.engine) as conn:
+        token = await tokens.find(conn, digest)
+        if token is not None:
+            await tokens.used(conn, token.id)
+            if SCOPE in token.scopes:
+                await pollers.asked(conn, token.id, datetime.now(UTC))
+    runtime.verified.told(digest, token)
+    allowed(token, SCOPE)
+
+
+async def still_allowed(request: Request, digest: bytes) -> None:
+    """A token that was revoked while it waited is given nothing more."""
     async with begin(runtime_of(request).engine) as conn:
-        if query.cursor is not None:
-            position = read_cursor("siem", query.cursor, cursor_position)[0]
-        else:
-            since = await events.position_since(conn, query.since) if query.since else 0
-            position = max(since, await readers.position(conn, readers.RETENTION))
-        found = await log.read_after(conn, position, query.limit + 1)
-        # Asked after the page was read: what retention takes away it says before it does.
-        if position < await readers.position(conn, readers.RETENTION):
-            raise Gone(
-                "the log no longer holds all that comes after this cursor; start again without it, or with since",
-                code="cursor_expired",
-            )
-    page = found[: query.limit]
-    cursor = write_cursor("siem", page[-1].position if page else position)
-    render = FORMATS[query.format]
-    body = {
-        "items": [render(event) for event in page if event.origin != "probe"],
-        "next_cursor": cursor,
-        "has_more": len(found) > query.limit,
+        token = await tokens.find(conn, digest)
+    allowed(token, SCOPE)
+
+
+async def wait(shared: Feed, position: int, deadline: float, gone: asyncio.Task[None]) -> None:
+    waiting = asyncio.create_task(shared.after(position, deadline))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            waiting.result()
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def read_page(request: Request, query: FeedQuery, position: int | None) -> Page:
+    """What comes after this position; None: from where the query says. Raises Gone."""
+    shared: Feed = getattr(request.app.state, FEED)
+    async with shared.page():
+        async with begin(runtime_of(request).engine) as conn:
+            if position is None:
+                since = await events.position_since(conn, query.since) if query.since else 0
+                position = max(since, await readers.position(conn, readers.RETENTION))
+            found = await log.read_after(conn, position, query.limit + 1)
+            # Asked after the page was read: what retention takes away it says before it does.
+            if position < await readers.position(conn, readers.RETENTION):
+                raise Gone(
+                    "the log no longer holds all that comes after this cursor; start again without it, or with since",
+                    code="cursor_expired",
+                )
+            if not found and not await log.was_given(conn, position):
+                raise Gone(
+                    "the log has not come as far as this cursor, as after a restore from a backup; start again with "
+                    "since, from before the backup was made",
+                    code="cursor_ahead",
+                )
+        return await shaped(found, query.limit, query.format, position)
+
+
+async def shaped(found: list[Event], limit: int, format_: FormatName, position: int) -> Page:
+    """A page of one more event than it may hold, to know whether there is more."""
+    encode, items, size = encoder(format_), [], 0
+    for number, event in enumerate(found[:limit]):
+        if number and number % SLICE_ITEMS == 0:
+            await asyncio.sleep(0)
+        if event.origin != "probe":
+            item = encode(event)
+            if items and size + len(item) > PAGE_BYTES_MAX:
+                return Page(items, position, has_more=True)
+            size += len(item)
+            items.append(item)
+        position = event.position
+    return Page(items, position, has_more=len(found) > limit)
+
+
+def encoder(format_: FormatName) -> Callable[[Event], bytes]:
+    quick, shape = ENCODED[format_], FORMATS[format_]
+
+    def encode(event: Event) -> bytes:
+        try:
+            return quick(event)
+        except TypeError:  # a number of more than 64 bits, say: nobody's reader may be held up by it
+            return json.dumps(shape(event)).encode()
+
+    return encode
+
+
+async def answer(request: Request, query: FeedQuery, page: Page) -> Response:
+    """JSON, or NDJSON for who asks for it; where the feed goes on is in the headers of both."""
+    cursor = write_cursor(CURSOR, page.position)
+    more = "true" if page.has_more else "false"
+    if ndjson := wants_ndjson(request.headers.get("accept", "")):
+        body = b"".join(item + b"\n" for item in page.items)
+    else:
+        body = b'{"items":[%b],"next_cursor":"%b","has_more":%b}' % (
+            b",".join(page.items),
+            cursor.encode(),
+            more.encode(),
+        )
+    goes_on = {"cursor": cursor, "limit": query.limit, "format": query.format}
+    if query.wait:
+        goes_on["wait"] = f"{query.wait.total_seconds():.0f}s"
+    headers = {
+        "Link": f'<{PATH}?{urlencode(goes_on)}>; rel="next"',
+        CURSOR_HEADER: cursor,
+        MORE_HEADER: more,
+        "Vary": "Accept, Accept-Encoding",
+        "Cache-Control": "no-store",
     }
-    link = (
-        f'</v1/siem/events?{urlencode({"cursor": cursor, "limit": query.limit, "format": query.format})}>; rel="next"'
-    )
-    return safe_json(body, headers={"Link": link})
+    if takes_gzip(request.headers.get("accept-encoding", "")):
+        body, encoding = await compressed(body)
+        headers |= encoding
+    return Response(body, media_type=NDJSON if ndjson else "application/json", headers=headers)
 
 
-CALLS = (Call("GET", "/v1/siem/events", feed, "siem", "The log for a SIEM, in commit order", query=FeedQuery),)
+CALLS = (
+    Call("GET", PATH, feed, SCOPE, "The log for a SIEM, in commit order", query=FeedQuery, checks_token=True),
+)

@@ -81,6 +81,8 @@ async def story_of(conn: AsyncConnection, key: AccountKey, at: datetime, limit: 
 
 async def position_since(conn: AsyncConnection, since: datetime) -> int:
     """The position just before the first row received at or after `since`."""
+    # The end first: what is committed between the two looks comes after it.
+    end = (await conn.execute(select(events.c.position).order_by(events.c.position.desc()).limit(1))).first()
     row = (
         await conn.execute(
             select(events.c.position).where(events.c.received_at >= since).order_by(events.c.position).limit(1)
@@ -88,5 +90,4 @@ async def position_since(conn: AsyncConnection, since: datetime) -> int:
     ).first()
     if row is not None:
         return int(row.position) - 1
-    last = (await conn.execute(select(events.c.position).order_by(events.c.position.desc()).limit(1))).first()
-    return int(last.position) if last else 0
+    return int(end.position) if end else 0

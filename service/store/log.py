@@ -269,6 +269,7 @@ AFTER = (
     .limit(bindparam("rows", type_=BigInteger()))
 )
 AFTER_FLOOR = AFTER.where(events.c.received_at >= bindparam("floor"))
+GIVEN = text("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM log_position")
 NEWEST_MARK = (
     select(log_marks.c.received_at)
     .where(log_marks.c.position <= bindparam("upto"))
@@ -302,6 +303,12 @@ async def moved_on(conn: AsyncConnection, position: int) -> bool:
     """Whether a later position was ever given out, committed or not."""
     given: int = (await conn.execute(text("SELECT last_value FROM log_position"))).scalar_one()
     return given > position
+
+
+async def was_given(conn: AsyncConnection, position: int) -> bool:
+    """Whether the log ever came this far; 0 is before its first row."""
+    given: int = (await conn.execute(GIVEN)).scalar_one()
+    return position <= given
 
 
 async def mark(conn: AsyncConnection) -> None:
