@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from service.sinks.base import SinkKind
 from service.sinks.splunk_hec import SplunkHec, SplunkHecConfig
+from service.sinks.syslog import Syslog, SyslogConfig
 from service.sinks.webhook import WebhookSink, WebhookSinkConfig
 
 SINKS: dict[str, SinkKind] = {
     "splunk_hec": SinkKind(SplunkHecConfig, SplunkHec),
+    "syslog": SinkKind(SyslogConfig, Syslog),
     "webhook": SinkKind(WebhookSinkConfig, WebhookSink),
 }
