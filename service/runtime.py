@@ -32,7 +32,7 @@ from service.reporting import Reporting, keep_token_refreshes, keep_tool_calls
 from service.rule_sets import RuleSets
 from service.rules import RuleBook
 from service.settings import Settings, explain
-from service.sinks.base import Sink, wants_of
+from service.sinks.base import Closing, Sink, wants_of
 from service.sinks.matching import Wants
 from service.sources import Sources, open_sources
 from service.store import log as log_store
@@ -146,6 +146,9 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
             },
             http=http,
         )
+        for sink in runtime.sinks.values():
+            if isinstance(sink, Closing):
+                stack.push_async_callback(sink.aclose)
         for task in (
             asyncio.create_task(committer.run(), name="committer"),
             asyncio.create_task(nudger.run(), name="nudger"),

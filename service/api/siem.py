@@ -213,6 +213,4 @@ async def answer(request: Request, query: FeedQuery, page: Page) -> Response:
     return Response(body, media_type=NDJSON if ndjson else "application/json", headers=headers)
 
 
-CALLS = (
-    Call("GET", PATH, feed, SCOPE, "The log for a SIEM, in commit order", query=FeedQuery, checks_token=True),
-)
+CALLS = (Call("GET", PATH, feed, SCOPE, "The log for a SIEM, in commit order", query=FeedQuery, checks_token=True),)

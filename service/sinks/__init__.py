@@ -5,12 +5,16 @@ from __future__ import annotations
 from service.sinks.base import SinkKind
 from service.sinks.elasticsearch import Elasticsearch, ElasticsearchConfig
 from service.sinks.otlp_logs import OtlpLogs, OtlpLogsConfig
+from service.sinks.s3 import S3, S3Config
 from service.sinks.splunk_hec import SplunkHec, SplunkHecConfig
+from service.sinks.syslog import Syslog, SyslogConfig
 from service.sinks.webhook import WebhookSink, WebhookSinkConfig
 
 SINKS: dict[str, SinkKind] = {
     "elasticsearch": SinkKind(ElasticsearchConfig, Elasticsearch),
     "otlp_logs": SinkKind(OtlpLogsConfig, OtlpLogs),
+    "s3": SinkKind(S3Config, S3),
     "splunk_hec": SinkKind(SplunkHecConfig, SplunkHec),
+    "syslog": SinkKind(SyslogConfig, Syslog),
     "webhook": SinkKind(WebhookSinkConfig, WebhookSink),
 }

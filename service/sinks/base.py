@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -140,6 +140,13 @@ class Sink(Protocol):
     async def check(self) -> str:
         """One sentence for `authwatch doctor`; leaves nothing there. Raises `DeliveryFailed` with the mend."""
         ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A sink that holds a connection of its own: it is closed when the process stops."""
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,11 +195,11 @@ async def test_ndjson_is_one_item_a_line_and_the_headers_say_where_it_goes_on(pu
     rest = await pulled.client.get(link, headers=NDJSON)
     assert [json.loads(line)["id"] for line in rest.text.splitlines()] == ids[2:]
     page = await pulled.client.get(FEED, params={"format": "raw", "limit": 2})
-    assert page.headers["authwatch-next-cursor"] == page.json()["next_cursor"] == answer.headers["authwatch-next-cursor"]
-    assert (page.headers["authwatch-has-more"], page.json()["has_more"]) == ("true", True)
-    nothing = await pulled.client.get(
-        FEED, params={"cursor": rest.headers["authwatch-next-cursor"]}, headers=NDJSON
+    assert (
+        page.headers["authwatch-next-cursor"] == page.json()["next_cursor"] == answer.headers["authwatch-next-cursor"]
     )
+    assert (page.headers["authwatch-has-more"], page.json()["has_more"]) == ("true", True)
+    nothing = await pulled.client.get(FEED, params={"cursor": rest.headers["authwatch-next-cursor"]}, headers=NDJSON)
     assert (nothing.content, nothing.headers["authwatch-has-more"]) == (b"", "false")
     assert nothing.headers["authwatch-next-cursor"] == rest.headers["authwatch-next-cursor"]
     assert 'rel="next"' in nothing.headers["link"]
