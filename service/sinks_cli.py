@@ -60,7 +60,7 @@ async def read_all(runtime: Runtime) -> tuple[list[tuple[str, ...]], dict[str, s
 
     async with begin(runtime.engine) as conn:
         parts = await health.of_sinks(conn, list(runtime.sinks))
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             sink.kind,

@@ -316,3 +316,41 @@ async def test_a_sink_that_hangs_holds_up_no_other(house: House) -> None:
     await sending.close()
     assert (await reader(house))["lease_until"] is None, "whoever starts next need not wait for it"
     assert (await reader(house))["in_doubt"] == 3
+
+
+async def test_while_events_wait_to_be_judged_a_sink_rests_between_its_batches(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await many(house, 3)
+    sink, rests = stand_in(house), list[float]()
+    sink.batch_items_max = 1
+
+    async def rest(took: float) -> None:
+        rests.append(took)
+
+    monkeypatch.setattr("workers.ship.rest", rest)
+    house.runtime.pace.many = True
+    await ship(house.runtime)
+    assert len(rests) == 3
+    assert all(took > 0 for took in rests)
+    house.runtime.pace.many = False
+    await many(house, 1)
+    await ship(house.runtime)
+    assert len(rests) == 3
+
+
+async def test_a_sink_whose_story_crashed_is_said_and_the_others_go_on(house: House) -> None:
+    everything = await many(house, 2)
+    sink, other = stand_in(house), Recording()
+
+    async def crash(items: Sequence[Event]) -> Sent:
+        raise RuntimeError("a mistake of ours")
+
+    sink.send = crash  # type: ignore[method-assign]
+    house.runtime.sinks["other"] = other
+    house.runtime.wants["other"] = lambda event: event.origin != "probe"
+    sending = Shipping(house.runtime)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        await sending.step()
+    assert other.batches == [everything]
+    await sending.close()
