@@ -56,7 +56,8 @@ def list_() -> None:
 
 async def read_all(runtime: Runtime) -> tuple[list[tuple[str, ...]], dict[str, str]]:
     from service import health
-    from service.store.session import begin
+    from service.sinks import SINKS
+from service.store.session import begin
 
     async with begin(runtime.engine) as conn:
         parts = await health.of_sinks(conn, list(runtime.sinks))
@@ -64,7 +65,7 @@ async def read_all(runtime: Runtime) -> tuple[list[tuple[str, ...]], dict[str, s
         (
             name,
             sink.kind,
-            str(runtime.settings.sinks[name].get("format", "ocsf")),
+            str(runtime.settings.sinks[name].get("format", SINKS[sink.kind].Config.model_fields["format"].default)),
             shown(runtime.settings.sinks[name].get("match")),
             str(parts[name]["position"]),
             str(parts[name]["lag_items"]),

@@ -159,7 +159,8 @@ async def read_page(request: Request, query: FeedQuery, position: int | None) ->
 
 async def shaped(found: list[Event], limit: int, format_: FormatName, position: int) -> Page:
     """A page of one more event than it may hold, to know whether there is more."""
-    encode, items, size = encoder(format_), [], 0
+    encode, size = encoder(format_), 0
+    items: list[bytes] = []
     for number, event in enumerate(found[:limit]):
         if number and number % SLICE_ITEMS == 0:
             await asyncio.sleep(0)

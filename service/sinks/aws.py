@@ -6,6 +6,7 @@ botocore is 21 MB, most of it descriptions of services, so it is an extra of our
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class Signer:
             import botocore.auth
         except ImportError:
             raise ConfigError("the sink kind `s3` needs botocore: pip install 'authwatch[s3]'") from None
+        logging.getLogger("botocore").setLevel(logging.WARNING)  # its debug log holds the session token
         self._auth: Any = botocore.auth.S3SigV4Auth
         self._region = region
         self._given = given

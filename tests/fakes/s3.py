@@ -33,6 +33,7 @@ class FakeS3:
         self.always: Scripted | None = None
         self.slow_seconds = 0.0
         self.break_off = False
+        self.break_after: int | None = None  # so many PUTs, then one breaks off
         self.deny = frozenset[str]()  # methods that these credentials may not
         self.body_bytes_max = 5_000_000_000
         self.app = Starlette(
@@ -70,6 +71,8 @@ class FakeS3:
         if self.slow_seconds:
             seconds, self.slow_seconds = self.slow_seconds, 0.0
             await asyncio.sleep(seconds)
+        if self.break_after is not None and len(self.puts) > self.break_after:
+            self.break_after, self.break_off = None, True
         if self.break_off:
             self.break_off = False
             return BreakOff()
