@@ -24,6 +24,7 @@ from service.store import (  # noqa: F401 - they add tables
     routing_tables,
     rule_sets,
     rule_tables,
+    siem_tables,
 )
 from service.store.session import sqlalchemy_url
 from service.store.tables import metadata

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "playbook": "service.playbook.render:playbook",
     "routes": "service.routes_cli:routes",
     "audit": "service.audit_cli:audit",
+    "sinks": "service.sinks_cli:sinks",
 }
 WORKER_MAIN = "workers.main:main"
 

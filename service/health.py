@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import rfc3339
-from service.store import deadlines, expired, log, readers, refusals, retention
+from service.store import deadlines, expired, log, readers, refusals, retention, shipping
 
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
@@ -30,7 +30,6 @@ async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequenc
     now = await readers.clock(conn)
     beats = await readers.beats(conn)
     rows = {row.name: row for row in await readers.all_readers(conn)}
-    bad = await readers.poison_counts(conn)
 
     evaluator_items, oldest_event = await log.lag_after(conn, await readers.position(conn, readers.EVALUATOR))
     evaluator_seconds = (now - oldest_event).total_seconds() if oldest_event else 0.0
@@ -50,16 +49,6 @@ async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequenc
         "sweep": part(now, beats.get("sweep"), 0, 0.0)
         | {"partitions_ahead_days": await retention.days_ahead(conn, now)},
     }
-    sink_parts: dict[str, Any] = {}
-    for name in sinks:
-        row = rows.get(f"sink:{name}")
-        items, oldest = await log.lag_after(conn, row.position if row else 0)
-        sink_parts[name] = part(now, beats.get("sinks"), items, (now - oldest).total_seconds() if oldest else 0.0) | {
-            "last_ok_at": rfc3339(row.last_ok_at) if row else None,
-            "last_error": row.last_error if row else None,
-            "last_code": row.last_code if row else None,
-            "poison": bad.get(f"sink:{name}", 0),
-        }
     behind = [
         name
         for name, value in parts.items()
@@ -79,12 +68,41 @@ async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequenc
         "current": not behind,
         "behind": sorted(set(behind)),
         **parts,
-        "sinks": sink_parts,
+        "sinks": await of_sinks(conn, sinks),
         "expired": await asking(conn, rows.get(expired.READER)),
         "notifiers": refusing,
         "stranded": stranded,
         "at": rfc3339(now),
     }
+
+
+async def of_sinks(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The lag counts what is left of the log, also where a sink wants little of it: what it does not want it passes over.
+
+    `sent_again`: items that were sent more than once because they may have arrived, or were replayed.
+    """
+    now, beats = await readers.clock(conn), await readers.beats(conn)
+    rows, bad = await shipping.states(conn, sinks), await readers.poison_counts(conn)
+    found: dict[str, dict[str, Any]] = {}
+    for name in sinks:
+        row = rows.get(name)
+        items, oldest = await log.lag_after(conn, row.position if row else 0)
+        found[name] = part(now, beats.get("sinks"), items, (now - oldest).total_seconds() if oldest else 0.0) | {
+            "position": row.position if row else 0,
+            "state": "new" if row is None else state_of(row.failures_in_a_row),
+            "last_ok_at": rfc3339(row.last_ok_at) if row else None,
+            "last_error": row.last_error if row else None,
+            "last_code": row.last_code if row else None,
+            "poison": bad.get(shipping.reader_name(name), 0),
+            "sent_again": row.sent_again if row else 0,
+        }
+    return found
+
+
+def state_of(failures_in_a_row: int) -> str:
+    if failures_in_a_row == 0:
+        return "shipping"
+    return "retrying" if failures_in_a_row < shipping.BREAKER_FAILURES else "probing"
 
 
 async def asking(conn: AsyncConnection, row: Row[Any] | None) -> dict[str, Any]:

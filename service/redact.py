@@ -150,6 +150,11 @@ def _squash(name: str) -> str:
     return _SEPARATORS.sub("", name.lower())
 
 
+@lru_cache(maxsize=2048)
+def _name(name: str) -> str:
+    return redact_text(name)
+
+
 @dataclass(slots=True)
 class _Budget:
     items: int = ITEMS_MAX
@@ -189,9 +194,9 @@ def _copy_fields(
         name = (key if isinstance(key, str) else str(key))[:NAME_CHARS_MAX]
         squashed = _squash(name)
         if _is_secret_field(name, squashed, item, parent) or (labelled_secret and squashed == "value"):
-            yield redact_text(name), _mask(item)
+            yield _name(name), _mask(item)
         else:
-            yield redact_text(name), _copy(item, budget, depth + 1, squashed)
+            yield _name(name), _copy(item, budget, depth + 1, squashed)
 
 
 def _copy_items(value: Sequence[Any], budget: _Budget, depth: int, parent: str | None) -> Iterator[Any]:

@@ -32,7 +32,8 @@ from service.reporting import Reporting, keep_token_refreshes, keep_tool_calls
 from service.rule_sets import RuleSets
 from service.rules import RuleBook
 from service.settings import Settings, explain
-from service.sinks.base import Sink
+from service.sinks.base import Sink, wants_of
+from service.sinks.matching import Wants
 from service.sources import Sources, open_sources
 from service.store import log as log_store
 from service.store.pipeline import open_pipeline
@@ -84,6 +85,7 @@ class Runtime:
     rejections: Rejections
     notifiers: dict[str, Notifier]
     sinks: dict[str, Sink]
+    wants: dict[str, Wants]  # of the log, by sink
     orchestrators: dict[str, Orchestrator]
     http: httpx.AsyncClient
     pace: Pace = field(default_factory=Pace)
@@ -137,6 +139,7 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
                 name: open_plug_in("sinks", sinks.SINKS, name, section, http)
                 for name, section in settings.sinks.items()
             },
+            wants={name: wants_of(section) for name, section in settings.sinks.items()},
             orchestrators={
                 name: open_plug_in("orchestrators", orchestrators.ORCHESTRATORS, name, section, http)
                 for name, section in settings.orchestrators.items()

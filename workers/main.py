@@ -35,7 +35,7 @@ from workers.otlp import Pushing
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
 from workers.rollups import RollingUp
-from workers.ship import ship
+from workers.ship import Shipping
 from workers.sweep import Sweep, sweep
 
 TICK_SECONDS = 1.0
@@ -117,7 +117,7 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
         await beat(runtime, "actions")
 
     async def shipping() -> None:
-        await ship(runtime)
+        await sending.step()
         await beat(runtime, "sinks")
 
     async def sweeping() -> None:
@@ -136,11 +136,12 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
         return datetime.now(UTC) if await rolling.step(runtime) else None
 
     last, retaining, memory, rolling, asked = Sweep(), Retaining(), Recovering(), RollingUp(), Asking()
+    sending = Shipping(runtime)
     attempts = Acting(runtime, lambda: stories[queue.ACT].want())
     stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
         queue.ACT: Story("act", acting, attempts.close),
-        queue.SHIP: Story("ship", shipping),
+        queue.SHIP: Story("ship", shipping, sending.close),
         "sweep": Story("sweep", sweeping),
         "retain": Story("retain", keeping),
         "recover": Story("recover", recovering),

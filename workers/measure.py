@@ -14,13 +14,13 @@ from service.metrics import METRICS
 from service.rules.gauging import Readings
 from service.rules.triggers.quantile import quantiles_of
 from service.runtime import Runtime
-from service.store import decisions, log, readers, series
+from service.store import decisions, log, pollers, readers, series, shipping
 from service.store import gauges as gauge_store
 from service.store import habits as habit_store
 from service.store.accounts import parse_key
 from service.store.actions import NOTIFY, PAUSE, RESUME
 from service.store.refusals import REFUSING
-from workers.ship import reader_name
+from service.store.shipping import reader_name
 
 HABITS_BEHIND_MAX = timedelta(seconds=15)  # what they have not read by then may be the very event that was missed
 CALLS_WITHIN, REFRESHES_WITHIN = timedelta(minutes=5), timedelta(minutes=15)
@@ -30,6 +30,7 @@ CALLS_FAILED_MIN = 2  # one failed call is an incident of its own (tool_call.com
 SELDOM_WITHIN, SELDOM_CALLS, SELDOM_SPREAD = timedelta(hours=1), 3, timedelta(minutes=2)
 REFRESHES_MIN, TIMED_MIN = 5, 20
 HELD_FOR = timedelta(hours=1)
+POISON_WITHIN = timedelta(hours=1)
 OF_HABITS = frozenset({"delivery_lag_seconds", "break_delivery_lag_seconds", "source_silence_seconds"})
 
 
@@ -114,6 +115,29 @@ async def sink_lag(look: Look) -> Readings | None:
     }
 
 
+async def sink_items(look: Look) -> Readings | None:
+    """By positions, which have gaps where a transaction was rolled back: to count rows would take time each second."""
+    head, _ = await log.head(look.conn)
+    return {
+        (name,): float(max(0, head - await readers.position(look.conn, reader_name(name))))
+        for name in look.runtime.sinks
+    }
+
+
+async def sink_poison(look: Look) -> Readings | None:
+    since = look.now - POISON_WITHIN
+    counts = await shipping.put_aside_since(look.conn, since)
+    return {(name,): float(counts.get(name, 0)) for name in look.runtime.sinks}
+
+
+async def poller_silence(look: Look) -> Readings | None:
+    """Of live tokens alone: one that was revoked is silent on purpose."""
+    return {
+        (f"{poller.name} ({poller.token_id})",): poller.silence(look.now).total_seconds()
+        for poller in await pollers.live(look.conn)
+    }
+
+
 async def success_rate_of_accounts(look: Look) -> Readings | None:
     """Of accounts with failed calls, also where they call seldom and all their last calls failed. What is open keeps its last
     value while nobody calls: silence is no recovery."""
@@ -155,6 +179,9 @@ MEASURES: dict[str, Callable[[Look], Awaitable[Readings | None]]] = {
     "actions_lag_seconds": actions_lag,
     "notifier_lag_seconds": notifier_lag,
     "sink_lag_seconds": sink_lag,
+    "sink_lag_items": sink_items,
+    "sink_poison_items": sink_poison,
+    "siem_poller_silence_seconds": poller_silence,
     "tool_call_success_rate": success_rate_of_accounts,
     "refresh_success_rate": success_rate_of_refreshes,
     "refresh_p99_seconds": latency_of_refreshes,

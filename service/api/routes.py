@@ -10,6 +10,7 @@ from service.api import (
     explain,
     gate,
     metrics_series,
+    poison,
     quarantine,
     receipts,
     reports,
@@ -36,5 +37,6 @@ CALLS: tuple[Call, ...] = (
     *explain.CALLS,
     *classify.CALLS,
     *siem.CALLS,
+    *poison.CALLS,
     *status.CALLS,
 )

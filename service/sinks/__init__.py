@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from service.sinks.base import SinkKind
 from service.sinks.splunk_hec import SplunkHec, SplunkHecConfig
+from service.sinks.webhook import WebhookSink, WebhookSinkConfig
 
 SINKS: dict[str, SinkKind] = {
     "splunk_hec": SinkKind(SplunkHecConfig, SplunkHec),
+    "webhook": SinkKind(WebhookSinkConfig, WebhookSink),
 }

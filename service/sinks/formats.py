@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal
+
+import orjson
 
 from service.event import Event
 from service.redact import redact, redact_text
@@ -12,24 +16,43 @@ from service.sinks.ecs import to_ecs
 from service.sinks.ocsf import to_ocsf
 
 FormatName = Literal["ocsf", "ecs", "raw"]
+KNOWN_TEXTS_MAX = 4096
 
+_NAMES = tuple(f.name for f in fields(Event))
+_VALUES = attrgetter(*_NAMES)
+# What `Event` holds as text from outside; `id`, `origin` and `kind` are words of ours. `details` is redacted as data.
+TEXT_FIELDS = tuple(
+    f.name for f in fields(Event) if f.type in ("str", "str | None") and f.name not in ("id", "origin", "kind")
+)
+# Of these an account's events, or all of a source's, say the same again and again.
+REPEATED = frozenset(TEXT_FIELDS) - {"event_id"}
+_TEXTS = tuple((_NAMES.index(name), name in REPEATED) for name in TEXT_FIELDS)
+_DETAILS = _NAMES.index("details")
 
-# What `Event` holds as text from outside; `details` is redacted as data.
-TEXT_FIELDS = tuple(f.name for f in fields(Event) if f.type in ("str", "str | None"))
+_known = lru_cache(maxsize=KNOWN_TEXTS_MAX)(redact_text)
 
 
 def redacted(event: Event) -> Event:
     """The same event without tokens. Before shaping and not after: a target's own field names, such as ECS's
     `event.code`, say nothing about what is inside."""
-    texts: dict[str, Any] = {
-        name: redact_text(value) for name in TEXT_FIELDS if (value := getattr(event, name)) is not None
-    }
-    details = None if event.details is None else redact(event.details)
-    return replace(event, **texts, details=details)
+    values: list[Any] = list(_VALUES(event))
+    for index, repeated in _TEXTS:
+        if (value := values[index]) is not None:
+            values[index] = _known(value) if repeated else redact_text(value)
+    if (details := values[_DETAILS]) is not None:
+        values[_DETAILS] = redact(details)
+    return Event(*values)
 
 
 FORMATS: dict[FormatName, Callable[[Event], dict[str, Any]]] = {
     "raw": lambda event: redacted(event).to_json(),
     "ocsf": lambda event: to_ocsf(redacted(event)),
     "ecs": lambda event: to_ecs(redacted(event)),
+}
+# The same as JSON in UTF-8. Raises TypeError for what is none (a text that is no Unicode, a number of over 64 bits); a
+# number that JSON does not have is null.
+ENCODED: dict[FormatName, Callable[[Event], bytes]] = {
+    "raw": lambda event: orjson.dumps(FORMATS["raw"](event)),
+    "ocsf": lambda event: orjson.dumps(FORMATS["ocsf"](event)),
+    "ecs": lambda event: orjson.dumps(FORMATS["ecs"](event)),
 }

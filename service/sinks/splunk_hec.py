@@ -1,16 +1,16 @@
 """Splunk's HTTP Event Collector: events go out as concatenated envelopes, and a bad one is put aside alone.
 
 httpx by way of `outbound`; the known HEC packages are logging handlers that drop what they cannot send. HEC's 200 means
-accepted and not yet indexed; its acknowledgements exist on Splunk Enterprise only and are not used.
+accepted and not yet indexed; who wants more has `acknowledgement: true` (service/sinks/splunk_ack.py).
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -19,16 +19,17 @@ from pydantic import Field, SecretStr, field_validator
 from service.errors import DeliveryFailed
 from service.event import Event
 from service.outbound import Response, post, raise_for_status
-from service.sinks.base import Poison, Sent, SinkConfig
-from service.sinks.formats import FORMATS, FormatName
+from service.sinks.base import Progress, Sent, SinkConfig, with_breath
+from service.sinks.formats import ENCODED
 from service.sinks.ocsf import milliseconds
+from service.sinks.splunk_ack import Acknowledgements
 
 EVENT_PATH = "/services/collector/event"
 BATCH_ITEMS_MAX = 500
+BATCHES_PER_ACKNOWLEDGEMENT = 10  # an acknowledgement takes Splunk seconds: more is sent before it is waited for
 BODY_BYTES_MAX = 1_000_000  # before gzip; Splunk Cloud takes about 1 MB
 GZIP_BYTES_MIN = 4096
-# Refusals in a row, with nothing taken, after which the fault is not the items': better late than all put aside.
-REFUSED_IN_A_ROW_MAX = 20
+GZIP_LEVEL = 1  # a tenth larger than 5 and three times as fast: it is most of what a batch costs
 # HEC's `code` where one item is at fault: 6 invalid format, 12 no event field, 13 event blank, 15 bad indexed fields.
 ITEM_CODES = frozenset({6, 12, 13, 15})
 SUCCESS_CODE = 0
@@ -41,8 +42,8 @@ HINTS = {
     4: "Splunk does not know this HEC token; check it",
     7: "the HEC token may not write to this index; allow it in Splunk or change the sink's index",
     9: "Splunk is busy",
-    10: "the token demands a channel; switch indexer acknowledgement off for it",
-    14: "indexer acknowledgement is off; nothing of ours asks for it",
+    10: "the token demands a channel; switch indexer acknowledgement off for it, or on here with acknowledgement: true",
+    14: "indexer acknowledgement is off for this token; switch it on in Splunk, or off here",
 }
 
 
@@ -51,12 +52,12 @@ class SplunkHecConfig(SinkConfig):
     name: str = Field(default="splunk_hec", min_length=1, max_length=64)
     url: str
     token: SecretStr = Field(min_length=4)
-    format: FormatName = "ocsf"
     index: str | None = Field(default=None, min_length=1, max_length=255)
     host: str = Field(default="authwatch", min_length=1, max_length=255)
     sourcetype: str | None = Field(default=None, min_length=1, max_length=255)
     batch_items_max: int = Field(default=BATCH_ITEMS_MAX, ge=1, le=BATCH_ITEMS_MAX)
-    timeout_seconds: float = Field(default=15.0, gt=0, le=60)
+    acknowledgement: bool = False
+    acknowledgement_seconds: float = Field(default=45.0, gt=0, le=60)
 
     @field_validator("url")
     @classmethod
@@ -95,14 +96,8 @@ class Envelope:
     body: bytes
 
 
-@dataclass(slots=True)
-class Progress:
-    accepted: int = 0
-    poison: list[Poison] = field(default_factory=list)
-
-
 class SplunkHec:
-    """A Sink. Holds no state between batches."""
+    """A Sink. Holds no state between batches but the channel that acknowledgements are asked for on."""
 
     kind = "splunk_hec"
 
@@ -111,18 +106,39 @@ class SplunkHec:
         self.batch_items_max = config.batch_items_max
         self._config = config
         self._client = client
-        self._shape = FORMATS[config.format]
-        self._sourcetype = config.sourcetype or f"authwatch:{config.format}"
+        self._encoded = ENCODED[config.format]
+        self._part_items_max = config.batch_items_max
+        self._acks: Acknowledgements | None = None
+        if config.acknowledgement:
+            self.batch_items_max *= BATCHES_PER_ACKNOWLEDGEMENT
+            self._acks = Acknowledgements(
+                client, config.url.removesuffix("/event") + "/ack", config.acknowledgement_seconds
+            )
+        named = {
+            "host": config.host,
+            "source": "authwatch",
+            "sourcetype": config.sourcetype or f"authwatch:{config.format}",
+            **({"index": config.index} if config.index is not None else {}),
+        }
+        self._envelope = json.dumps(named)[1:-1].encode()
 
     def __repr__(self) -> str:
         return f"SplunkHec(name={self.name!r})"
 
     async def send(self, items: Sequence[Event]) -> Sent:
-        progress = Progress()
-        envelopes = list(self._envelopes(items, progress))
-        for part in self._parts(envelopes):
-            await self._send_part(part, progress)
-        return Sent(progress.accepted, tuple(sorted(progress.poison, key=lambda poison: poison.index)))
+        progress, done = Progress(), Sent(0, upto=0)
+        async for part in self._parts(items, progress):
+            try:
+                await self._send_part(part, progress)
+            except DeliveryFailed as failure:
+                if not done.upto or self._acks is not None or failure.permanent:
+                    raise
+                # What came before it is not sent again for this.
+                return replace(done, in_doubt=len(part) if failure.ambiguous else 0)
+            done = progress.sent(upto=part[-1].index + 1)
+        if self._acks is not None:
+            await self._acks.wait(self._headers(), _raise)
+        return progress.sent()
 
     async def check(self) -> str:
         """An empty post: Splunk looks at the token first and then says that there is no data. Its health address would
@@ -130,45 +146,35 @@ class SplunkHec:
         response = await self._post(())
         code, _ = _read_answer(response)
         if response.status == 400 and code == NO_DATA_CODE:
+            if self._acks is not None:
+                await self._acks.check(self._headers(), _raise)
             return f"Splunk at {response.host} takes the token"
         _raise(response, code)
 
-    def _envelopes(self, items: Sequence[Event], progress: Progress) -> Iterator[Envelope]:
-        for index, event in enumerate(items):
+    async def _parts(self, items: Sequence[Event], progress: Progress) -> AsyncIterator[list[Envelope]]:
+        """By count and by bytes, in order; each is encoded when the one before it is sent."""
+        part: list[Envelope] = []
+        size = 0
+        async for index, event in with_breath(items):
             try:
                 body = self._encode(event)
             except (ValueError, TypeError) as exc:
-                progress.poison.append(Poison(index, f"cannot be written as JSON: {type(exc).__name__}"))
+                progress.unfit(index, f"cannot be written as JSON: {type(exc).__name__}")
                 continue
             if len(body) > BODY_BYTES_MAX:
-                progress.poison.append(Poison(index, f"{len(body)} bytes, Splunk takes at most {BODY_BYTES_MAX}"))
-            else:
-                yield Envelope(index, body)
-
-    def _encode(self, event: Event) -> bytes:
-        envelope: dict[str, Any] = {
-            "time": milliseconds(event.occurred_at) / 1000,
-            "host": self._config.host,
-            "source": "authwatch",
-            "sourcetype": self._sourcetype,
-            "event": self._shape(event),
-        }
-        if self._config.index is not None:
-            envelope["index"] = self._config.index
-        return json.dumps(envelope, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-    def _parts(self, envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
-        """By count and by bytes, in order."""
-        part: list[Envelope] = []
-        size = 0
-        for envelope in envelopes:
-            if part and (len(part) >= self.batch_items_max or size + len(envelope.body) > BODY_BYTES_MAX):
+                progress.unfit(index, f"{len(body)} bytes, Splunk takes at most {BODY_BYTES_MAX}")
+                continue
+            if part and (len(part) >= self._part_items_max or size + len(body) > BODY_BYTES_MAX):
                 yield part
                 part, size = [], 0
-            part.append(envelope)
-            size += len(envelope.body)
+            part.append(Envelope(index, body))
+            size += len(body)
         if part:
             yield part
+
+    def _encode(self, event: Event) -> bytes:
+        at = milliseconds(event.occurred_at)
+        return b'{"time":%d.%03d,%b,"event":%b}' % (*divmod(at, 1000), self._envelope, self._encoded(event))
 
     async def _send_part(self, part: Sequence[Envelope], progress: Progress) -> None:
         """Bounded: every turn either finishes a piece, takes an item out of it, or halves it."""
@@ -178,6 +184,8 @@ class SplunkHec:
             response = await self._post(piece)
             code, at = _read_answer(response)
             if 200 <= response.status < 300 and code == SUCCESS_CODE:
+                if self._acks is not None:
+                    self._acks.note(response)
                 progress.accepted += len(piece)
             elif response.status == 413 or (response.status == 400 and code in ITEM_CODES):
                 bad = at if response.status == 400 and at is not None and at < len(piece) else None
@@ -186,38 +194,34 @@ class SplunkHec:
                     pieces += [piece[half:], piece[:half]]  # the earlier half is popped first
                     continue
                 bad = bad or 0
-                reason = response.excerpt or f"refused with {response.status}"
-                progress.accepted += bad  # Splunk keeps what stood before the bad one
-                progress.poison.append(Poison(piece[bad].index, reason))
-                self._doubt(progress, response)
                 if piece[bad + 1 :]:
                     pieces.append(piece[bad + 1 :])
+                if self._acks is None:
+                    progress.accepted += bad  # Splunk keeps what stood before the bad one
+                elif bad:
+                    pieces.append(piece[:bad])  # and yet acknowledges none of it: better twice than perhaps not
+                reason = response.excerpt or f"refused with {response.status}"
+                progress.refused(piece[bad].index, reason, host=response.host, status=response.status)
             else:
                 _raise(response, code)
 
-    async def _post(self, piece: Sequence[Envelope]) -> Response:
-        content = b"".join(envelope.body for envelope in piece)  # concatenated: an array would be refused
+    def _headers(self) -> dict[str, str]:
         headers = {
             "authorization": f"Splunk {self._config.token.get_secret_value()}",
             "content-type": "application/json",
         }
+        return headers | (self._acks.headers if self._acks is not None else {})
+
+    async def _post(self, piece: Sequence[Envelope]) -> Response:
+        content = b"".join(envelope.body for envelope in piece)  # concatenated: an array would be refused
+        headers = self._headers()
         if len(content) >= GZIP_BYTES_MIN:
-            content = gzip.compress(content, compresslevel=5, mtime=0)
+            content = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
             headers["content-encoding"] = "gzip"
         timeout_seconds = self._config.timeout_seconds
         return await post(
             self._client, self._config.url, content=content, headers=headers, timeout_seconds=timeout_seconds
         )
-
-    def _doubt(self, progress: Progress, response: Response) -> None:
-        if progress.accepted == 0 and len(progress.poison) >= REFUSED_IN_A_ROW_MAX:
-            raise DeliveryFailed(
-                f"{response.host} refused {len(progress.poison)} items in a row and took none: {response.excerpt}; "
-                "the fault is most likely in the sink's configuration, so none was put aside",
-                code="all_refused",
-                permanent=True,
-                status=response.status,
-            )
 
 
 def _read_answer(response: Response) -> tuple[int | None, int | None]:

@@ -1,8 +1,7 @@
-"""Where each reader of the log stands: the evaluator under a row lock, every sink under a lease."""
+"""Where each reader of the log stands, under a row lock or a lease; the sinks' own steps are in `shipping.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -53,7 +52,7 @@ async def move(conn: AsyncConnection, name: str, to: int) -> None:
 
 
 async def lease(conn: AsyncConnection, name: str, now: datetime, duration: timedelta) -> int | None:
-    """Makes the sink's row if it is new (from the log's beginning), then claims it; None while it is claimed or backing off."""
+    """Makes the reader's row if it is new (from the log's beginning), then claims it; None while it is claimed or backing off."""
     beginning = func.coalesce(
         select(readers.c.position).where(readers.c.name == RETENTION).scalar_subquery(), literal(0, BigInteger)
     )
@@ -79,36 +78,6 @@ async def pass_over(conn: AsyncConnection, name: str, to: int) -> None:
 
 async def ran(conn: AsyncConnection, name: str, now: datetime) -> None:
     await conn.execute(update(readers).where(readers.c.name == name).values(moved_at=now, last_ok_at=now))
-
-
-async def shipped(
-    conn: AsyncConnection, name: str, was: int, to: int, now: datetime, bad: Sequence[tuple[int, str, str]]
-) -> None:
-    """The sink took everything up to `to`; `bad` is (position, event row id, reason) of what it refused for good."""
-    for at, event_row_id, reason in bad:
-        await conn.execute(
-            insert(poison)
-            .values(reader=name, position=at, event_row_id=event_row_id, reason=reason[:500], at=now)
-            .on_conflict_do_nothing()
-        )
-    await conn.execute(
-        update(readers)
-        .where(readers.c.name == name, readers.c.position == was)
-        .values(
-            position=to,
-            moved_at=now,
-            last_ok_at=now,
-            lease_until=None,
-            next_attempt_at=None,
-            failures_in_a_row=0,
-            last_code=None,
-            last_error=None,
-        )
-    )
-
-
-async def idle(conn: AsyncConnection, name: str, now: datetime) -> None:
-    await conn.execute(update(readers).where(readers.c.name == name).values(lease_until=None, last_ok_at=now))
 
 
 async def refused(

@@ -334,6 +334,11 @@ readers = Table(
     Column("last_code", Text),
     Column("last_error", Text),
     Column("last_ok_at", Instant),
+    Column("refused_in_a_row", Integer, nullable=False, server_default=text("0")),  # items, with none taken since
+    Column(
+        "in_doubt", Integer, nullable=False, server_default=text("0")
+    ),  # items that may have arrived, and are sent again
+    Column("sent_again", BigInteger, nullable=False, server_default=text("0")),
 )
 
 # Which position was reached at what time, every few minutes: the time before which a reader need not look.

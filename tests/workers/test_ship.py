@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 import psycopg
 import pytest
 
+from service.errors import DeliveryFailed
 from service.event import Event
-from service.sinks.base import Sent
-from service.store import log
+from service.sinks.base import REFUSED_IN_A_ROW_MAX, Poison, Sent
+from service.sinks.matching import read_match
+from service.store import log, readers, shipping
 from service.store.session import begin
 from tests.fakes.hec import Scripted
 from tests.make import make_receipt
@@ -17,7 +21,7 @@ from tests.store.servers import END_OURS
 from tests.workers.house import House
 from workers.act import act
 from workers.evaluate import evaluate
-from workers.ship import ship
+from workers.ship import BREAKER_FAILURES, PROBE_ITEMS, Shipping, ship
 
 
 async def kept(house: House) -> list[str]:
@@ -114,3 +118,199 @@ async def test_a_database_that_is_away_when_the_answer_comes_holds_the_sink_up_n
     await house.told("DISCONNECTED")
     await soon(house)
     assert shipped(house) == await kept(house)
+
+
+class Recording:
+    """A sink that says what it is told to say, in order, and then takes everything; `batches` is what it was sent."""
+
+    name, kind, batch_items_max = "splunk", "recording", 50
+
+    def __init__(self, *said: Sent | DeliveryFailed) -> None:
+        self.said = list(said)
+        self.batches: list[list[str]] = []
+
+    async def send(self, items: Sequence[Event]) -> Sent:
+        self.batches.append([item.id for item in items])
+        said = self.said.pop(0) if self.said else Sent(len(items))
+        if isinstance(said, DeliveryFailed):
+            raise said
+        return said
+
+    async def check(self) -> str:
+        return "here"
+
+
+def stand_in(house: House, *said: Sent | DeliveryFailed) -> Recording:
+    sink = Recording(*said)
+    house.runtime.sinks["splunk"] = sink
+    return sink
+
+
+async def reader(house: House) -> dict[str, int]:
+    (row,) = await house.rows("SELECT * FROM readers WHERE name = 'sink:splunk'")
+    return dict(row)
+
+
+async def many(house: House, count: int) -> list[str]:
+    await house.accept(*(make_receipt() for _ in range(count)))
+    return await kept(house)
+
+
+def unsure() -> DeliveryFailed:
+    return DeliveryFailed("no answer", code="timeout", ambiguous=True)
+
+
+async def test_a_batch_that_may_have_arrived_is_sent_again_as_it_was_and_counted(house: House) -> None:
+    first = await many(house, 3)
+    sink = stand_in(house, unsure(), unsure())
+    await ship(house.runtime)
+    everything = await many(house, 4)
+    await soon(house)
+    await soon(house)
+    assert sink.batches == [first, first, first, everything[3:]]
+    assert (await reader(house))["sent_again"] == 3
+    assert (await reader(house))["in_doubt"] == 0
+
+
+async def test_a_batch_that_surely_did_not_arrive_is_not_counted(house: House) -> None:
+    await many(house, 3)
+    sink = stand_in(house, DeliveryFailed("busy", code="http_503"))
+    await ship(house.runtime)
+    everything = await many(house, 1)
+    await soon(house)
+    assert sink.batches == [everything[:3], everything]
+    assert (await reader(house))["sent_again"] == 0
+
+
+async def test_a_doubt_of_before_outlives_a_try_that_surely_failed(house: House) -> None:
+    first = await many(house, 3)
+    sink = stand_in(house, unsure(), DeliveryFailed("busy", code="http_503"))
+    await ship(house.runtime)
+    await soon(house)
+    await many(house, 1)
+    await soon(house)
+    assert sink.batches[:3] == [first] * 3
+    assert (await reader(house))["sent_again"] == 3
+
+
+async def test_who_died_in_the_middle_left_word_of_what_was_on_its_way(house: House) -> None:
+    first = await many(house, 3)
+    async with begin(house.runtime.engine) as conn:
+        now = await readers.clock(conn)
+        claimed = await shipping.claim(conn, "sink:splunk", now, timedelta(0))
+        assert claimed is not None
+        await shipping.sending(conn, claimed, 3)
+    await many(house, 2)
+    sink = stand_in(house)
+    await soon(house)
+    assert sink.batches[0] == first
+    assert (await reader(house))["sent_again"] == 3
+
+
+async def test_part_of_a_batch_taken_is_not_sent_again(house: House) -> None:
+    everything = await many(house, 5)
+    sink = stand_in(house, Sent(2, upto=2, in_doubt=1))
+    await ship(house.runtime)
+    assert sink.batches == [everything, everything[2:3], everything[3:]]
+    assert (await reader(house))["sent_again"] == 1
+
+
+async def test_after_many_failures_a_few_items_are_tried_until_they_go_through(house: House) -> None:
+    everything = await many(house, PROBE_ITEMS * 3)
+    sink = stand_in(house, *(DeliveryFailed("busy", code="http_503") for _ in range(BREAKER_FAILURES + 1)))
+    for _ in range(BREAKER_FAILURES + 2):
+        await soon(house)
+    full, probe = everything, everything[:PROBE_ITEMS]
+    assert sink.batches == [full] * BREAKER_FAILURES + [probe] * 2 + [everything[PROBE_ITEMS:]]
+
+
+async def test_a_sink_is_sent_what_it_wants_and_passes_over_the_rest(house: House) -> None:
+    sink = stand_in(house)
+    house.runtime.wants["splunk"] = read_match([{"kind": {"glob": "alert.*"}, "severity": ["P1", "P2"]}])
+    await house.put(account_ids=["ca_1"])
+    await house.told("DISCONNECTED")
+    await many(house, 300)
+    await ship(house.runtime)
+    fired = [row["id"] for row in await house.rows("SELECT id::text FROM events WHERE kind = 'alert.firing'")]
+    assert sink.batches == [fired]
+    (head,) = await house.rows("SELECT max(position) AS position FROM events")
+    assert (await reader(house))["position"] == head["position"]
+
+
+async def test_poison_is_put_aside_and_no_longer_once_it_is_taken(house: House) -> None:
+    everything = await many(house, 3)
+    stand_in(house, Sent(2, (Poison(1, "a field too many"),)))
+    await ship(house.runtime)
+    async with begin(house.runtime.engine) as conn:
+        (row,) = await shipping.put_aside(conn, sink="splunk", before=None, limit=10)
+        assert (row.event_row_id, row.reason) == (everything[1], "a field too many")
+        assert await shipping.replay(conn, "splunk", 0, await readers.clock(conn)) == 3
+    sink = stand_in(house)
+    await ship(house.runtime)
+    assert sink.batches == [everything]
+    async with begin(house.runtime.engine) as conn:
+        assert await shipping.put_aside(conn, sink=None, before=None, limit=10) == []
+
+
+async def test_a_sink_that_refuses_item_after_item_does_not_drain_the_log_into_poison(house: House) -> None:
+    everything = await many(house, REFUSED_IN_A_ROW_MAX * 2)
+    refusals = [Sent(0, (Poison(0, "no"),)) for _ in range(REFUSED_IN_A_ROW_MAX + 5)]
+    sink = stand_in(house, *refusals)
+    sink.batch_items_max = 1
+    for _ in range(4):
+        await soon(house)
+    assert len(await house.rows("SELECT 1 FROM poison")) == REFUSED_IN_A_ROW_MAX - 1
+    row = await reader(house)
+    assert row["last_code"] == "all_refused"
+    assert sink.batches[-1] == [everything[REFUSED_IN_A_ROW_MAX - 1]]
+    sink.said.clear()
+    await soon(house)
+    assert (await reader(house))["refused_in_a_row"] == 0
+
+
+async def test_what_is_found_here_says_nothing_of_the_sink(house: House) -> None:
+    await many(house, REFUSED_IN_A_ROW_MAX + 1)
+    stand_in(house, Sent(0, tuple(Poison(n, "too large", ours=True) for n in range(REFUSED_IN_A_ROW_MAX + 1))))
+    await ship(house.runtime)
+    assert len(await house.rows("SELECT 1 FROM poison")) == REFUSED_IN_A_ROW_MAX + 1
+
+
+async def test_a_replay_beside_a_batch_on_its_way_is_not_undone_by_it(house: House) -> None:
+    sink = stand_in(house)
+    first = await many(house, 3)
+    await ship(house.runtime)
+    everything = await many(house, 2)
+    send = sink.send
+
+    async def replayed_meanwhile(items: Sequence[Event]) -> Sent:
+        sent = await send(items)
+        if len(sink.batches) == 2:
+            async with begin(house.runtime.engine) as conn:
+                await shipping.replay(conn, "splunk", 0, await readers.clock(conn))
+        return sent
+
+    sink.send = replayed_meanwhile  # type: ignore[method-assign]
+    await ship(house.runtime)
+    assert sink.batches == [first, everything[3:], everything]
+
+
+async def test_a_sink_that_hangs_holds_up_no_other(house: House) -> None:
+    everything = await many(house, 3)
+    sink, other, hangs = stand_in(house), Recording(), asyncio.Event()
+
+    async def hang(items: Sequence[Event]) -> Sent:
+        await hangs.wait()
+        return Sent(len(items))
+
+    sink.send = hang  # type: ignore[method-assign]
+    house.runtime.sinks["other"] = other
+    house.runtime.wants["other"] = lambda event: event.origin != "probe"
+    sending = Shipping(house.runtime)
+    await sending.step()
+    assert other.batches == [everything]
+    everything = await many(house, 1)
+    await sending.step()
+    assert other.batches[1:] == [everything[3:]]
+    await sending.close()
+    assert (await reader(house))["lease_until"] is None, "whoever starts next need not wait for it"
+    assert (await reader(house))["in_doubt"] == 3

@@ -34,6 +34,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "actions_lag_seconds": ("age of the oldest pause or resume an orchestrator was not told yet", ("destination",)),
     "notifier_lag_seconds": ("age of the oldest message that a notifier did not take yet", ("notifier",)),
     "sink_lag_seconds": ("age of the oldest event a sink has not taken yet", ("sink",)),
+    "sink_lag_items": ("about how many rows of the log a sink has not passed yet", ("sink",)),
+    "sink_poison_items": ("items that a sink refused for good and that were put aside in the last hour", ("sink",)),
+    "siem_poller_silence_seconds": (
+        "how long a token that asked GET /v1/siem/events regularly has not; 0 until that is far longer than usual",
+        ("token",),
+    ),
     "tool_call_success_rate": (
         "reported tool calls of an account that succeeded, over all of the last five minutes; read once two have failed",
         ("account_id",),
