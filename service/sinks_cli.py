@@ -71,7 +71,7 @@ async def read_all(runtime: Runtime) -> tuple[list[tuple[str, ...]], dict[str, s
             f"{parts[name]['lag_seconds']:.0f}",
             str(parts[name]["poison"]),
             str(parts[name]["sent_again"]),
-            parts[name]["state"],
+            str(parts[name]["state"]),
         )
         for name, sink in runtime.sinks.items()
     ]

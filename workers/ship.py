@@ -40,13 +40,14 @@ class Shipping:
         self._tasks: dict[str, asyncio.Task[bool]] = {}
 
     async def step(self) -> None:
-        """Raises what a sink's task raised, once; the others go on meanwhile."""
+        """Raises what a sink's task raised, once; the others go on meanwhile. One that hangs is not waited for again."""
+        begun: list[asyncio.Task[bool]] = []
         for name, sink in self._runtime.sinks.items():
             if name not in self._tasks:
                 self._tasks[name] = asyncio.create_task(ship_one(self._runtime, name, sink), name=f"ship {name}")
-        if not self._tasks:
-            return
-        await asyncio.wait(self._tasks.values(), timeout=STEP_SECONDS)
+                begun.append(self._tasks[name])
+        if begun:
+            await asyncio.wait(begun, timeout=STEP_SECONDS)
         failed: list[BaseException] = []
         for name, task in [*self._tasks.items()]:
             if task.done():
@@ -75,8 +76,12 @@ async def ship_one(runtime: Runtime, name: str, sink: Sink) -> bool:
         if not await one_batch(runtime, name, sink):
             return sent > 0
         if runtime.pace.many:
-            await asyncio.sleep(min(time.monotonic() - began, REST_SECONDS_MAX))
+            await rest(time.monotonic() - began)
     return True
+
+
+async def rest(took: float) -> None:
+    await asyncio.sleep(min(took, REST_SECONDS_MAX))
 
 
 async def one_batch(runtime: Runtime, name: str, sink: Sink) -> bool:

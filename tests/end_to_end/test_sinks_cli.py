@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,10 +15,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from ruamel.yaml import YAML
 
 from service import sinks_cli
 from service.runtime import open_runtime
 from service.settings import load_settings
+from service.sinks import SINKS
 from service.store import log
 from service.store.session import begin
 from tests.fakes.front import Front, standing
@@ -24,6 +28,8 @@ from tests.fakes.hec import FakeHec
 from tests.make import make_receipt
 from workers.ship import ship
 
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "sinks.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()]
 TOKEN = "b5ca1d7e-THE-HEC-TOKEN-9f3a"
 
 
@@ -170,3 +176,24 @@ def test_poison_is_shown_with_its_reason(desk: Desk) -> None:
     (line,) = desk.run("poison", "siem").output.splitlines()
     assert "siem  position 2  event" in line
     assert "Invalid data format" in line
+
+
+def test_the_commands_of_the_documentation_are_taken(desk: Desk) -> None:
+    desk.ship(2)
+    assert len(COMMANDS) == 4
+    for command in COMMANDS:
+        words = shlex.split(command.replace("splunk", "siem"))
+        assert words[:2] == ["authwatch", "sinks"]
+        done = desk.run(*words[2:])
+        assert done.exit_code == 0, done.output
+
+
+def test_the_sections_of_the_documentation_are_taken() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    sections = YAML(typ="safe").load(block)["sinks"]
+    secret = "whsec_" + "c29jLXNlY3JldC1vZi1hLXRlc3QtYW5kLW5vLW1vcmU="
+    for name, section in sections.items():
+        config = SINKS[section["kind"]].Config.model_validate(
+            {**section, "name": name} | ({"secret": secret} if "secret" in section else {})
+        )
+        assert config.name == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -58,6 +59,5 @@ def test_a_probe_never_reaches_a_siem(match: Any) -> None:
     ],
 )
 def test_a_match_that_cannot_be_right_is_said(match: Any, said: str) -> None:
-    with pytest.raises(ValueError, match="^") as caught:
+    with pytest.raises(ValueError, match=re.escape(said)):
         read_match(match)
-    assert said in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,13 +16,14 @@ from service.sinks.base import REFUSED_IN_A_ROW_MAX, Poison, Sent
 from service.sinks.matching import read_match
 from service.store import log, readers, shipping
 from service.store.session import begin
+from service.store.shipping import BREAKER_FAILURES
 from tests.fakes.hec import Scripted
 from tests.make import make_receipt
 from tests.store.servers import END_OURS
 from tests.workers.house import House
 from workers.act import act
 from workers.evaluate import evaluate
-from workers.ship import BREAKER_FAILURES, PROBE_ITEMS, Shipping, ship
+from workers.ship import PROBE_ITEMS, Shipping, ship
 
 
 async def kept(house: House) -> list[str]:
@@ -146,7 +148,7 @@ def stand_in(house: House, *said: Sent | DeliveryFailed) -> Recording:
     return sink
 
 
-async def reader(house: House) -> dict[str, int]:
+async def reader(house: House) -> dict[str, Any]:
     (row,) = await house.rows("SELECT * FROM readers WHERE name = 'sink:splunk'")
     return dict(row)
 
@@ -314,3 +316,41 @@ async def test_a_sink_that_hangs_holds_up_no_other(house: House) -> None:
     await sending.close()
     assert (await reader(house))["lease_until"] is None, "whoever starts next need not wait for it"
     assert (await reader(house))["in_doubt"] == 3
+
+
+async def test_while_events_wait_to_be_judged_a_sink_rests_between_its_batches(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await many(house, 3)
+    sink, rests = stand_in(house), list[float]()
+    sink.batch_items_max = 1
+
+    async def rest(took: float) -> None:
+        rests.append(took)
+
+    monkeypatch.setattr("workers.ship.rest", rest)
+    house.runtime.pace.many = True
+    await ship(house.runtime)
+    assert len(rests) == 3
+    assert all(took > 0 for took in rests)
+    house.runtime.pace.many = False
+    await many(house, 1)
+    await ship(house.runtime)
+    assert len(rests) == 3
+
+
+async def test_a_sink_whose_story_crashed_is_said_and_the_others_go_on(house: House) -> None:
+    everything = await many(house, 2)
+    sink, other = stand_in(house), Recording()
+
+    async def crash(items: Sequence[Event]) -> Sent:
+        raise RuntimeError("a mistake of ours")
+
+    sink.send = crash  # type: ignore[method-assign]
+    house.runtime.sinks["other"] = other
+    house.runtime.wants["other"] = lambda event: event.origin != "probe"
+    sending = Shipping(house.runtime)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        await sending.step()
+    assert other.batches == [everything]
+    await sending.close()
