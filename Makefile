@@ -13,7 +13,7 @@ BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check docs-test bench bench-effects weather fuzz crash properties lock test-containers test-orchestrators compose-test
+.PHONY: help run test check docs-test bench bench-effects bench-siem weather fuzz crash properties lock test-containers test-orchestrators compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -57,6 +57,10 @@ bench: ## The speed figures, each with its control in the same run, into bench/R
 bench-effects: ## Open actions drained by one worker, and what a dead destination costs the others (BENCH=short tries it)
 	@$(call installed,embedded)
 	@AUTHWATCH_BENCH="$${AUTHWATCH_BENCH:-$(BENCH)}" $(BIN)/python -m bench.effects
+
+bench-siem: ## The copy for a SIEM: pushed, fetched, a sink that was down, kills, a million events in order (BENCH=short tries it)
+	@$(call installed,embedded)
+	@AUTHWATCH_BENCH="$${AUTHWATCH_BENCH:-$(BENCH)}" $(BIN)/python -m bench.siem
 
 weather: ## Slack answers 429 for ten minutes, a pager is down for an hour, 30 times faster than life (WEATHER=full waits)
 	@$(call installed,dev)

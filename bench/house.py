@@ -95,7 +95,7 @@ class House:
         return process
 
     def server(self, kind: str, database_url: str, name: str = "", more: Mapping[str, str] = NOTHING) -> Server:
-        """`ours`, or `control` or `plain` under the same uvicorn settings; ready to answer."""
+        """`ours`, or `control`, `plain` or `feed` under the same uvicorn settings; ready to answer."""
         port = children.choose_port(HOST)
         words = ["-m", "bench.serve", kind, "--port", str(port)]
         server = Server(

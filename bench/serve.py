@@ -1,4 +1,5 @@
-"""Serves ours, the no-op control or the plain form, each in one process; the last two as uvicorn serves anybody's."""
+"""Serves ours, the no-op control, the plain form or the bare feed, each in one process; all but ours as uvicorn serves
+anybody's."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ HOST = "127.0.0.1"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("ours", "control", "plain"))
+    parser.add_argument("kind", choices=("ours", "control", "plain", "feed"))
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
     if arguments.kind == "ours":
@@ -22,6 +23,8 @@ def main() -> None:
         return
     if arguments.kind == "control":
         from bench.control import app
+    elif arguments.kind == "feed":
+        from bench.siem_feed import app
     else:
         from bench.plain import app
     gc.collect()

@@ -57,7 +57,7 @@ def list_() -> None:
 async def read_all(runtime: Runtime) -> tuple[list[tuple[str, ...]], dict[str, str]]:
     from service import health
     from service.sinks import SINKS
-from service.store.session import begin
+    from service.store.session import begin
 
     async with begin(runtime.engine) as conn:
         parts = await health.of_sinks(conn, list(runtime.sinks))
