@@ -13,7 +13,7 @@ BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test check docs-test bench bench-effects bench-siem weather fuzz crash properties lock test-containers test-orchestrators compose-test
+.PHONY: help run test check docs-test bench bench-effects bench-siem weather fuzz crash properties lock test-containers test-sinks test-orchestrators compose-test
 
 help: ## What can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -37,6 +37,16 @@ check: ## What CI runs: lint, format, types, import contract, tests (three files
 docs-test: ## Load every rule shown in docs/rules.md and parse every command (also a part of make check)
 	@$(call installed,dev)
 	@$(BIN)/python -m pytest tests/unit/test_docs_rules.py
+
+test-sinks: ## The SIEM sinks against real servers too: fetches rsyslog from Debian's packages into .cache, for nobody but the tests
+	@$(call installed,dev)
+	@[ -e .cache/rsyslog/root/usr/sbin/rsyslogd ] || { \
+	  command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "make: no apt-get and dpkg here: install rsyslog and rsyslog-gnutls yourself" >&2; exit 1; }; \
+	  rm -rf .cache/rsyslog && mkdir -p .cache/rsyslog && cd .cache/rsyslog && \
+	  apt-get -q download rsyslog rsyslog-gnutls $$(apt-cache depends rsyslog rsyslog-gnutls | sed -n 's/^ *Depends: \(libestr0\|libfastjson4\|liblognorm5\)$$/\1/p' | sort -u) && \
+	  mkdir unpacking && for package in *.deb; do dpkg -x "$$package" unpacking || exit 1; done && mv unpacking root; }
+	@$(BIN)/python -m pytest tests/plug_ins/test_sinks_conform.py tests/plug_ins/test_syslog.py \
+	  tests/plug_ins/test_syslog_rsyslog.py tests/plug_ins/test_s3.py tests/plug_ins/test_s3_moto.py
 
 test-containers: ## The tests, on servers in containers
 	@$(call installed,dev)
