@@ -184,7 +184,7 @@ async def of_clock_and_health(runtime: Runtime) -> list[Finding]:
         behind = value["lag_seconds"] > LAG_SECONDS_MAX or value["poison"]
         said = f"{value['lag_items']} waiting, {value['poison']} put aside"
         if behind and not value["last_error"]:
-            said += "; is `authwatch worker` running?" if not value["poison"] else "; why stands in the table poison"
+            said += "; is `authwatch worker` running?" if not value["poison"] else "; `authwatch sinks poison` says why"
         found.append(
             Finding(
                 not behind,

@@ -10,6 +10,8 @@ from typing import Any
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "ocsf-iam-finding-subset.json").read_text())
 YEAR_2000_MS, YEAR_2200_MS = 946_684_800_000, 7_258_118_400_000
 OTHER = 99
+# The text beside a number: its caption in the schema, or the source's own word beside 99.
+SIBLINGS = {"activity_id": "activity_name", "class_uid": "class_name", "category_uid": "category_name"}
 
 
 def problems(item: Mapping[str, Any]) -> list[str]:
@@ -24,8 +26,6 @@ def problems(item: Mapping[str, Any]) -> list[str]:
     activity = item.get("activity_id")
     if isinstance(activity, int) and item.get("type_uid") != item["class_uid"] * 100 + activity:
         found.append("type_uid: is not class_uid * 100 + activity_id")
-    if activity == OTHER and not item.get("activity_name"):
-        found.append("activity_name: must say what activity 99 was")
     return found
 
 
@@ -46,6 +46,7 @@ def _object(where: str, value: Mapping[str, Any], definition: dict[str, Any], pr
             found.append(f"{where}{name}: unknown attribute")
         else:
             found += _attribute(f"{where}{name}", inner, attributes[name], profiles)
+            found += _sibling(where, name, value, attributes[name])
     constraints = definition.get("constraints") or {}
     at_least_one, just_one = (constraints.get("at_least_one"), constraints.get("just_one"))
     if at_least_one and not any(name in value for name in at_least_one):
@@ -53,6 +54,18 @@ def _object(where: str, value: Mapping[str, Any], definition: dict[str, Any], pr
     if just_one and sum(name in value for name in just_one) != 1:
         found.append(f"{where}: just one of {just_one}")
     return found
+
+
+def _sibling(where: str, name: str, holder: Mapping[str, Any], attribute: dict[str, Any]) -> list[str]:
+    """99 must be named, and whatever else is named bears the schema's own caption."""
+    beside = SIBLINGS.get(name, name.removesuffix("_id"))
+    if "enum" not in attribute or beside == name:
+        return []
+    number, said = holder[name], holder.get(beside)
+    if number == OTHER:
+        return [] if said else [f"{where}{beside}: must say what {name} 99 is"]
+    caption = attribute["enum"].get(str(number))
+    return [] if said is None or said == caption else [f"{where}{beside}: {said!r} is not {caption!r}"]
 
 
 def _attribute(where: str, value: Any, attribute: dict[str, Any], profiles: frozenset[str]) -> list[str]:

@@ -1,236 +1,294 @@
 """An event in the words of OCSF 1.8.0: Authentication (3002), Entity Management (3004) or Detection Finding (2004).
 
-Account Change (3001) and User Access (3005) are left out on purpose: OCSF 1.9 deprecates them.
+Every item of a batch passes here, so that what is the same for all of a kind is made once, and fields are set rather
+than filtered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
-from service.event import Event, rfc3339
-from service.sinks.severity import security_severity
+from service.event import YEAR_MAX, YEAR_MIN, Event, rfc3339
+from service.sinks.actions import Act, act_of, is_drill
+from service.sinks.ocsf_words import (
+    AFFECTED,
+    AUTHENTICATION,
+    CHANGES,
+    DEEDS,
+    DETECTION_FINDING,
+    ENTITY_MANAGEMENT,
+    FAILURE,
+    FINDING_STATUSES,
+    FINDINGS,
+    HEADS,
+    HOST,
+    LOGONS,
+    OAUTH_2,
+    OTHER,
+    OUTCOMES,
+    RULE,
+    SECURITY_CONTROL,
+    STATUSES,
+    SUCCESS,
+    UNKNOWN,
+    UPDATE,
+    VERSION,
+    Change,
+)
+from service.sinks.severity import CAPTIONS, security_severity
 
-VERSION = "1.8.0"
 PRODUCT = {"name": "Authwatch", "vendor_name": "Authwatch"}
-AUTHENTICATION, ENTITY_MANAGEMENT, DETECTION_FINDING = 3002, 3004, 2004
-CATEGORIES = {AUTHENTICATION: 3, ENTITY_MANAGEMENT: 3, DETECTION_FINDING: 2}
-SUCCESS, FAILURE, OTHER = 1, 2, 99
-OAUTH_2 = 6  # auth_protocol_id
-RULE = 1  # analytic.type_id
-
-# finding status_id: 1 New, 2 In Progress, 3 Suppressed, 4 Resolved
-FINDING_STATUS = {"firing": 1, "acknowledged": 2, "snoozed": 3, "resolved": 4}
-FINDING_ACTIVITY = {"alert.firing": 1, "alert.acknowledged": 2, "alert.resolved": 3}
-FINDING_STATE = {"alert.firing": "firing", "alert.acknowledged": "acknowledged", "alert.resolved": "resolved"}
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """How a kind reads as Entity Management. `label` is the activity's name where OCSF has no number for it."""
-
-    activity_id: int
-    label: str | None = None
-    status_id: int = SUCCESS
-
-
-CHANGES = {
-    "account.created": Change(1),
-    "account.updated": Change(3),
-    "account.authorized": Change(10),
-    "account.reauth_started": Change(OTHER, "Reauthorization Started"),
-    "account.reauth_required": Change(12),
-    "account.disconnected": Change(4),
-    "account.deleted": Change(4),
-    "auth.failed": Change(OTHER, "Authorization Failed", FAILURE),
-    "auth.scope_changed": Change(3),
-    "token.refresh_succeeded": Change(OTHER, "Token Refresh"),
-    "token.refresh_failed": Change(OTHER, "Token Refresh", FAILURE),
-    "tool_call.completed": Change(OTHER, "Tool Call"),
-    "workflow.paused": Change(12),
-    "workflow.resumed": Change(13),
-    "audit": Change(3),
-    "quarantine": Change(OTHER, "Quarantined", FAILURE),
-}
-# Authentication says more where a user is known. Its activity 5, Service Ticket Renew, is Kerberos and no token refresh.
-LOGONS = {
-    "account.authorized": Change(1),
-    "auth.failed": Change(1, None, FAILURE),
-    "token.refresh_succeeded": Change(OTHER, "Token Refresh"),
-    "token.refresh_failed": Change(OTHER, "Token Refresh", FAILURE),
-}
+RESOURCES_MAX = 100  # workflows named as resources of one finding
+CODE_CHARS_MAX = 64  # an error longer than this, or with a blank in it, is a sentence and no code
+KEPT = (  # of the event, where OCSF has no place of its own
+    "position",
+    "origin",
+    "kind",
+    "source",
+    "event_id",
+    "account_id",
+    "connection_id",
+    "environment_id",
+    "account_status",
+    "status",
+    "old_status",
+    "lag_seconds",
+    "clock_suspect",
+)
+KEPT_AS = tuple("provider_event_id" if name == "event_id" else name for name in KEPT)
+kept = attrgetter(*KEPT)
 
 
 def to_ocsf(event: Event) -> dict[str, Any]:
     """One OCSF object, not yet redacted: callers go through `formats.FORMATS`."""
-    details = dict(event.details or {})
-    if event.kind in FINDING_ACTIVITY:
-        item = _finding(event, details)
-    elif event.kind in LOGONS and event.identifier and (event.provider or event.connection_id):
-        item = _authentication(event, LOGONS[event.kind])
+    details = event.details or {}
+    kind = event.kind
+    if kind in FINDINGS:
+        return _finding(event, details)
+    if kind == "audit":
+        item = _audit(event, details, act_of(details))
+    elif kind in LOGONS and event.identifier and (event.provider or event.connection_id):
+        item = _authentication(event, details, LOGONS[kind])
     else:
-        item = _entity_management(
-            event, CHANGES.get(event.kind, Change(OTHER, event.type or event.kind, OTHER)), details
-        )
-    item["unmapped"] = _present(
-        {
-            "position": event.position,
-            "origin": event.origin,
-            "kind": event.kind,
-            "source": event.source,
-            "provider_event_id": event.event_id,
-            "account_id": event.account_id,
-            "connection_id": event.connection_id,
-            "environment_id": event.environment_id,
-            "account_status": event.account_status,
-            "status": event.status,
-            "old_status": event.old_status,
-            "lag_seconds": event.lag_seconds,
-            "clock_suspect": event.clock_suspect,
-            "details": details or None,
-        }
-    )
+        item = _entity_management(event, details, CHANGES.get(kind, CHANGES["other"]))
+    item["unmapped"] = _unmapped(event)
+    if details:
+        item["unmapped"]["details"] = details
     return item
 
 
-def _base(event: Event, class_uid: int, activity_id: int, message: str) -> dict[str, Any]:
-    return {
-        "class_uid": class_uid,
-        "category_uid": CATEGORIES[class_uid],
-        "activity_id": activity_id,
-        "type_uid": class_uid * 100 + activity_id,
-        "time": milliseconds(event.occurred_at),
-        "severity_id": security_severity(event),
-        "message": message,
-        "metadata": _present(
-            {
-                "version": VERSION,
-                "product": PRODUCT,
-                "uid": event.id,  # stable across repeats: the SIEM's key to drop duplicates
-                "correlation_uid": _text(event.account_id),
-                "event_code": event.type,
-                "log_name": event.source,
-                "original_time": rfc3339(event.occurred_at),
-                "logged_time": milliseconds(event.received_at),
-                "tenant_uid": _text(event.organization_id),
-            }
-        ),
+def _base(event: Event, class_uid: int, activity_id: int, label: str | None, message: str) -> dict[str, Any]:
+    item: dict[str, Any] = HEADS[class_uid, activity_id].copy()
+    if label:
+        item["activity_name"] = label
+    at, severity_id = milliseconds(event.occurred_at), security_severity(event)
+    item["time"] = at
+    item["severity_id"] = severity_id
+    item["severity"] = CAPTIONS[severity_id]
+    item["message"] = message
+    metadata: dict[str, Any] = {
+        "version": VERSION,
+        "product": PRODUCT,
+        "uid": event.id,  # stable across repeats: the SIEM's key to drop duplicates
+        "original_time": rfc3339(event.occurred_at),
+        "logged_time": milliseconds(event.received_at),
     }
+    if event.type:
+        metadata["event_code"] = event.type
+    if event.source:
+        metadata["log_name"] = event.source
+    if event.account_id:
+        metadata["correlation_uid"] = event.account_id
+    if event.organization_id:
+        metadata["tenant_uid"] = event.organization_id
+    if is_drill(event):
+        metadata["labels"] = ["drill"]
+    item["metadata"] = metadata
+    return item
 
 
-def _authentication(event: Event, change: Change) -> dict[str, Any]:
-    item = _base(event, AUTHENTICATION, change.activity_id, _message(event, change))
-    details = event.details or {}
-    return item | _present(
-        {
-            "activity_name": change.label,
-            "status_id": change.status_id,
-            "status": _text(event.status),
-            "status_code": _text(details.get("error_code") or details.get("error")),
-            "status_detail": _text(details.get("error_description") or details.get("reason")),
-            "auth_protocol_id": OAUTH_2,
-            "auth_protocol": "OAUTH 2.0",
-            "user": _user(event),
-            "service": _present({"name": _text(event.provider), "uid": _text(event.connection_id)}),
-        }
-    )
+def _say_outcome(item: dict[str, Any], status_id: int, details: Mapping[str, Any]) -> None:
+    item["status_id"] = status_id
+    item["status"] = STATUSES[status_id]
+    if not details:
+        return
+    error = _text(details.get("error"))
+    is_code = error is not None and len(error) <= CODE_CHARS_MAX and " " not in error
+    code = _text(details.get("error_code")) or (error if is_code else None) or _text(details.get("error_class"))
+    code = code or _text(details.get("http_status"))
+    said = _text(details.get("error_description")) or (None if is_code else error)
+    if code:
+        item["status_code"] = code
+    if said:
+        item["status_detail"] = said
+    took_ms = details.get("latency_ms", details.get("duration_ms"))
+    if isinstance(took_ms, int) and not isinstance(took_ms, bool) and took_ms >= 0:
+        item["duration"] = took_ms
 
 
-def _entity_management(event: Event, change: Change, details: Mapping[str, Any]) -> dict[str, Any]:
-    item = _base(event, ENTITY_MANAGEMENT, change.activity_id, _message(event, change))
-    entity = _workflow(details) if event.kind.startswith("workflow.") else None
-    entity = entity or _account(event)
-    return item | _present(
-        {
-            "activity_name": change.label,
-            "status_id": change.status_id,
-            "status": _text(event.status),
-            "status_code": _text(details.get("error_code") or details.get("error")),
-            "status_detail": _text(details.get("error_description")),
-            "comment": _text(details.get("reason")),
-            "entity": entity,
-            # The portable way to say what an update led to, valid in every OCSF version.
-            "updated_entity": entity if change.activity_id == 3 else None,
-        }
-    )
+def _authentication(event: Event, details: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    item = _base(event, AUTHENTICATION, change.activity_id, change.label, _message(event, change.label))
+    _say_outcome(item, change.status_id or SUCCESS, details)
+    if "status_detail" not in item and (reason := _text(details.get("reason"))):
+        item["status_detail"] = reason
+    item["auth_protocol_id"] = OAUTH_2
+    item["auth_protocol"] = "OAUTH 2.0"
+    user: dict[str, Any] = {"name": event.identifier}
+    if event.account_id:
+        user["uid"] = event.account_id
+    if event.organization_id:
+        user["org"] = {"uid": event.organization_id}
+    item["user"] = user
+    service: dict[str, Any] = {}
+    if event.provider:
+        service["name"] = event.provider
+    if event.connection_id:
+        service["uid"] = event.connection_id
+    item["service"] = service
+    return item
+
+
+def _entity_management(event: Event, details: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    label = change.label
+    if label is None and change.activity_id == OTHER:
+        label = event.type or event.kind or "Other"
+    item = _base(event, ENTITY_MANAGEMENT, change.activity_id, label, _message(event, change.label))
+    status_id = change.status_id
+    if status_id is None:
+        outcome = details.get("outcome")
+        status_id = OUTCOMES.get(outcome, UNKNOWN) if isinstance(outcome, str) else UNKNOWN
+    _say_outcome(item, status_id, details)
+    if reason := _text(details.get("reason")):
+        item["comment"] = reason
+    workflow = _text(details.get("workflow_id")) if event.kind.startswith("workflow.") else None
+    entity = {"type_id": OTHER, "type": "Workflow", "uid": workflow} if workflow else _about(event)
+    item["entity"] = entity
+    if change.activity_id == UPDATE:
+        item["updated_entity"] = entity  # the portable way to say what an update led to, valid in every OCSF version
+    return item
+
+
+def _audit(event: Event, details: Mapping[str, Any], act: Act) -> dict[str, Any]:
+    """The entity is what the entry is about, and the actor who did it: a person where Slack says so, else the name of
+    the token or of the part of ours that acted, which is no user."""
+    action, subject = _text(details.get("action")) or "audit", _text(details.get("subject")) or event.event_id
+    subject = subject or event.source or event.id
+    activity_id = DEEDS[act.deed]
+    item = _base(event, ENTITY_MANAGEMENT, activity_id, act.label, f"{action}: {subject}")
+    status_id = FAILURE if act.failed else SUCCESS
+    item["status_id"] = status_id
+    item["status"] = STATUSES[status_id]
+    if reason := _text(details.get("reason")):
+        item["comment"] = reason
+    entity = {"type_id": OTHER, "type": act.subject, "uid": subject}
+    item["entity"] = entity
+    if activity_id == UPDATE:
+        item["updated_entity"] = entity
+    if actor := _text(details.get("actor")):
+        item["metadata"]["profiles"] = HOST
+        item["actor"] = _actor(actor)
+    return item
+
+
+def _actor(actor: str) -> dict[str, Any]:
+    """`slack:U123 (dana)` is how a click is signed (service/clicks/payload.py)."""
+    where, colon, who = actor.partition(":")
+    if where != "slack" or not colon or not who:
+        return {"app_name": actor}
+    uid, _, name = who.partition(" (")
+    name = name.removesuffix(")")
+    if not uid:
+        return {"app_name": actor}
+    return {"app_name": "Slack", "user": {"uid": uid, "name": name} if name else {"uid": uid}}
 
 
 def _finding(event: Event, details: Mapping[str, Any]) -> dict[str, Any]:
-    uid = _text(details.get("alert_id")) or _text(event.event_id) or event.id
+    """One finding from open to close: its uid is the alert's id throughout."""
+    activity_id, state = FINDINGS[event.kind]
+    uid = _text(details.get("alert_id")) or event.event_id or event.id
     rule = _text(details.get("rule_id"))
     title = _text(details.get("summary")) or rule or event.kind
-    state = details.get("state")
-    at = milliseconds(event.occurred_at)
-    item = _base(event, DETECTION_FINDING, FINDING_ACTIVITY[event.kind], title)
+    item = _base(event, DETECTION_FINDING, activity_id, None, title)
     item["metadata"]["correlation_uid"] = uid
-    item["metadata"]["profiles"] = ["security_control"]  # the profile that brings `is_alert`
-    account = _account(event)
-    return item | _present(
-        {
-            "is_alert": True,
-            "status_id": FINDING_STATUS.get(
-                state if isinstance(state, str) else "", FINDING_STATUS[FINDING_STATE[event.kind]]
-            ),
-            "comment": _text(details.get("reason")),
-            "finding_info": _present(
-                {
-                    "uid": uid,  # the same through create, update and close
-                    "title": title,
-                    "created_time": at if event.kind == "alert.firing" else None,
-                    "modified_time": at,
-                    "analytic": {"type_id": RULE, "type": "Rule", "uid": rule} if rule else None,
-                    "data_sources": [event.source],
-                }
-            ),
-            "resources": [
-                {
-                    "type": account["type"],
-                    "role_id": 3,
-                    **_present({"uid": account.get("uid"), "name": account.get("name")}),
-                }
-            ],
-            "evidences": [{"data": dict(details)}] if details else None,
-        }
-    )
+    item["metadata"]["profiles"] = SECURITY_CONTROL
+    item["is_alert"] = True
+    said = details.get("state")
+    item["status_id"], item["status"] = FINDING_STATUSES[
+        said if isinstance(said, str) and said in FINDING_STATUSES else state
+    ]
+    if reason := _text(details.get("reason")):
+        item["comment"] = reason
+    opened = _read_milliseconds(details.get("opened_at"))
+    info: dict[str, Any] = {"uid": uid, "title": title, "modified_time": item["time"]}
+    if opened is not None:
+        info["created_time"] = info["first_seen_time"] = opened
+    if rule:
+        info["analytic"] = {"type_id": RULE, "type": "Rule", "uid": rule}
+    if event.source:
+        info["data_sources"] = [event.source]
+    item["finding_info"] = info
+    item["resources"] = _resources(event, details)
+    if details:
+        item["evidences"] = [{"data": details}]
+    item["unmapped"] = _unmapped(event)
+    return item
 
 
-def _account(event: Event) -> dict[str, Any]:
+def _resources(event: Event, details: Mapping[str, Any]) -> list[dict[str, Any]]:
+    about = _about(event)
+    group = details.get("group")
+    if not event.account_id and not event.connection_id and isinstance(group, Mapping):
+        # An alert of our own says what it is about.
+        about = {"type": "Authwatch", "uid": _text(group.get("about")) or about["uid"]}
+    first: dict[str, Any] = {"type": about["type"], "uid": about["uid"], "role_id": AFFECTED, "role": "Affected"}
+    if "name" in about:
+        first["name"] = about["name"]
+    found = [first]
+    workflows = details.get("workflow_ids")
+    if isinstance(workflows, list):
+        for workflow in workflows[:RESOURCES_MAX]:
+            if workflow and isinstance(workflow, str):
+                found.append({"type": "Workflow", "uid": workflow, "role_id": AFFECTED, "role": "Affected"})
+    return found
+
+
+def _about(event: Event) -> dict[str, Any]:
     """What the event is about, from the one account outward to the source it came through: something is always known."""
-    data = _present(
-        {
-            "provider": event.provider,
-            "connection_id": event.connection_id,
-            "status": event.status,
-            "old_status": event.old_status,
-        }
-    )
+    entity: dict[str, Any] = {"type_id": OTHER}
     if event.account_id:
-        kind, uid, name = "Connected Account", event.account_id, event.identifier
+        entity["type"], entity["uid"] = "Connected Account", event.account_id
+        if event.identifier:
+            entity["name"] = event.identifier
     elif event.connection_id:
-        kind, uid, name = "Connection", event.connection_id, None
+        entity["type"], entity["uid"] = "Connection", event.connection_id
     else:
-        kind, uid, name = "Source", event.source, event.source
-    organization = {"uid": event.organization_id} if event.organization_id else None
-    return _present(
-        {"type_id": OTHER, "type": kind, "uid": uid, "name": name, "org": organization, "data": data or None}
-    )
+        entity["type"], entity["uid"] = "Source", event.source or event.id
+    if event.organization_id:
+        entity["org"] = {"uid": event.organization_id}
+    data = {
+        name: value
+        for name, value in (
+            ("provider", event.provider),
+            ("connection_id", event.connection_id),
+            ("status", event.status),
+            ("old_status", event.old_status),
+        )
+        if value is not None
+    }
+    if data:
+        entity["data"] = data
+    return entity
 
 
-def _workflow(details: Mapping[str, Any]) -> dict[str, Any] | None:
-    uid = _text(details.get("workflow_id"))
-    return {"type_id": OTHER, "type": "Workflow", "uid": uid} if uid else None
+def _unmapped(event: Event) -> dict[str, Any]:
+    return {name: value for name, value in zip(KEPT_AS, kept(event), strict=True) if value is not None}
 
 
-def _user(event: Event) -> dict[str, Any]:
-    organization = {"uid": event.organization_id} if event.organization_id else None
-    return _present({"name": event.identifier, "uid": _text(event.account_id), "org": organization})
-
-
-def _message(event: Event, change: Change) -> str:
-    about = event.account_id or event.connection_id or event.source
-    return f"{change.label or event.kind}: {about}"
+def _message(event: Event, label: str | None) -> str:
+    return f"{label or event.kind}: {event.account_id or event.connection_id or event.source}"
 
 
 def milliseconds(at: datetime) -> int:
@@ -238,10 +296,19 @@ def milliseconds(at: datetime) -> int:
     return int(at.timestamp()) * 1000 + at.microsecond // 1000
 
 
+def _read_milliseconds(written: Any) -> int | None:
+    """Of an RFC 3339 text among the details; None where it is none."""
+    if not isinstance(written, str):
+        return None
+    try:
+        at = datetime.fromisoformat(written)
+    except ValueError:
+        return None
+    return milliseconds(at) if at.tzinfo is not None and YEAR_MIN < at.year < YEAR_MAX - 1 else None
+
+
 def _text(value: Any) -> str | None:
     """OCSF wants a string or nothing."""
-    return None if value is None or value == "" else value if isinstance(value, str) else str(value)
-
-
-def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, str) else str(value)

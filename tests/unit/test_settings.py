@@ -258,8 +258,8 @@ def test_a_config_file_that_is_absent_or_huge_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({}, "sinks.siem.kind is missing or unknown; known: splunk_hec"),
-        ({"kind": HIDDEN}, "sinks.siem.kind is missing or unknown; known: splunk_hec"),
+        ({}, "sinks.siem.kind is missing or unknown; known: splunk_hec, webhook"),
+        ({"kind": HIDDEN}, "sinks.siem.kind is missing or unknown; known: splunk_hec, webhook"),
         (
             {"kind": "splunk_hec", "url": "https://h", "token": "token", "tokn": HIDDEN},
             'sinks.siem: unknown key "tokn"; did you mean "token"?',

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service import rule_sets
+from service.store import pollers, readers, tokens
 from service.store.session import begin
 from tests.conftest import SECRET
 from tests.end_to_end.running import until
 from tests.fakes.hec import Scripted
+from tests.make import make_receipt
 from tests.workers.house import House, open_house
 from workers import measure
 from workers.act import act
@@ -421,3 +424,37 @@ async def test_a_look_that_finds_nothing_new_writes_nothing(opens: Opens) -> Non
         assert (
             await house.rows("SELECT rule_id, group_key, xmin::text, read_at FROM gauge_states ORDER BY 1, 2") == before
         )
+
+
+async def test_what_a_sink_refused_for_good_and_a_poller_that_stopped_are_said(opens: Opens) -> None:
+    async with opens(shipped("siem-copy")) as house:
+        (name,) = house.runtime.sinks
+        house.hec.refuse_events_with = "ca_bad"
+        await house.accept(make_receipt(account_id="ca_bad"), make_receipt())
+        await ship(house.runtime)
+        async with begin(house.runtime.engine) as conn:
+            token, _ = await tokens.create(conn, "elastic", frozenset({"siem"}))
+            now = await readers.clock(conn)
+            for minutes in range(60, 11, -1):
+                await pollers.asked(conn, token.id, now - timedelta(minutes=minutes, seconds=minutes))
+        who = f"elastic ({token.id})"
+        alerts = await look(house)
+        assert sorted(states(alerts)) == [("siem-poller-silent", who, "firing"), ("sink-poison", name, "firing")]
+        async with begin(house.runtime.engine) as conn:
+            await pollers.asked(conn, token.id, await readers.clock(conn))
+        await house.run("UPDATE poison SET at = at - interval '1 hour'")
+        assert sorted(states(await look(house))) == [
+            ("siem-poller-silent", who, "resolved"),
+            ("sink-poison", name, "resolved"),
+        ]
+
+
+async def test_a_backlog_of_a_sink_is_measured_in_items(opens: Opens) -> None:
+    async with opens(gauge("sink_lag_items", "gte: 3", "group_by: [sink]")) as house:
+        (name,) = house.runtime.sinks
+        await house.accept(make_receipt(), make_receipt())
+        assert states(await look(house)) == []
+        await house.accept(make_receipt())
+        assert states(await look(house)) == [("mine", name, "firing")]
+        await ship(house.runtime)
+        assert states(await look(house)) == [("mine", name, "resolved")]
