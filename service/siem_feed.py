@@ -35,11 +35,13 @@ class Waiter:
 
 
 class Feed:
-    """`place` for a request, `page` around its reading, `after` to wait; `run` is the task that looks; `close` ends waits."""
+    """`place` for a request, `page` around its reading, `waiting` around a wait and `after` in it; `run` is the task that
+    looks; `close` ends every wait."""
 
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
         self._requests = 0
+        self._waits = 0
         self._pages = asyncio.Semaphore(PAGES_AT_ONCE_MAX)
         self._waiters: set[Waiter] = set()
         self._wanted = asyncio.Event()
@@ -58,6 +60,17 @@ class Feed:
         finally:
             self._requests -= 1
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For all of a wait, however often it is woken in vain. Raises Unavailable when too many wait already."""
+        if self._waits >= WAITING_MAX:
+            raise shed(f"no more than {WAITING_MAX} requests can wait here at once; ask without wait")
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+
     @asynccontextmanager
     async def page(self) -> AsyncIterator[None]:
         """Raises Unavailable when its turn does not come in time."""
@@ -72,10 +85,7 @@ class Feed:
             self._pages.release()
 
     async def after(self, position: int, deadline: float) -> None:
-        """Returns once there may be something after it, at the deadline of the monotonic clock, or when the process stops.
-        Raises Unavailable when too many wait already."""
-        if len(self._waiters) >= WAITING_MAX:
-            raise shed(f"no more than {WAITING_MAX} requests can wait here at once; ask without wait")
+        """Returns once there may be something after it, at the deadline of the monotonic clock, or when the process stops."""
         if self.closed:
             return
         waiter = Waiter(position)

@@ -83,20 +83,9 @@ async def feed(request: Request) -> Response:
         query = read_query(request, FeedQuery)
         position = None if query.cursor is None else read_cursor(CURSOR, query.cursor, cursor_position)[0]
         page = await read_page(request, query, position)
-        if not page.items and not page.has_more and query.wait:
-            deadline = time.monotonic() + query.wait.total_seconds()
-            gone = asyncio.create_task(hung_up(request.receive))
-            try:
-                while not page.items and not gone.done() and not shared.closed and time.monotonic() < deadline:
-                    await wait(shared, page.position, deadline, gone)
-                    if gone.done():
-                        break
-                    if digest is not None:
-                        await still_allowed(request, digest)
-                    page = await read_page(request, query, page.position)
-            finally:
-                gone.cancel()
-                await asyncio.gather(gone, return_exceptions=True)
+        if query.wait and not page.items and not page.has_more:
+            with shared.waiting():
+                page = await wait_for_news(request, query, page, digest)
         return await answer(request, query, page)
 
 
@@ -122,12 +111,29 @@ async def still_allowed(request: Request, digest: bytes) -> None:
     allowed(token, SCOPE)
 
 
-async def wait(shared: Feed, position: int, deadline: float, gone: asyncio.Task[None]) -> None:
+async def wait_for_news(request: Request, query: FeedQuery, page: Page, digest: bytes | None) -> Page:
+    """The first page with an item, or the last empty one; sooner when the client hangs up or the process stops."""
+    shared: Feed = getattr(request.app.state, FEED)
+    deadline = time.monotonic() + query.wait.total_seconds()
+    gone = asyncio.create_task(hung_up(request.receive))
+    try:
+        while not page.items and not shared.closed and time.monotonic() < deadline:
+            await woken(shared, page.position, deadline, gone)
+            if gone.done():
+                break
+            if digest is not None:
+                await still_allowed(request, digest)
+            page = await read_page(request, query, page.position)
+        return page
+    finally:
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+
+
+async def woken(shared: Feed, position: int, deadline: float, gone: asyncio.Task[None]) -> None:
     waiting = asyncio.create_task(shared.after(position, deadline))
     try:
         await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            waiting.result()
     finally:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
