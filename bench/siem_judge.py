@@ -23,9 +23,7 @@ class Came:
         return not (self.missing or self.disordered or self.strange)
 
     def said(self) -> str:
-        return (
-            f"{self.missing:,} missing, {self.again:,} again, {self.disordered:,} out of order, {self.strange:,} unknown"
-        )
+        return f"{self.missing:,} missing, {self.again:,} again, {self.disordered:,} out of order, {self.strange:,} unknown"
 
 
 def judged(log: Sequence[int], came: Sequence[int]) -> Came:

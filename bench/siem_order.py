@@ -68,7 +68,9 @@ def measure(house: House) -> list[Figure]:
 
 
 def figure(found: dict[str, Read], events: int, wrote: dict[str, float], gaps: int) -> Figure:
-    wrong = {name: one.came.missing + one.came.disordered + one.came.strange + one.came.again for name, one in found.items()}
+    wrong = {
+        name: one.came.missing + one.came.disordered + one.came.strange + one.came.again for name, one in found.items()
+    }
     return Figure(
         name=f"{events:,} events by {WRITERS} writers at once: skipped, doubled or out of order at three readers",
         unit="events",
