@@ -82,7 +82,7 @@ fuzz: ## The front door and the API under generated input, the long form (about 
 
 crash: ## The crash suite in full: kills at every step of every effect, 500 under load; AUTHWATCH_CRASH_SEED, _KILLS and _EVENTS choose
 	@$(call installed,dev)
-	@$(BIN)/python -m pytest -m "slow or not slow" tests/crash/test_effects.py
+	@$(BIN)/python -m pytest -m "slow or not slow" tests/crash/test_effects.py tests/crash/test_siem.py
 	@AUTHWATCH_CRASH_KILLS=$${AUTHWATCH_CRASH_KILLS:-500} AUTHWATCH_CRASH_EVENTS=$${AUTHWATCH_CRASH_EVENTS:-20000} \
 	  AUTHWATCH_CRASH_RESULT=$${AUTHWATCH_CRASH_RESULT:-bench/crash.md} $(BIN)/python -m pytest -s tests/crash/test_crash.py
 

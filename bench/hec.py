@@ -30,7 +30,7 @@ BODY_BYTES_MAX = 4 * 1024 * 1024
 # Where an item says its place in the log: in OCSF, and in raw. What is told in `details` is not meant.
 OCSF, RAW = (
     re.compile(rb'"unmapped": ?\{"position": ?(\d+)'),
-    re.compile(rb'"id": ?"[0-9a-f-]{36}", ?"position": ?(\d+)'),
+    re.compile(rb'"id": ?"[^"]{1,40}", ?"position": ?(\d+)'),
 )
 ENVELOPE = b'{"time":'
 ANSWER_SECONDS_MAX = 30
