@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import click
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from service import siem_feed
 from service.api import siem
@@ -100,7 +100,7 @@ def test_the_commands_of_ours_are_there() -> None:
 
 def test_the_filebeat_inputs_ask_only_what_the_feed_knows() -> None:
     [httpjson] = blocks("yaml", "Elastic: httpjson")
-    [entry] = yaml.safe_load(httpjson)["filebeat.inputs"]
+    [entry] = YAML(typ="safe", pure=True).load(httpjson)["filebeat.inputs"]
     assert entry["type"] == "httpjson"
     asked = {
         step["set"]["target"].removeprefix("url.params.")
