@@ -9,7 +9,7 @@ NDJSON = "application/x-ndjson"
 NDJSON_NAMES = (NDJSON, "application/ndjson")
 ITEMS_MAX = 50  # of one header; what comes after them says nothing
 GZIP_BYTES_MIN = 1024  # below it the answer fits into one packet either way
-GZIP_LEVEL = 1  # half the bytes of no compression become a tenth for the time of a few items
+GZIP_LEVEL = 1  # the higher ones take several times as long for little less
 
 
 def weights(header: str) -> dict[str, float]:

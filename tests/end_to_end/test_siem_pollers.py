@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,5 +62,14 @@ async def test_curl_and_the_splunk_script_as_they_are_shown(
         async with begin(engine) as conn:
             await log.accept(conn, [later])
         assert [json.loads(line)["id"] for line in run(sys.executable, "authwatch_pull.py").splitlines()] == [later.id]
+
+        cursor = (tmp_path / "authwatch.cursor").read_text()
+        async with running.client() as client:
+            asking = asyncio.create_task(client.get("/v1/siem/events", params={"cursor": cursor, "wait": "60s"}))
+            await asyncio.sleep(0.5)  # whether it waits already or not, it is answered
+            assert not asking.done()
+            running.processes["serve"].send_signal(signal.SIGTERM)
+            stopped = await asking
+        assert (stopped.status_code, stopped.json()["next_cursor"]) == (200, cursor)
     finally:
         running.stop()
