@@ -36,7 +36,7 @@ FASTER = 30.0
 DOWN_SECONDS, DOWN_SECONDS_SHORT = 3600.0 / FASTER, 5.0
 CALM_SECONDS, CALM_SECONDS_SHORT = 40.0, 5.0
 RATE, RATE_SHORT = 500, 100
-CATCH_UP_SECONDS_MAX = 120.0
+CATCH_UP_SECONDS_MAX, CATCH_UP_SECONDS_SHORT = 120.0, 20.0  # with accounts enough for so long
 PER_SECOND = {"calm": 4.0, "down": 2.0, "catching up": 4.0}  # accounts that break
 PREPARED_AT_ONCE = 50
 ALERT_SECONDS, TIMES_MAX = 0.2, 1.5  # the figure of `make bench`, or so much of the calm where that is no better
@@ -128,7 +128,7 @@ async def open_scene(house: House, calm: float, down: float) -> AsyncIterator[Sc
         stack.callback(house.stop, server.process)
         worker = house.worker(url, "worker-siem-down", more)
         stack.callback(house.stop, worker)
-        catching_up = CATCH_UP_SECONDS_MAX if not house.short else down
+        catching_up = CATCH_UP_SECONDS_SHORT if house.short else CATCH_UP_SECONDS_MAX
         count = int(
             sum(PER_SECOND[phase] * of for phase, of in zip(PER_SECOND, (calm, down, catching_up), strict=True))
         )
