@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from service import outbound
 from service.errors import ConfigError, DeliveryFailed
 from service.sinks.base import Sent
-from service.sinks.s3 import OBJECT_BYTES_MAX, S3, S3Config, key_of
+from service.sinks.s3 import S3, S3Config, key_of
 from tests.fakes.front import Front, standing
 from tests.fakes.hec import Scripted
 from tests.fakes.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, FakeS3
@@ -125,16 +125,17 @@ async def test_a_412_that_was_not_asked_for_is_no_yes(fake: FakeS3, front: Front
 
 
 async def test_one_object_is_bounded_and_what_went_is_not_sent_again(
-    fake: FakeS3, front: Front, http: httpx.AsyncClient
+    fake: FakeS3, front: Front, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [sized(number, 1_500_000) for number in range(1, 8)]
+    monkeypatch.setattr("service.sinks.s3.OBJECT_BYTES_MAX", 400_000)
+    items = [sized(number, 75_000) for number in range(1, 8)]
     fake.break_after = 1
     sent = await sink_at(front, http).send(items)
     assert sent.upto is not None
     assert 0 < sent.upto < len(items)
     assert (sent.accepted, sent.in_doubt) == (sent.upto, len(items) - sent.upto)
     assert await sink_at(front, http).send(items[sent.upto :]) == Sent(len(items) - sent.upto)
-    assert max(len(text) for text in fake.texts) <= OBJECT_BYTES_MAX
+    assert max(len(text) for text in fake.texts) <= 400_000
     assert [line["metadata"]["uid"] for line in fake.lines] == ids(items)
 
 

@@ -8,10 +8,12 @@ import pytest
 
 from workers import main
 from workers.act import Acting
+from workers.imports import Importing
 from workers.retain import Retaining
 from workers.rollups import RollingUp
+from workers.ship import Shipping
 
-CALLED = ("evaluate", "ship", "sweep", "recover")
+CALLED = ("evaluate", "sweep", "recover")
 
 
 class Read:
@@ -36,13 +38,15 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Acting, "step", noting("act"))
     monkeypatch.setattr(Retaining, "step", noting("retain"))
     monkeypatch.setattr(RollingUp, "step", noting("rollup"))
+    monkeypatch.setattr(Shipping, "step", noting("ship"))
+    monkeypatch.setattr(Importing, "step", noting("import"))
     monkeypatch.setattr(main, "beat", noting("beat"))
     return names
 
 
 async def test_every_story_is_there_and_does_what_it_is_named_for(called: list[str]) -> None:
     stories = {story.name: story for story in main.stories_of(None).values()}  # type: ignore[arg-type]
-    assert set(stories) == {*CALLED, "act", "expired", "retain", "rollup"}
+    assert set(stories) == {*CALLED, "act", "expired", "import", "retain", "rollup", "ship"}
     for name, story in stories.items():
         called.clear()
         await story._step()
