@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
@@ -83,6 +83,7 @@ class Progress:
 
     accepted: int = 0
     poison: list[Poison] = field(default_factory=list)
+    done: Sent = field(default_factory=lambda: Sent(0, upto=0))
 
     def unfit(self, index: int, reason: str) -> None:
         """Found here: it is not even sent."""
@@ -94,6 +95,18 @@ class Progress:
         theirs = sum(not poison.ours for poison in self.poison)
         if self.accepted == 0 and theirs >= REFUSED_IN_A_ROW_MAX:
             raise all_refused(host, theirs, reason, status=status)
+
+    def settled(self, upto: int) -> None:
+        """The batch's first so many items are dealt with, whatever becomes of those after them."""
+        self.done = self.sent(upto=upto)
+
+    def up_to(self, failure: DeliveryFailed, last: int, *, keyed: bool = False) -> Sent:
+        """What was dealt with before the failure: it is not sent again for it. `last`: the index up to which more may have
+        arrived; `keyed`: the other side drops what comes to it twice. Raises the failure where nothing was dealt with,
+        or where nothing was taken and it is no failure of the moment."""
+        if not self.done.upto or (failure.permanent and not self.done.accepted):
+            raise failure
+        return replace(self.done, in_doubt=last + 1 - self.done.upto if failure.ambiguous and not keyed else 0)
 
     def sent(self, *, upto: int | None = None) -> Sent:
         """`upto`: of the batch's first so many items alone."""
