@@ -18,6 +18,8 @@ from service.sinks.matching import Wants, read_match
 TIMEOUT_SECONDS = 15.0
 # Refusals in a row, with nothing taken, after which the fault is not the items': better late than all put aside.
 REFUSED_IN_A_ROW_MAX = 20
+# What was sent may have been kept all the same: the receiver broke off, or a proxy waited no longer for its answer.
+PERHAPS_KEPT = frozenset({500, 502, 504})
 BREATH_ITEMS = 50  # encoded in about three milliseconds
 
 
@@ -106,12 +108,17 @@ class Progress:
         or where nothing was taken and it is no failure of the moment."""
         if not self.done.upto or (failure.permanent and not self.done.accepted):
             raise failure
-        return replace(self.done, in_doubt=last + 1 - self.done.upto if failure.ambiguous and not keyed else 0)
+        doubtful = may_have_arrived(failure) and not keyed
+        return replace(self.done, in_doubt=last + 1 - self.done.upto if doubtful else 0)
 
     def sent(self, *, upto: int | None = None) -> Sent:
         """`upto`: of the batch's first so many items alone."""
         poison = sorted(self.poison, key=lambda one: one.index)
         return Sent(self.accepted, tuple(one for one in poison if upto is None or one.index < upto), upto)
+
+
+def may_have_arrived(failure: DeliveryFailed) -> bool:
+    return failure.ambiguous or (failure.status in PERHAPS_KEPT and not failure.permanent)
 
 
 def all_refused(host: str, count: int, reason: str, *, status: int | None = None) -> DeliveryFailed:
