@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import DeliveryFailed
 from service.observe import log as logger
 from service.runtime import Runtime, last_words
-from service.sinks.base import REFUSED_IN_A_ROW_MAX, Sent, Sink, all_refused
+from service.sinks.base import REFUSED_IN_A_ROW_MAX, Sent, Sink, all_refused, may_have_arrived
 from service.store import readers, shipping
 from service.store.session import begin
 from service.store.shipping import BREAKER_FAILURES, Bad, Claimed, reader_name
@@ -26,7 +26,7 @@ LEASE = timedelta(seconds=125)
 SEND_SECONDS_MAX = 90  # with what recording it may take, as long as the lease
 ROUNDS_MAX = 100
 STEP_SECONDS = 1.0  # how long the story looks at its sinks before it says that it is alive
-BACKOFF_SECONDS_MAX = 30.0
+BACKOFF_SECONDS_MAX, RETRY_SECONDS_MIN = 30.0, 0.8
 PERMANENT_BACKOFF_SECONDS = 60.0  # a refused token is mended by a person; the log waits for it
 PROBE_ITEMS = 10  # for a sink that has failed so often that the breaker opened
 REST_SECONDS_MAX = 0.5  # while events wait to be judged, a sink rests as long as its batch took
@@ -164,11 +164,11 @@ async def back_off(runtime: Runtime, claimed: Claimed, exc: DeliveryFailed | Tim
     wait = min(2.0 ** min(claimed.failures_in_a_row, 10), BACKOFF_SECONDS_MAX) * random.uniform(0.8, 1.2)
     ambiguous = True
     if isinstance(exc, DeliveryFailed):
-        ambiguous = exc.ambiguous
+        ambiguous = may_have_arrived(exc)
         if exc.permanent:
             wait = PERMANENT_BACKOFF_SECONDS
         if exc.retry_after_seconds is not None:
-            wait = exc.retry_after_seconds
+            wait = max(exc.retry_after_seconds, RETRY_SECONDS_MIN)  # 0, or a time gone by, asks for no hammering
 
     async def record(conn: AsyncConnection) -> None:
         until = await readers.clock(conn) + timedelta(seconds=wait)

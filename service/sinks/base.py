@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
@@ -18,6 +18,8 @@ from service.sinks.matching import Wants, read_match
 TIMEOUT_SECONDS = 15.0
 # Refusals in a row, with nothing taken, after which the fault is not the items': better late than all put aside.
 REFUSED_IN_A_ROW_MAX = 20
+# What was sent may have been kept all the same: the receiver broke off, or a proxy waited no longer for its answer.
+PERHAPS_KEPT = frozenset({500, 502, 504})
 BREATH_ITEMS = 50  # encoded in about three milliseconds
 
 
@@ -83,6 +85,7 @@ class Progress:
 
     accepted: int = 0
     poison: list[Poison] = field(default_factory=list)
+    done: Sent = field(default_factory=lambda: Sent(0, upto=0))
 
     def unfit(self, index: int, reason: str) -> None:
         """Found here: it is not even sent."""
@@ -95,10 +98,27 @@ class Progress:
         if self.accepted == 0 and theirs >= REFUSED_IN_A_ROW_MAX:
             raise all_refused(host, theirs, reason, status=status)
 
+    def settled(self, upto: int) -> None:
+        """The batch's first so many items are dealt with, whatever becomes of those after them."""
+        self.done = self.sent(upto=upto)
+
+    def up_to(self, failure: DeliveryFailed, last: int, *, keyed: bool = False) -> Sent:
+        """What was dealt with before the failure: it is not sent again for it. `last`: the index up to which more may have
+        arrived; `keyed`: the other side drops what comes to it twice. Raises the failure where nothing was dealt with,
+        or where nothing was taken and it is no failure of the moment."""
+        if not self.done.upto or (failure.permanent and not self.done.accepted):
+            raise failure
+        doubtful = may_have_arrived(failure) and not keyed
+        return replace(self.done, in_doubt=last + 1 - self.done.upto if doubtful else 0)
+
     def sent(self, *, upto: int | None = None) -> Sent:
         """`upto`: of the batch's first so many items alone."""
         poison = sorted(self.poison, key=lambda one: one.index)
         return Sent(self.accepted, tuple(one for one in poison if upto is None or one.index < upto), upto)
+
+
+def may_have_arrived(failure: DeliveryFailed) -> bool:
+    return failure.ambiguous or (failure.status in PERHAPS_KEPT and not failure.permanent)
 
 
 def all_refused(host: str, count: int, reason: str, *, status: int | None = None) -> DeliveryFailed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.errors import DeliveryFailed
 from service.event import Event
@@ -58,15 +58,12 @@ async def send_each(
     pieces: AsyncIterator[Piece], send: Callable[[Piece, Progress], Awaitable[None]], progress: Progress, *, keyed: bool
 ) -> Sent:
     """A piece that fails for now leaves those before it sent. `keyed`: the other side drops what comes to it twice."""
-    done = Sent(0, upto=0)
     async for piece in pieces:
         try:
             await send(piece, progress)
         except DeliveryFailed as failure:
-            if not done.upto or failure.permanent:
-                raise
-            return replace(done, in_doubt=len(piece) if failure.ambiguous and not keyed else 0)
-        done = progress.sent(upto=piece[-1].index + 1)
+            return progress.up_to(failure, piece[-1].index, keyed=keyed)
+        progress.settled(piece[-1].index + 1)
     return progress.sent()
 
 

@@ -161,10 +161,12 @@ class OtlpLogs:
             if response.status == 413:
                 reason = response.excerpt or "refused with 413, too large"
                 progress.refused(part[0].index, reason, host=response.host, status=413)
+                progress.settled(part[0].index + 1)
                 continue
             self._raise_for(response)
             rejected, why = _rejected(response)
             self._count(part, min(rejected, len(part)), why, response, progress)
+            progress.settled(part[-1].index + 1)  # also where a later part fails: it is never sent again
 
     @staticmethod
     def _count(part: Piece, rejected: int, why: str, response: Response, progress: Progress) -> None:

@@ -127,16 +127,12 @@ class S3:
         return f"S3(name={self.name!r})"
 
     async def send(self, items: Sequence[Event]) -> Sent:
-        progress, done = Progress(), Sent(0, upto=0)
+        progress = Progress()
         async for part in self._parts(items, progress):
             try:
                 await self._send_part(part, progress)
             except DeliveryFailed as failure:
-                if not done.upto or failure.permanent:
-                    raise
-                # What came before it is not sent again for this.
-                return replace(done, in_doubt=len(part) if failure.ambiguous else 0)
-            done = progress.sent(upto=part[-1].index + 1)
+                return progress.up_to(failure, part[-1].index)
         return progress.sent()
 
     async def check(self) -> str:
@@ -182,11 +178,13 @@ class S3:
             elif response.status == TOO_LARGE and len(piece) > 1:  # of a proxy: S3 itself takes 5 GB
                 half = len(piece) // 2
                 pieces += [piece[half:], piece[:half]]  # the earlier half is popped first
+                continue
             elif response.status == TOO_LARGE:
                 reason = f"{len(piece[0].body)} bytes are too large for {response.host}"
                 progress.refused(piece[0].index, reason, host=response.host, status=TOO_LARGE)
             else:
                 _raise(response, _code(response))
+            progress.settled(piece[-1].index + 1)
 
     async def _put(self, piece: Sequence[Line]) -> Response:
         content = await asyncio.to_thread(_packed, piece)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -128,18 +128,20 @@ class SplunkHec:
         return f"SplunkHec(name={self.name!r})"
 
     async def send(self, items: Sequence[Event]) -> Sent:
-        progress, done = Progress(), Sent(0, upto=0)
-        async for part in self._parts(items, progress):
-            try:
+        progress = Progress()
+        last = 0
+        try:
+            async for part in self._parts(items, progress):
+                last = part[-1].index
                 await self._send_part(part, progress)
-            except DeliveryFailed as failure:
-                if not done.upto or self._acks is not None or failure.permanent:
-                    raise
-                # What came before it is not sent again for this.
-                return replace(done, in_doubt=len(part) if failure.ambiguous else 0)
-            done = progress.sent(upto=part[-1].index + 1)
-        if self._acks is not None:
-            await self._acks.wait(self._headers(), _raise)
+            if self._acks is not None:
+                await self._acks.wait(self._headers(), _raise)
+        except DeliveryFailed as failure:
+            if self._acks is None:
+                return progress.up_to(failure, last)
+            # What was accepted and is not acknowledged is sent again, and may be there twice.
+            failure.ambiguous |= progress.accepted > 0 and not failure.permanent
+            raise
         return progress.sent()
 
     async def check(self) -> str:
@@ -189,6 +191,7 @@ class SplunkHec:
                 if self._acks is not None:
                     self._acks.note(response)
                 progress.accepted += len(piece)
+                progress.settled(piece[-1].index + 1)
             elif response.status == 413 or (response.status == 400 and code in ITEM_CODES):
                 bad = at if response.status == 400 and at is not None and at < len(piece) else None
                 if bad is None and len(piece) > 1:  # not said which: halve until it stands alone
@@ -204,6 +207,7 @@ class SplunkHec:
                     pieces.append(piece[:bad])  # and yet acknowledges none of it: better twice than perhaps not
                 reason = response.excerpt or f"refused with {response.status}"
                 progress.refused(piece[bad].index, reason, host=response.host, status=response.status)
+                progress.settled(piece[bad].index + 1)
             else:
                 _raise(response, code)
 

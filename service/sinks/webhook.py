@@ -1,7 +1,8 @@
 """Anybody's own receiver: batches of the log as one JSON body, `{"items": [...]}`, signed by Standard Webhooks.
 
-The `webhook-id` is made of the sink's name and of the positions of the first and the last item: a batch of unknown fate is
-sent again with the same items under the same id, and a receiver that drops ids it has seen holds each item once.
+The `webhook-id` is made of the sink's name and of the ids of its items: a batch of unknown fate is sent again with the same
+items under the same id, and a receiver that drops ids it has seen holds each item once. Not of positions: a database that
+was restored gives them out again, and another `match` has other items between the same ends.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class WebhookSinkConfig(SinkConfig):
 @dataclass(frozen=True, slots=True)
 class Piece:
     index: int  # in the batch
-    position: int  # in the log
+    event_row_id: str
     body: bytes
 
 
@@ -91,15 +92,12 @@ class WebhookSink:
         return f"WebhookSink(name={self.name!r})"
 
     async def send(self, items: Sequence[Event]) -> Sent:
-        progress, done = Progress(), Sent(0, upto=0)
+        progress = Progress()
         async for part in self._parts(items, progress):
             try:
                 await self._send_part(part, progress)
             except DeliveryFailed as failure:
-                if not done.upto or failure.permanent:
-                    raise
-                return replace(done, in_doubt=len(part) if failure.ambiguous else 0)
-            done = progress.sent(upto=part[-1].index + 1)
+                return progress.up_to(failure, part[-1].index)
         return progress.sent()
 
     async def check(self) -> str:
@@ -124,7 +122,7 @@ class WebhookSink:
             if part and (len(part) >= self.batch_items_max or size + 1 + len(body) > BODY_BYTES_MAX):
                 yield part
                 part, size = [], AROUND
-            part.append(Piece(index, event.position, body))
+            part.append(Piece(index, event.id, body))
             size += 1 + len(body)
         if part:
             yield part
@@ -135,16 +133,18 @@ class WebhookSink:
         while pieces:
             piece = pieces.pop()
             body = b'{"items":[%b]}' % b",".join(one.body for one in piece)
-            response = await self._post(message_id(self.name, piece[0].position, piece[-1].position), body)
+            response = await self._post(message_id(self.name, [one.event_row_id for one in piece]), body)
             if response.status not in ITEM_STATUSES:
                 outbound.raise_for_status(response, hint=HINTS.get(response.status, ""))
                 progress.accepted += len(piece)
             elif len(piece) > 1:
                 half = len(piece) // 2
                 pieces += [piece[half:], piece[:half]]
+                continue
             else:
                 reason = response.excerpt or f"refused with {response.status}"
                 progress.refused(piece[0].index, reason, host=response.host, status=response.status)
+            progress.settled(piece[-1].index + 1)
 
     async def _post(self, message_id: str, body: bytes) -> outbound.Response:
         timestamp = int(datetime.now(UTC).timestamp())
@@ -165,6 +165,6 @@ class WebhookSink:
         return replace(response, excerpt="") if any(secret in said for secret in self._private) else response
 
 
-def message_id(name: str, first: int, last: int) -> str:
+def message_id(name: str, ids: Sequence[str]) -> str:
     """Letters and digits alone, as in service/notify/webhook.py: a sink's name may hold a dot."""
-    return f"msg_{hashlib.sha256(json.dumps([name, first, last]).encode()).hexdigest()[:40]}"
+    return f"msg_{hashlib.sha256(json.dumps([name, *ids]).encode()).hexdigest()[:40]}"

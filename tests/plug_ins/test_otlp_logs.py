@@ -15,6 +15,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 from ruamel.yaml import YAML
+from starlette.responses import Response
 
 from service import outbound
 from service.errors import DeliveryFailed
@@ -144,6 +145,25 @@ async def test_a_later_piece_that_fails_leaves_the_earlier_ones_sent(
     sent = await open_sink(front, http).send(items)
     assert (sent.accepted, sent.upto, sent.in_doubt) == (2, 2, 1)
     assert taken(fake) == ids(items)
+
+
+async def test_a_half_that_was_taken_in_part_is_not_sent_again_where_the_other_fails(
+    front: Front, fake: FakeOtlpLogs, http: httpx.AsyncClient
+) -> None:
+    fake.body_bytes_max, calls = 80_000, 0
+    fake.drop_first = [(1, "no room")]
+    inner = fake.app
+
+    async def third_is_busy(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal calls
+        calls += 1
+        app: Any = Response(status_code=503) if calls == 3 else inner
+        await app(scope, receive, send)
+
+    front.app = third_is_busy
+    items = [sized(number, 30_000) for number in (1, 2, 3, 4)]
+    sent = await open_sink(front, http, compress=False).send(items)
+    assert (sent.accepted, [poison.index for poison in sent.poison], sent.upto) == (1, [0], 2)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1/logs", "/v1/logs/"])

@@ -224,6 +224,39 @@ async def test_an_unfit_item_beside_a_part_that_failed_is_neither_lost_nor_said_
     assert (again.accepted, [poison.index for poison in again.poison], again.upto) == (1, [0], None)
 
 
+def halved_and_then(fake: FakeHec, last: Scripted) -> None:
+    ok = Scripted(200, keep=True, body=b'{"text":"Success","code":0}')
+    fake.script = [Scripted(413), ok, last]
+
+
+@pytest.mark.parametrize("status", [503, 403])
+async def test_what_was_taken_of_a_part_before_the_rest_of_it_failed_is_not_sent_again(
+    sink: Sink, fake: FakeHec, status: int
+) -> None:
+    halved_and_then(fake, Scripted(status))
+    sent = await sink.send(events(10))
+    assert (sent.accepted, sent.upto, sent.in_doubt) == (5, 5, 0)
+    assert (await sink.send(events(10)[5:])).accepted == 5
+    assert taken(fake) == ids(events(10))
+
+
+async def test_what_stood_before_a_bad_item_is_not_sent_again_where_the_rest_fails(sink: Sink, fake: FakeHec) -> None:
+    fake.script = [
+        Scripted(400, body=b'{"text":"Invalid data format","code":6,"invalid-event-number":3}'),
+        Scripted(503),
+    ]
+    sent = await sink.send(events(10))
+    assert (sent.accepted, [poison.index for poison in sent.poison], sent.upto) == (3, [3], 4)
+
+
+async def test_refusals_alone_are_not_put_aside_where_the_rest_is_forbidden(sink: Sink, fake: FakeHec) -> None:
+    fake.script = [
+        Scripted(400, body=b'{"text":"Invalid data format","code":6,"invalid-event-number":0}'),
+        Scripted(403),
+    ]
+    assert (await failure(sink, 10)).code == "http_403"
+
+
 # Indexer acknowledgement
 
 
@@ -249,6 +282,13 @@ async def test_what_is_not_acknowledged_in_time_is_sent_again(strict: Sink, fake
     fake.indexed_after_asks = 0
     assert (await strict.send(events(2))).accepted == 2
     assert taken(fake) == ids(events(2)) * 2
+
+
+async def test_what_was_accepted_before_the_rest_failed_counts_as_perhaps_there(strict: Sink, fake: FakeHec) -> None:
+    number = b'{"text":"Success","code":0,"ackId":0}'
+    fake.script = [Scripted(413), Scripted(200, keep=True, body=number), Scripted(503)]
+    raised = await failure(strict, 10)
+    assert (raised.code, raised.ambiguous) == ("http_503", True)
 
 
 async def test_a_splunk_that_is_away_between_is_asked_again(strict: Sink, fake: FakeHec) -> None:

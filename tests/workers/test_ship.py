@@ -184,6 +184,29 @@ async def test_a_batch_that_surely_did_not_arrive_is_not_counted(house: House) -
     assert (await reader(house))["sent_again"] == 0
 
 
+@pytest.mark.parametrize("status", [500, 502, 504])
+async def test_an_answer_that_says_nothing_of_what_was_kept_leaves_the_batch_as_it_was(
+    house: House, status: int
+) -> None:
+    """A proxy gives up while the receiver takes the batch: only the same items come under the same key again."""
+    first = await many(house, 3)
+    sink = stand_in(house, DeliveryFailed("no", code=f"http_{status}", status=status))
+    await ship(house.runtime)
+    everything = await many(house, 2)
+    await soon(house)
+    assert sink.batches == [first, first, everything[3:]]
+    assert (await reader(house))["sent_again"] == 3
+
+
+async def test_a_receiver_that_says_to_come_at_once_is_not_hammered(house: House) -> None:
+    await many(house, 1)
+    stand_in(house, DeliveryFailed("busy", code="http_503", status=503, retry_after_seconds=0.0))
+    async with begin(house.runtime.engine) as conn:
+        began = await readers.clock(conn)
+    await ship(house.runtime)
+    assert (await reader(house))["next_attempt_at"] - began >= timedelta(seconds=0.8)
+
+
 async def test_a_doubt_of_before_outlives_a_try_that_surely_failed(house: House) -> None:
     first = await many(house, 3)
     sink = stand_in(house, unsure(), DeliveryFailed("busy", code="http_503"))
