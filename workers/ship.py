@@ -143,7 +143,7 @@ def items_max(sink: Sink, claimed: Claimed) -> int:
 def refused_in_a_row(claimed: Claimed, sent: Sent, name: str) -> int:
     """Items that the sink refused since it last took one. Raises DeliveryFailed where these are so many that the fault is
     not theirs: then none is put aside, however small the batches."""
-    theirs = [poison for poison in sent.poison if not poison.ours]
+    theirs = [poison for poison in sent.poison if not poison.ours and not poison.dropped]
     if sent.accepted:
         return 0
     count = claimed.refused_in_a_row + len(theirs)

@@ -58,11 +58,14 @@ class Poison:
     """The item at `index` of the batch can never be taken; the ones around it were. `reason` is safe to show.
 
     `ours`: found here before anything was sent, such as an item that is too large; it says nothing of the other side.
+    `dropped`: the other side answered that all is well but for this one, and by its protocol that is never sent again
+    (OTLP's partial success); so it is put aside, however many there are.
     """
 
     index: int
     reason: str
     ours: bool = False
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,9 @@ class OtlpLogs:
                 f" may not be this one{said}"
             )
         # Not by way of `refused`, which sends the batch again where all of it is: OTLP forbids that.
-        progress.poison += [Poison(one.index, f"dropped by {response.host}{said}") for one in part[:rejected]]
+        progress.poison += [
+            Poison(one.index, f"dropped by {response.host}{said}", dropped=True) for one in part[:rejected]
+        ]
 
     async def _post(self, content: bytes) -> Response:
         headers = {**self._headers, "content-type": "application/x-protobuf"}

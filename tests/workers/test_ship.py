@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -23,7 +25,7 @@ from tests.store.servers import END_OURS
 from tests.workers.house import House
 from workers.act import act
 from workers.evaluate import evaluate
-from workers.ship import PROBE_ITEMS, Shipping, ship
+from workers.ship import PROBE_ITEMS, Shipping, refused_in_a_row, ship
 
 
 async def kept(house: House) -> list[str]:
@@ -377,3 +379,12 @@ async def test_a_sink_whose_story_crashed_is_said_and_the_others_go_on(house: Ho
         await sending.step()
     assert other.batches == [everything]
     await sending.close()
+
+
+def test_what_a_protocol_forbids_to_send_again_is_put_aside_however_many() -> None:
+    claimed: Any = SimpleNamespace(refused_in_a_row=0, last_code=None)
+    dropped = tuple(Poison(index, "dropped", dropped=True) for index in range(REFUSED_IN_A_ROW_MAX + 5))
+    assert refused_in_a_row(claimed, Sent(0, dropped), "otel") == 0
+    refused = tuple(replace(one, dropped=False) for one in dropped)
+    with pytest.raises(DeliveryFailed, match="otel"):
+        refused_in_a_row(claimed, Sent(0, refused), "otel")
