@@ -187,10 +187,12 @@ class PrefectOrchestrator:
                 break
         kept = list(found.items())[:limit]
         flows = await self._flow_names(list(dict.fromkeys(flow_id for _id, (flow_id, *_) in kept)))
-        return [
-            Listed(ref=id_, name=f"{flows[flow_id]}/{name}" if flow_id in flows else name, tags=tags, paused=paused)
-            for id_, (flow_id, name, tags, paused) in kept
-        ]
+        listed = []
+        for id_, (flow_id, name, tags, paused) in kept:
+            whole = f"{flows[flow_id]}/{name}" if flow_id in flows else name
+            other_refs = (whole,) if flow_id in flows else ()
+            listed.append(Listed(ref=id_, name=whole, tags=tags, paused=paused, other_refs=other_refs))
+        return listed
 
     async def check(self) -> str:
         """A count of deployments: `/health` and `/ready` are answered to anybody."""

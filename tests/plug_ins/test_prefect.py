@@ -298,6 +298,7 @@ async def test_every_deployment_is_listed_once_with_its_tags_however_many_there_
     }
     assert len(listed) == 120
     assert {one.ref for one in listed} == set(ground.fake.deployments)
+    assert all(one.other_refs == (one.name,) for one in listed), "it may be registered as flow/deployment"
 
 
 @pytest.mark.parametrize(
