@@ -161,6 +161,9 @@ class PrefectOrchestrator:
             return Answer(status="left", detail="left as a person had it: it was paused before us")
         now = await self._look(known_id(ref, prior_state) or ref, named=ref)
         before = {"deployment_id": now.id, "deployment": now.name, "paused": now.paused}
+        if now.paused:
+            # First, so that a run that cannot go on keeps nothing else from running.
+            await self._call("POST", f"/deployments/{now.id}/resume_deployment", ref=ref)
         # Also where it is switched on by now, or `stop_running` is off: nobody else starts again what we suspended.
         running = prefect_runs.known_ids(prior_state.get("running") if prior_state is not None else None)
         began = await prefect_runs.resume(self._ask, running) if running else 0
@@ -169,7 +172,6 @@ class PrefectOrchestrator:
             return Answer(
                 status="left", detail=f"left as it is: it had been resumed there{of_runs}", prior_state=before
             )
-        await self._call("POST", f"/deployments/{now.id}/resume_deployment", ref=ref)
         return Answer(status="resumed", detail=f"it schedules again, from now on{of_runs}", prior_state=before)
 
     async def list_workflows(self, *, limit: int) -> Sequence[Listed]:
