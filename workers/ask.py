@@ -43,8 +43,15 @@ async def ask(runtime: Runtime, action: Action) -> dict[str, Any]:
 
 
 async def pause_as_found(runtime: Runtime, orchestrator: Orchestrator, action: Action) -> dict[str, Any]:
-    """Of an orchestrator that is asked first. What a person had paused is left alone, and nothing is sent."""
-    found = asks.found_of(action) or await find(runtime, orchestrator, action)
+    """Of an orchestrator that is asked first. What a person had paused is left alone, and nothing is sent.
+
+    Refused until now, it is asked anew: told that the pause waits for better credentials, a person pauses by hand.
+    """
+    found = asks.found_of(action)
+    if found is None:
+        found = await find(runtime, orchestrator, action)
+    elif await tried_in_vain(runtime, action):
+        found = await find(runtime, orchestrator, action, anew=True)
     if found.was_paused:
         why = "it was paused there already, and not by us: nothing was sent, and nothing will be resumed"
         return not_sent(ALREADY, why, found.as_found) | {"was_paused": True, "stops": asdict(orchestrator.stops)}
@@ -52,7 +59,12 @@ async def pause_as_found(runtime: Runtime, orchestrator: Orchestrator, action: A
     return of_pause(answer, orchestrator) | {"prior_state": dict(found.as_found), "was_paused": found.was_paused}
 
 
-async def find(runtime: Runtime, orchestrator: Orchestrator, action: Action) -> Found:
+async def tried_in_vain(runtime: Runtime, action: Action) -> bool:
+    async with begin(runtime.engine) as conn:
+        return await asks.tried_in_vain(conn, action)
+
+
+async def find(runtime: Runtime, orchestrator: Orchestrator, action: Action, *, anew: bool = False) -> Found:
     """Asked, and recorded in a transaction of its own before anything is changed there.
 
     Where an earlier pause of ours still stands, what is paused is paused by us: what that one found is the state before us.
@@ -63,7 +75,7 @@ async def find(runtime: Runtime, orchestrator: Orchestrator, action: Action) -> 
         found = Found(state.as_found, state.paused)
         if state.paused is not False and stands is not None and stands.found is not None:
             found = stands.found
-        return await asks.record_found(conn, action, found)
+        return await asks.record_found(conn, action, found, anew=anew)
 
 
 async def state_of(orchestrator: Orchestrator, action: Action) -> State:

@@ -21,7 +21,7 @@ from service.errors import Unavailable
 from service.notify.refusals import probe_after
 from service.routing.grouping import REFUSED_RETRY
 from service.runtime import LAST_WORDS_SECONDS, Runtime
-from service.store import actions, asks, decisions, readers, refusals
+from service.store import actions, asks, credentials, decisions, readers, refusals
 from service.store.actions import NOTIFY, PEOPLE, Action, Outcome
 from service.store.refusals import Refused
 from service.store.session import begin
@@ -114,7 +114,9 @@ async def write(runtime: Runtime, ended: Sequence[Ended]) -> None:
         # What is done takes the clock of the statement that says so.
         over = all(one.outcome in FINAL and one.action.kind in PEOPLE for one in ended)
         now = None if over else await readers.clock(conn)
-        outcomes = [outcome_of(one, now) for one in ended]
+        old = [one.action.id for one in ended if now is not None and is_old_ask(one, now)]
+        tried = await credentials.tried(conn, old) if old else {}
+        outcomes = [outcome_of(one, now, tried.get(one.action.id)) for one in ended]
         sent = [one.message for one in ended if one.message is not None]
         failed = [one.action for one in outcomes if one.action.kind == NOTIFY and one.outcome == "failed"]
         if failed:
@@ -156,14 +158,24 @@ async def keep_refusals(conn: AsyncConnection, runtime: Runtime, ended: Sequence
     return await refusals.take(conn, tried)
 
 
-def outcome_of(ended: Ended, now: datetime | None) -> Outcome:
-    """`now` may be missing where it needs no next try."""
+def is_old_ask(ended: Ended, now: datetime) -> bool:
+    """Whether it would be given up by its age, which may not be the time that it was tried for."""
+    action = ended.action
+    return action.kind in asks.KINDS and ended.outcome not in FINAL and now - action.created_at > GIVE_UP_AFTER
+
+
+def outcome_of(ended: Ended, now: datetime | None, tried: tuple[datetime, datetime] | None = None) -> Outcome:
+    """`now` may be missing where it needs no next try. `tried`: as service/store/credentials.py has it, of what is old."""
     action, outcome, detail, retry_at = ended.action, ended.outcome, ended.detail, None
     if now is not None and outcome not in FINAL:
         refused = outcome == "refused"
         retry_at = now + REFUSED_SETTLES if refused else next_try(action, now, ended)
-        give_up = CREDENTIALS_GIVE_UP_AFTER if of_credentials(action, ended.code) else GIVE_UP_AFTER
-        if now - action.created_at > give_up:
+        first, mended = tried or (action.created_at, action.created_at)
+        # Three days of refusals must not leave what follows the mend, an orchestrator that starts yet, a single try.
+        since, give_up = mended, GIVE_UP_AFTER
+        if of_credentials(action, ended.code):
+            since, give_up = first, CREDENTIALS_GIVE_UP_AFTER
+        if now - since > give_up:
             outcome, detail, retry_at = "failed", f"gave up after {give_up}: {detail}", None
     return Outcome(
         action=action, outcome=outcome, code=ended.code, detail=detail, retry_at=retry_at, result=ended.result

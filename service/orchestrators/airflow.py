@@ -110,7 +110,9 @@ class AirflowOrchestrator:
         found: Mapping[str, Any] | None = None,
     ) -> Answer:
         if (await self._set(ref, True)).get("is_stale") is True:
-            raise gone(self.name, ref)
+            # Not `workflow_gone`, which says that nothing was done: it is paused when its file comes back, until our resume.
+            more = "; it is paused all the same, for when its file comes back"
+            raise gone(self.name, ref, more, code="paused_without_file")
         was_paused = None if found is None else found.get("is_paused") is True
         return Answer(status="paused", detail=STARTS_NOTHING, prior_state=found, was_paused=was_paused)
 
@@ -308,11 +310,11 @@ def path_of(ref: str, name: str) -> str:
     return f"{API}/dags/{quote(ref, safe='')}"
 
 
-def gone(name: str, ref: str, more: str = "") -> DeliveryFailed:
+def gone(name: str, ref: str, more: str = "", *, code: str = "workflow_gone") -> DeliveryFailed:
     return DeliveryFailed(
         f"{name} has no DAG {ref[:NAME_CHARS_MAX]!r} (any more){more}; give the `dag_id` it has now as `orchestrator.ref` with "
         "PUT /v1/workflows/{workflow_id}, or delete the workflow",
-        code="workflow_gone",
+        code=code,
         permanent=True,
     )
 

@@ -45,12 +45,14 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One workflow of theirs. `ref` is what `pause` takes, and survives a rename where the orchestrator has such a thing."""
+    """One workflow of theirs. `ref` is what `pause` takes, and survives a rename where the orchestrator has such a thing;
+    `other_refs`: what else it takes for this one, by which a person may have registered it."""
 
     ref: str
     name: str
     tags: tuple[str, ...] = ()
     paused: bool | None = None
+    other_refs: tuple[str, ...] = ()
 
 
 class Orchestrator(Protocol):

@@ -269,8 +269,9 @@ class N8nOrchestrator:
                 status=status,
             )
         if status == 400:
-            # n8n says 400 for whatever goes wrong inside, a trigger that its provider does not answer for included.
-            raise DeliveryFailed(f"{response.host} answered 400{said}", code="http_400", status=400)
+            # n8n says 400 for whatever goes wrong inside, a trigger that its provider does not answer for included, and may
+            # have done half of it: so not `http_400`, which is a refusal of the whole (service/store/asks.py).
+            raise DeliveryFailed(f"{response.host} answered 400{said}", code="failed_inside", status=400)
         outbound.raise_for_status(response)
 
     def _refused(self, response: outbound.Response, why: str) -> DeliveryFailed:

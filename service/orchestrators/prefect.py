@@ -161,6 +161,9 @@ class PrefectOrchestrator:
             return Answer(status="left", detail="left as a person had it: it was paused before us")
         now = await self._look(known_id(ref, prior_state) or ref, named=ref)
         before = {"deployment_id": now.id, "deployment": now.name, "paused": now.paused}
+        if now.paused:
+            # First, so that a run that cannot go on keeps nothing else from running.
+            await self._call("POST", f"/deployments/{now.id}/resume_deployment", ref=ref)
         # Also where it is switched on by now, or `stop_running` is off: nobody else starts again what we suspended.
         running = prefect_runs.known_ids(prior_state.get("running") if prior_state is not None else None)
         began = await prefect_runs.resume(self._ask, running) if running else 0
@@ -169,7 +172,6 @@ class PrefectOrchestrator:
             return Answer(
                 status="left", detail=f"left as it is: it had been resumed there{of_runs}", prior_state=before
             )
-        await self._call("POST", f"/deployments/{now.id}/resume_deployment", ref=ref)
         return Answer(status="resumed", detail=f"it schedules again, from now on{of_runs}", prior_state=before)
 
     async def list_workflows(self, *, limit: int) -> Sequence[Listed]:
@@ -187,10 +189,12 @@ class PrefectOrchestrator:
                 break
         kept = list(found.items())[:limit]
         flows = await self._flow_names(list(dict.fromkeys(flow_id for _id, (flow_id, *_) in kept)))
-        return [
-            Listed(ref=id_, name=f"{flows[flow_id]}/{name}" if flow_id in flows else name, tags=tags, paused=paused)
-            for id_, (flow_id, name, tags, paused) in kept
-        ]
+        listed = []
+        for id_, (flow_id, name, tags, paused) in kept:
+            whole = f"{flows[flow_id]}/{name}" if flow_id in flows else name
+            other_refs = (whole,) if flow_id in flows else ()
+            listed.append(Listed(ref=id_, name=whole, tags=tags, paused=paused, other_refs=other_refs))
+        return listed
 
     async def check(self) -> str:
         """A count of deployments: `/health` and `/ready` are answered to anybody."""

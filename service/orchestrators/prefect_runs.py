@@ -62,7 +62,7 @@ async def suspend(ask: Ask, deployment_id: str, ids: Sequence[str], reason: str)
 
 
 async def resume(ask: Ask, ids: Sequence[str]) -> int:
-    """Those that are still suspended by us; how many that were."""
+    """Those that are still suspended by us; how many that were. Where one is refused it is tried again: the others go on."""
 
     async def one(id_: str) -> bool:
         run = await ask("GET", f"/flow_runs/{id_}", None)
@@ -74,7 +74,16 @@ async def resume(ask: Ask, ids: Sequence[str]) -> int:
         await ask("POST", f"/flow_runs/{id_}/resume", {})
         return True
 
-    return sum(await each(ids, one))
+    try:
+        return sum(await each(ids, one))
+    except DeliveryFailed as exc:
+        raise DeliveryFailed(
+            f"it schedules again, but what we suspended could not all be resumed: {exc}",
+            code=exc.code,
+            ambiguous=True,
+            retry_after_seconds=exc.retry_after_seconds,
+            status=exc.status,
+        ) from None
 
 
 async def each(ids: Sequence[str], call: Callable[[str], Awaitable[Any]]) -> list[Any]:

@@ -67,7 +67,8 @@ def plan(
     """`there`: workflow id by ref, of what is registered at that orchestrator. `taken`: of the ids that the names give, those
     of workflows registered anywhere. `cut`: it may have more than it listed."""
     chosen = {one.ref: one for one in listed if matches(wanted, one)}
-    new = sorted((one for ref, one in chosen.items() if ref not in there), key=lambda one: (one.name, one.ref))
+    known = {ref: at for ref, one in chosen.items() if (at := ref_there(one, there)) is not None}
+    new = sorted((one for ref, one in chosen.items() if ref not in known), key=lambda one: (one.name, one.ref))
     counts = Counter(workflow_id_of(one) for one in new)
     proposals = []
     for one in new:
@@ -76,15 +77,20 @@ def plan(
         proposals.append(
             Proposal(plain, one.name, one.ref) if free else Proposal(apart(plain, one.ref), one.name, one.ref, plain)
         )
-    refs = {one.ref for one in listed}
+    refs = {ref for one in listed for ref in (one.ref, *one.other_refs)}
     return Plan(
         wanted=wanted,
         new=tuple(proposals),
-        known=tuple(Known(there[ref], one.name, ref) for ref, one in sorted(chosen.items()) if ref in there),
+        known=tuple(Known(there[at], chosen[ref].name, at) for ref, at in sorted(known.items())),
         gone=() if cut else tuple(sorted((id_, ref) for ref, id_ in there.items() if ref not in refs)),
         looked_at=len(listed),
         cut=cut,
     )
+
+
+def ref_there(one: Listed, there: Mapping[str, str]) -> str | None:
+    """The ref under which it is registered: twice, the two would put back each other's pauses."""
+    return next((ref for ref in (one.ref, *one.other_refs) if ref in there), None)
 
 
 def matches(wanted: Wanted, one: Listed) -> bool:

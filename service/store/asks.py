@@ -33,10 +33,11 @@ ASKS_SHOWN_MAX = 500
 WITHOUT_EFFECT = """(t.code LIKE 'http\\_4__' AND t.code <> 'http_408' OR t.code LIKE 'database\\_%'
     OR t.code LIKE 'state\\_%' OR t.code IN (
     'connect_failed', 'destination_unknown', 'gone', 'key_invalid', 'redirected', 'request_invalid', 'workflow_gone'))"""
-# Counted against the row's own number, so that an attempt which this snapshot does not see counts as one with an effect.
-MAY_HAVE_ARRIVED = f"""
-    a.attempts > (SELECT count(*) FROM attempts t WHERE t.action_id = a.id AND t.outcome IS NOT NULL
+HARMLESS = f"""
+    (SELECT count(*) FROM attempts t WHERE t.action_id = a.id AND t.outcome IS NOT NULL
         AND t.outcome IN ('retry', 'failed') AND {WITHOUT_EFFECT})"""
+# Counted against the row's own number, so that an attempt which this snapshot does not see counts as one with an effect.
+MAY_HAVE_ARRIVED = f"a.attempts > {HARMLESS}"
 
 
 class Place(NamedTuple):
@@ -163,20 +164,35 @@ async def standing_before(conn: AsyncConnection, action: Action, *, asks_first: 
     return standing([Asked(to_action(row), row.may_have_arrived) for row in rows], asks_first=asks_first)
 
 
-# What was recorded first stays: it was asked before anything was sent.
+TRIED_IN_VAIN = text(f"SELECT {HARMLESS} >= :tries FROM actions a WHERE a.id = :id").bindparams(
+    bindparam("id", type_=Uuid(as_uuid=False))
+)
+
+
+async def tried_in_vain(conn: AsyncConnection, action: Action) -> bool:
+    """Whether none of the tries before this one can have had an effect there, so that what is paused there by now is a
+    person's."""
+    asked = {"id": action.id, "tries": action.attempts}
+    return bool((await conn.execute(TRIED_IN_VAIN, asked)).scalar_one_or_none())
+
+
+# What was recorded first stays, once anything may have been sent: it was asked before that.
 RECORD_FOUND = text(
     """
-    UPDATE actions SET payload = CASE WHEN payload ? 'found' THEN payload
+    UPDATE actions SET payload = CASE WHEN payload ? 'found' AND NOT :anew THEN payload
         ELSE payload || jsonb_build_object('found', CAST(:found AS jsonb)) END
     WHERE id = :id RETURNING payload -> 'found'
     """
-).bindparams(bindparam("id", type_=Uuid(as_uuid=False)))
+).bindparams(bindparam("id", type_=Uuid(as_uuid=False)), bindparam("anew", type_=Boolean()))
 
 
-async def record_found(conn: AsyncConnection, action: Action, found: Found) -> Found:
-    """Before the first pause is sent; answers what is recorded, which is what an earlier try found if there was one."""
+async def record_found(conn: AsyncConnection, action: Action, found: Found, *, anew: bool = False) -> Found:
+    """Before the first pause is sent; answers what is recorded, which is what an earlier try found if there was one. `anew`:
+    all of those were in vain, so this one counts."""
     asked = {"as_found": dict(found.as_found), "was_paused": found.was_paused}
-    row = (await conn.execute(RECORD_FOUND, {"id": action.id, "found": orjson.dumps(asked).decode()})).one()
+    row = (
+        await conn.execute(RECORD_FOUND, {"id": action.id, "found": orjson.dumps(asked).decode(), "anew": anew})
+    ).one()
     return Found(row[0]["as_found"], row[0]["was_paused"])
 
 

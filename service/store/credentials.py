@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import ARRAY, Integer, Text, bindparam, column, text
+from sqlalchemy import ARRAY, DateTime, Integer, Text, bindparam, column, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.asks import KINDS, OF_CREDENTIALS
@@ -54,3 +55,22 @@ async def waiting(conn: AsyncConnection) -> int:
 async def refusing(conn: AsyncConnection, names: Collection[str]) -> list[Refusing]:
     rows = await conn.execute(REFUSING, {"names": sorted(names)})
     return [Refusing(row.destination, row.waiting, row.said or "no reason given") for row in rows]
+
+
+TRIED = (
+    text(
+        """
+    SELECT action_id::text AS id, min(started_at) AS first, max(finished_at) FILTER (WHERE code = ANY(:codes)) AS refused
+    FROM attempts WHERE action_id = ANY(CAST(:ids AS uuid[])) GROUP BY action_id
+    """
+    )
+    .bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("codes", list(OF_CREDENTIALS), type_=ARRAY(Text())))
+    .columns(column("id", Text()), column("first", DateTime(timezone=True)), column("refused", DateTime(timezone=True)))
+)
+
+
+async def tried(conn: AsyncConnection, action_ids: Collection[str]) -> dict[str, tuple[datetime, datetime]]:
+    """Since when each is tried, and since when without a refusal for our credentials: one that waited in its lane, or for a
+    mend, has had none of that time."""
+    rows = await conn.execute(TRIED, {"ids": sorted(action_ids)})
+    return {row.id: (row.first, max(row.first, row.refused or row.first)) for row in rows}

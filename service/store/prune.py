@@ -10,13 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 BATCH_ALERTS_MAX = 500
 BATCH_ROWS_MAX = 10_000
 
+# Where we have a workflow paused, what was asked there says how a person had it before: the resume needs it, and without it
+# would start what they had stopped. Another alert, or a person, may hold it for longer than whoever paused it first.
+NEEDED = "SELECT FROM workflows w WHERE w.workflow_id = c.workflow_id AND w.orchestrator_held"
 # An alert is over when its state and its condition are, none of its holds is open and none of its actions waits.
 OLD_ALERTS = text(
     f"""
     SELECT id FROM alerts a
     WHERE state = 'resolved' AND fired_at < :before AND resolved_at < :before AND condition_ended_at < :before
         AND NOT EXISTS (SELECT FROM holds h WHERE h.alert_id = a.id AND h.released_at IS NULL)
-        AND NOT EXISTS (SELECT FROM actions c WHERE c.alert_id = a.id AND c.state IN ('pending', 'running'))
+        AND NOT EXISTS (
+            SELECT FROM actions c WHERE c.alert_id = a.id AND (c.state IN ('pending', 'running') OR EXISTS ({NEEDED})))
     ORDER BY fired_at LIMIT {BATCH_ALERTS_MAX} FOR UPDATE SKIP LOCKED
     """
 )
@@ -41,8 +45,8 @@ OLD_MANUAL = text(
     f"""
     WITH old AS (
         DELETE FROM actions WHERE id IN (
-            SELECT id FROM actions WHERE alert_id IS NULL AND finished_at < :before
-                AND state NOT IN ('pending', 'running') LIMIT {BATCH_ALERTS_MAX})
+            SELECT id FROM actions c WHERE alert_id IS NULL AND finished_at < :before
+                AND state NOT IN ('pending', 'running') AND NOT EXISTS ({NEEDED}) LIMIT {BATCH_ALERTS_MAX})
         RETURNING id
     ), tried AS (
         DELETE FROM attempts USING old WHERE action_id = old.id

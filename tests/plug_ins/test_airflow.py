@@ -141,6 +141,16 @@ async def test_a_dag_whose_file_is_gone_is_gone_and_yet_put_back_for_when_it_com
     assert dag.is_paused is False
 
 
+async def test_a_dag_whose_file_went_before_its_pause_is_paused_and_so_has_its_resume(ground: Ground) -> None:
+    airflow, dag = ground.open(), ground.fake.dags[DAG]
+    dag.is_stale = True
+    with pytest.raises(DeliveryFailed, match="give the `dag_id` it has now as") as caught:
+        await airflow.pause(ref=DAG, found=RUNNING, **ASK)
+    assert dag.is_paused is True
+    # `workflow_gone` would say that nothing was done, and no resume would follow.
+    assert (caught.value.code, caught.value.permanent) == ("paused_without_file", True)
+
+
 @pytest.mark.parametrize("ref", ["~", "..", ".", "a/b", "a?b", "", "x" * 251])
 async def test_what_cannot_be_a_dag_id_is_never_asked_for(ground: Ground, ref: str) -> None:
     airflow = ground.open()

@@ -127,6 +127,15 @@ async def test_a_trigger_that_its_provider_does_not_take_is_tried_again(ground: 
     assert (await ground.n8n.resume(**ASK, prior_state=paused.prior_state)).status == "resumed"
 
 
+async def test_what_goes_wrong_inside_is_no_refusal_of_the_whole(ground: Ground) -> None:
+    """It may be half done, so a resume has to follow."""
+    found = (await ground.n8n.state(ref=ASK["ref"])).as_found
+    ground.fake.answer(400, {"content-type": "application/json"}, '{"message": "SQLITE_BUSY: database is locked"}')
+    with pytest.raises(DeliveryFailed) as caught:
+        await ground.n8n.pause(**ASK, found=found)
+    assert (caught.value.code, caught.value.permanent, caught.value.status) == ("failed_inside", False, 400)
+
+
 # Which words it knows
 
 

@@ -181,6 +181,21 @@ async def test_a_failure_after_the_pause_never_reads_as_without_effect(ground: G
     assert [run.name for run in ground.fake.runs.values()] == ["Resuming"]
 
 
+@pytest.mark.parametrize("status", [401, 422, 500])
+async def test_a_run_that_cannot_go_on_does_not_keep_its_deployment_paused(ground: Ground, status: int) -> None:
+    one, prefect = add(ground), ground.prefect(stop_running=True)
+    run = ran(ground, one)
+    found = (await prefect.state(ref=one.id)).as_found
+    await prefect.pause(ref=one.id, **ASK, found=found)
+    ground.fake.refuse_runs = status
+    with pytest.raises(DeliveryFailed, match="it schedules again") as caught:
+        await prefect.resume(ref=one.id, **ASK, prior_state=found)
+    assert (caught.value.ambiguous, caught.value.permanent, one.paused) == (True, False, False)
+    ground.fake.refuse_runs = None
+    await prefect.resume(ref=one.id, **ASK, prior_state=found)
+    assert run.name == "Resuming"
+
+
 async def test_as_many_runs_as_may_be_recorded_are_suspended(ground: Ground) -> None:
     one, prefect = add(ground), ground.prefect(stop_running=True)
     for _ in range(prefect_runs.RUNS_MAX + 5):
@@ -298,6 +313,7 @@ async def test_every_deployment_is_listed_once_with_its_tags_however_many_there_
     }
     assert len(listed) == 120
     assert {one.ref for one in listed} == set(ground.fake.deployments)
+    assert all(one.other_refs == (one.name,) for one in listed), "it may be registered as flow/deployment"
 
 
 @pytest.mark.parametrize(

@@ -509,6 +509,37 @@ async def test_old_alerts_go_with_all_that_is_theirs_and_open_ones_stay(engine: 
         assert (await conn.execute(text("SELECT count(*) FROM holds"))).scalar_one() == 1
 
 
+async def test_what_a_resume_has_to_put_back_stays_as_long_as_we_have_it_paused(engine: AsyncEngine) -> None:
+    long_ago = NOW - timedelta(days=500)
+    async with begin(engine) as conn:
+        wanted = [OwnAlert(rule_id="r", about=about, summary="s", what_to_do="w") for about in ("held", "free")]
+        await own_alerts.open_own(conn, wanted, now=long_ago, notifiers=[])
+        await own_alerts.close_own(conn, "r", keep=[], now=long_ago + timedelta(days=1), notifiers=[])
+        await conn.execute(
+            text(
+                "INSERT INTO workflows (workflow_id, account_ids, connection_ids, active, pause, resume, orchestrator_held,"
+                " created_at, updated_at) SELECT about, '{}', '{}', true, 'workflow', 'auto', about = 'held', now(), now()"
+                " FROM unnest(ARRAY['held', 'free']) AS about"
+            )
+        )
+        of_alerts = "SELECT id, group_key AS about FROM alerts UNION ALL SELECT NULL, workflow_id FROM workflows"
+        await conn.execute(
+            text(
+                "INSERT INTO actions (id, kind, destination, lane, workflow_id, alert_id, state, created_at, next_attempt_at,"
+                " finished_at) SELECT gen_random_uuid(), 'orchestrator.pause', 'prod', about, about, id, 'done', :at, :at, :at"
+                f" FROM ({of_alerts}) AS of_alerts"
+            ),
+            {"at": long_ago},
+        )
+    await run(engine)
+    asked = "SELECT count(*) FROM actions WHERE kind = 'orchestrator.pause' AND workflow_id = :of"
+    assert (await value(engine, asked, of="held"), await value(engine, asked, of="free")) == (2, 0)
+    async with begin(engine) as conn:
+        await conn.execute(text("UPDATE workflows SET orchestrator_held = false"))
+    await run(engine)
+    assert await value(engine, asked, of="held") == 0
+
+
 async def test_the_migration_goes_down_and_up_with_what_is_kept(old: AsyncEngine, database_url: str) -> None:
     await run(old)
     kept = "SELECT count(*) FROM events WHERE received_at < :at"

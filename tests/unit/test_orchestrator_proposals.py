@@ -66,6 +66,13 @@ def test_what_is_registered_is_left_under_the_id_that_a_person_gave_it() -> None
     assert [(one.workflow_id, one.name) for one in found.known] == [("my-own-word", "nightly")]
 
 
+def test_what_is_registered_by_another_ref_of_its_own_is_neither_new_nor_gone() -> None:
+    """A deployment of Prefect goes by `flow/deployment` as well as by its id."""
+    found = made(Listed(ref="1", name="etl/nightly", other_refs=("etl/nightly",)), there={"etl/nightly": "etl"})
+    assert (found.new, found.gone) == ((), ())
+    assert [(one.workflow_id, one.ref) for one in found.known] == [("etl", "etl/nightly")]
+
+
 def test_an_id_that_is_taken_is_nobody_elses() -> None:
     found = made(Listed(ref="1", name="nightly"), taken=frozenset({"nightly"}))
     [one] = found.new

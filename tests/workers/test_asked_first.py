@@ -24,6 +24,7 @@ from workers.ask import STATE_SECONDS_MAX
 LOST = DeliveryFailed("closed the connection", code="disconnected", ambiguous=True)
 AWAY = DeliveryFailed("cannot connect", code="connect_failed")
 SILENT = DeliveryFailed("no answer in time", code="timeout", ambiguous=True)
+MAY_NOT = DeliveryFailed("403: this key may not pause", code="http_403", permanent=True)
 NEVER = DeliveryFailed("400: what was sent is wrong", code="http_400", permanent=True)
 PAUSES = "SELECT * FROM actions WHERE kind = 'orchestrator.pause' ORDER BY created_at, id"
 RESUMES = "SELECT * FROM actions WHERE kind = 'orchestrator.resume' ORDER BY created_at, id"
@@ -194,6 +195,35 @@ async def test_what_a_person_resumed_and_paused_again_cannot_be_told_from_our_pa
     await broke(house)
     flows.flows["f1"].paused = False
     flows.flows["f1"].paused = True
+    await healed(house)
+    assert stands(flows) == (False, 1)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+async def test_what_a_person_pauses_while_ours_is_refused_is_theirs(
+    house: House, flows: FakeAskedFirst, by_hand: bool
+) -> None:
+    """A key that may look and not pause: told that the pause waits, a person pauses by hand, and then mends the key."""
+    flows.fail_next("pause", MAY_NOT)
+    await broke(house)
+    flows.flows["f1"].paused, flows.flows["f1"].version = by_hand, 3
+    await acted(house)
+    assert flows.made("pause") == (1 if by_hand else 2)
+    [row] = await house.rows(PAUSES)
+    assert row["payload"]["found"] == {"as_found": {"version": 3}, "was_paused": by_hand}
+    await healed(house)
+    assert stands(flows) == (by_hand, 3)
+
+
+async def test_a_refusal_after_a_lost_answer_does_not_make_our_pause_a_persons(
+    house: House, flows: FakeAskedFirst
+) -> None:
+    flows.fail_next("pause", LOST, after_the_work=True)
+    flows.fail_next("pause", MAY_NOT)
+    await broke(house)
+    await acted(house)
+    await acted(house)
+    assert [verb for verb, _ in flows.calls] == ["state", "pause", "pause", "pause"]
     await healed(house)
     assert stands(flows) == (False, 1)
 

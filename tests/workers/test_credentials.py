@@ -12,7 +12,7 @@ from service import health
 from service.store.session import begin
 from tests.fakes.asked_first import FakeAskedFirst
 from tests.workers.house import House
-from tests.workers.test_asked_first import PAUSES, RESUMES, broke, healed, message, stands
+from tests.workers.test_asked_first import AWAY, PAUSES, RESUMES, broke, healed, message, stands
 from tests.workers.test_pauses import WAITED, acted
 from workers import credentials, outcomes
 from workers.act import act
@@ -77,6 +77,34 @@ async def test_credentials_that_nobody_mends_end_in_a_failure(
     flows.takes_us = False
     await broke(house)
     assert [row["state"] for row in await house.rows(PAUSES)] == ["failed"]
+
+
+async def test_what_was_refused_for_days_is_not_given_up_at_the_first_trouble_after_the_mend(
+    house: House, flows: FakeAskedFirst
+) -> None:
+    await broke(house)
+    flows.takes_us = False
+    await healed(house)
+    for table, at in (("actions", "created_at"), ("attempts", "started_at")):
+        await house.run(f"UPDATE {table} SET {at} = {at} - interval '2 days'")
+    flows.takes_us = True
+    flows.fail_next("resume", AWAY)
+    await acted(house)
+    [row] = await house.rows(RESUMES)
+    assert (row["state"], row["last_code"]) == ("pending", "connect_failed")
+    await acted(house)
+    assert stands(flows) == (False, 1)
+
+
+async def test_a_day_of_other_trouble_is_given_up_all_the_same(house: House, flows: FakeAskedFirst) -> None:
+    await broke(house)
+    flows.fail_next("resume", AWAY, times=2)
+    await healed(house)
+    for table, at in (("actions", "created_at"), ("attempts", "started_at")):
+        await house.run(f"UPDATE {table} SET {at} = {at} - interval '2 days'")
+    await acted(house)
+    [row] = await house.rows(RESUMES)
+    assert (row["state"], row["last_code"]) == ("failed", "connect_failed")
 
 
 async def test_what_waits_for_credentials_is_stranded_and_no_sign_of_our_death(
