@@ -263,7 +263,8 @@ async def test_a_mistake_in_a_rule_file_harms_nothing_and_its_mend_is_in_force_s
 
         await until(lambda: told("ca_mistake", "Token refresh is failing"), 20, running.logs)
         file.write_text(RULES.replace("Token refresh is failing", "No refresh works"))
-        await until(lambda: said(running, "rules.good"), 20, running.logs)
+        # In force is what is published: between "good" and that, events are still judged by the rules before.
+        await until(lambda: said(running, '"version": 2, "rules": 2, "event": "rules.published"'), 20, running.logs)
         for _ in range(3):
             await post(client, event_body(FAILED, data={"id": "ca_mended", "connection_id": "conn_mended"}))
         await until(lambda: told("ca_mended", "No refresh works"), 20, running.logs)
