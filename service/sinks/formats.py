@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
@@ -49,10 +50,19 @@ FORMATS: dict[FormatName, Callable[[Event], dict[str, Any]]] = {
     "ocsf": lambda event: to_ocsf(redacted(event)),
     "ecs": lambda event: to_ecs(redacted(event)),
 }
-# The same as JSON in UTF-8. Raises TypeError for what is none (a text that is no Unicode, a number of over 64 bits); a
-# number that JSON does not have is null.
+
+
+def _encoded(item: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(item)
+    except TypeError:  # a number of over 64 bits is JSON all the same
+        return json.dumps(item, ensure_ascii=False, allow_nan=False).encode()
+
+
+# The same as JSON in UTF-8; a number that JSON does not have is null. Raises TypeError or ValueError for what is none, such as
+# a text that is no Unicode.
 ENCODED: dict[FormatName, Callable[[Event], bytes]] = {
-    "raw": lambda event: orjson.dumps(FORMATS["raw"](event)),
-    "ocsf": lambda event: orjson.dumps(FORMATS["ocsf"](event)),
-    "ecs": lambda event: orjson.dumps(FORMATS["ecs"](event)),
+    "raw": lambda event: _encoded(FORMATS["raw"](event)),
+    "ocsf": lambda event: _encoded(FORMATS["ocsf"](event)),
+    "ecs": lambda event: _encoded(FORMATS["ecs"](event)),
 }
