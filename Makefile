@@ -40,11 +40,11 @@ docs-test: ## Load every rule shown in docs/rules.md and parse every command (al
 
 test-sinks: ## The SIEM sinks against real servers too: fetches rsyslog from Debian's packages into .cache, for nobody but the tests
 	@$(call installed,dev)
-	@[ -e .cache/rsyslog/root/usr/sbin/rsyslogd ] || { \
+	@[ -e .cache/rsyslog/unpacked/usr/sbin/rsyslogd ] || { \
 	  command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "make: no apt-get and dpkg here: install rsyslog and rsyslog-gnutls yourself" >&2; exit 1; }; \
 	  rm -rf .cache/rsyslog && mkdir -p .cache/rsyslog && cd .cache/rsyslog && \
 	  apt-get -q download rsyslog rsyslog-gnutls $$(apt-cache depends rsyslog rsyslog-gnutls | sed -n 's/^ *Depends: \(libestr0\|libfastjson4\|liblognorm5\)$$/\1/p' | sort -u) && \
-	  mkdir unpacking && for package in *.deb; do dpkg -x "$$package" unpacking || exit 1; done && mv unpacking root; }
+	  mkdir unpacking && for package in *.deb; do dpkg -x "$$package" unpacking || exit 1; done && mv unpacking unpacked; }
 	@$(BIN)/python -m pytest tests/plug_ins/test_sinks_conform.py tests/plug_ins/test_syslog.py \
 	  tests/plug_ins/test_syslog_rsyslog.py tests/plug_ins/test_s3.py tests/plug_ins/test_s3_moto.py
 

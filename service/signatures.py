@@ -71,6 +71,14 @@ def parse_secret(text: str, *, name: str) -> Secret:
     return Secret(name, key)
 
 
+def check_secret(text: str, *, name: str) -> None:
+    """As `parse_secret` takes it, for a validator of settings: ValueError says what is wrong, and not the secret."""
+    try:
+        parse_secret(text, name=name)
+    except ConfigError as exc:
+        raise ValueError(str(exc)) from None
+
+
 def make_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(random.token_bytes(32)).decode()
 

@@ -186,7 +186,7 @@ def encoder(format_: FormatName) -> Callable[[Event], bytes]:
     def encode(event: Event) -> bytes:
         try:
             return quick(event)
-        except (TypeError, ValueError):  # a number of more than 64 bits, say: nobody's reader may be held up by it
+        except (TypeError, ValueError):  # a text that is no Unicode, say: nobody's reader may be held up by it
             return json.dumps(shape(event)).encode()
 
     return encode

@@ -16,14 +16,14 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from service import outbound
-from service.errors import ConfigError, DeliveryFailed
+from service.errors import DeliveryFailed
 from service.event import rfc3339
 from service.notify.answers import without_secrets
 from service.notify.base import AlertView, MessageRef, WorkflowLine
 from service.notify.plain import clean
 from service.notify.wording import what_to_do
 from service.redact import redact_text
-from service.signatures import SECRET_PREFIX, parse_secret, sign
+from service.signatures import SECRET_PREFIX, check_secret, parse_secret, sign
 
 VERSION = 1
 TIMEOUT_SECONDS = 15.0
@@ -62,10 +62,7 @@ class WebhookConfig(BaseModel):
     @field_validator("secret")
     @classmethod
     def secret_can_be_right(cls, secret: SecretStr) -> SecretStr:
-        try:
-            parse_secret(secret.get_secret_value(), name="of this notifier")
-        except ConfigError as exc:
-            raise ValueError(str(exc)) from None
+        check_secret(secret.get_secret_value(), name="of this notifier")
         return secret
 
 

@@ -17,10 +17,10 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from service import outbound
-from service.errors import ConfigError, DeliveryFailed
+from service.errors import DeliveryFailed
 from service.event import rfc3339
 from service.orchestrators.base import Answer, Listed, State, Stops
-from service.signatures import parse_secret, sign
+from service.signatures import check_secret, parse_secret, sign
 
 TIMEOUT_SECONDS = 15.0
 ANSWER_BYTES_MAX = 16 * 1024
@@ -47,10 +47,7 @@ class WebhookConfig(BaseModel):
     @field_validator("secret")
     @classmethod
     def secret_can_be_right(cls, secret: SecretStr) -> SecretStr:
-        try:
-            parse_secret(secret.get_secret_value(), name="of this orchestrator")
-        except ConfigError as exc:
-            raise ValueError(str(exc)) from None
+        check_secret(secret.get_secret_value(), name="of this orchestrator")
         return secret
 
 

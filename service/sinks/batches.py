@@ -24,10 +24,11 @@ Piece = Sequence[Encoded]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of one request, before compression."""
+    """Of one request, before compression. `between_bytes`: what is added to each item, such as a comma or the end of a line."""
 
     items_max: int
     bytes_max: int
+    between_bytes: int = 0
 
 
 async def pieces_of(
@@ -42,14 +43,15 @@ async def pieces_of(
         except (ValueError, TypeError) as exc:
             progress.unfit(index, f"cannot be written as JSON: {type(exc).__name__}")
             continue
-        if len(body) > bounds.bytes_max:
+        length = len(body) + bounds.between_bytes
+        if length > bounds.bytes_max:
             progress.unfit(index, f"{len(body)} bytes, at most {bounds.bytes_max} are sent")
             continue
-        if piece and (len(piece) >= bounds.items_max or size + len(body) > bounds.bytes_max):
+        if piece and (len(piece) >= bounds.items_max or size + length > bounds.bytes_max):
             yield piece
             piece, size = [], 0
         piece.append(Encoded(index, event, body))
-        size += len(body)
+        size += length
     if piece:
         yield piece
 

@@ -11,8 +11,8 @@ import asyncio
 import gzip
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC
 from typing import Literal, NoReturn, Self
 from urllib.parse import quote, urlsplit
@@ -25,7 +25,8 @@ from service.errors import DeliveryFailed
 from service.event import Event
 from service.outbound import Response
 from service.sinks.aws import Credentials, Signer
-from service.sinks.base import Progress, Sent, SinkConfig, with_breath
+from service.sinks.base import Progress, Sent, SinkConfig
+from service.sinks.batches import Bounds, Piece, halves, pieces_of, send_each
 from service.sinks.formats import ENCODED
 
 BATCH_ITEMS_MAX = 5_000  # large objects are read faster and cost less: each is a paid request
@@ -98,13 +99,6 @@ class S3Config(SinkConfig):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    index: int  # in the batch
-    event: Event
-    body: bytes
-
-
 class S3:
     """A Sink. Holds nothing between batches but the credentials that were found."""
 
@@ -127,13 +121,12 @@ class S3:
         return f"S3(name={self.name!r})"
 
     async def send(self, items: Sequence[Event]) -> Sent:
+        """By bytes, in order; the same items always go in the same pieces."""
         progress = Progress()
-        async for part in self._parts(items, progress):
-            try:
-                await self._send_part(part, progress)
-            except DeliveryFailed as failure:
-                return progress.up_to(failure, part[-1].index)
-        return progress.sent()
+        bounds = Bounds(BATCH_ITEMS_MAX, OBJECT_BYTES_MAX, between_bytes=1)
+        return await send_each(
+            pieces_of(items, self._encoded, bounds, progress), self._send_piece, progress, keyed=False
+        )
 
     async def check(self) -> str:
         """Asks for one name out of the bucket: unlike a HEAD, the answer says what is wrong. Who may only write is told
@@ -149,35 +142,17 @@ class S3:
             _raise(response, code)
         return f"S3 at {response.host} has the bucket {self._config.bucket}, and the credentials may list it"
 
-    async def _parts(self, items: Sequence[Event], progress: Progress) -> AsyncIterator[list[Line]]:
-        """By bytes, in order; the same items always come in the same parts."""
-        part: list[Line] = []
-        size = 0
-        async for index, event in with_breath(items):
-            try:
-                body = self._encoded(event)
-            except (ValueError, TypeError) as exc:
-                progress.unfit(index, f"cannot be written as JSON: {type(exc).__name__}")
-                continue
-            if part and size + len(body) + 1 > OBJECT_BYTES_MAX:
-                yield part
-                part, size = [], 0
-            part.append(Line(index, event, body))
-            size += len(body) + 1
-        if part:
-            yield part
-
-    async def _send_part(self, part: Sequence[Line], progress: Progress) -> None:
+    async def _send_piece(self, whole: Piece, progress: Progress) -> None:
         """Bounded: every turn either finishes a piece or halves it."""
-        pieces = [part]
+        pieces = [whole]
         while pieces:
             piece = pieces.pop()
             response = await self._put(piece)
             if 200 <= response.status < 300 or (response.status == THERE_ALREADY and self._config.conditional_writes):
                 progress.accepted += len(piece)
             elif response.status == TOO_LARGE and len(piece) > 1:  # of a proxy: S3 itself takes 5 GB
-                half = len(piece) // 2
-                pieces += [piece[half:], piece[:half]]  # the earlier half is popped first
+                earlier, later = halves(piece)
+                pieces += [later, earlier]  # the last is popped first
                 continue
             elif response.status == TOO_LARGE:
                 reason = f"{len(piece[0].body)} bytes are too large for {response.host}"
@@ -186,7 +161,7 @@ class S3:
                 _raise(response, _code(response))
             progress.settled(piece[-1].index + 1)
 
-    async def _put(self, piece: Sequence[Line]) -> Response:
+    async def _put(self, piece: Piece) -> Response:
         content = await asyncio.to_thread(_packed, piece)
         # No Content-Encoding: whoever fetches it would get it unpacked under a name that ends in .gz.
         headers = {"content-type": "application/gzip"}
@@ -213,7 +188,7 @@ def key_of(events: Sequence[Event], prefix: str, format: str) -> str:
     return "/".join(part for part in (prefix, day, name) if part)
 
 
-def _packed(piece: Sequence[Line]) -> bytes:
+def _packed(piece: Piece) -> bytes:
     """The same items give the same bytes: no time of packing is in it."""
     return gzip.compress(b"".join(line.body + b"\n" for line in piece), compresslevel=GZIP_LEVEL, mtime=0)
 

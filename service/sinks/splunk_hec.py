@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,7 +18,8 @@ from pydantic import Field, SecretStr, field_validator
 from service.errors import DeliveryFailed
 from service.event import Event
 from service.outbound import Response, post, raise_for_status
-from service.sinks.base import Progress, Sent, SinkConfig, with_breath
+from service.sinks.base import Progress, Sent, SinkConfig
+from service.sinks.batches import Bounds, Piece, halves, pieces_of
 from service.sinks.formats import ENCODED
 from service.sinks.ocsf import milliseconds
 from service.sinks.splunk_ack import Acknowledgements
@@ -92,12 +92,6 @@ class SplunkHecConfig(SinkConfig):
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    index: int  # in the batch
-    body: bytes
-
-
 class SplunkHec:
     """A Sink. Holds no state between batches but the channel that acknowledgements are asked for on."""
 
@@ -109,7 +103,7 @@ class SplunkHec:
         self._config = config
         self._client = client
         self._encoded = ENCODED[config.format]
-        self._part_items_max = min(config.batch_items_max, PART_ITEMS_MAX)
+        self._bounds = Bounds(min(config.batch_items_max, PART_ITEMS_MAX), BODY_BYTES_MAX)
         self._acks: Acknowledgements | None = None
         if config.acknowledgement:
             self.batch_items_max *= BATCHES_PER_ACKNOWLEDGEMENT
@@ -131,7 +125,7 @@ class SplunkHec:
         progress = Progress()
         last = 0
         try:
-            async for part in self._parts(items, progress):
+            async for part in pieces_of(items, self._encode, self._bounds, progress):
                 last = part[-1].index
                 await self._send_part(part, progress)
             if self._acks is not None:
@@ -155,32 +149,11 @@ class SplunkHec:
             return f"Splunk at {response.host} takes the token"
         _raise(response, code)
 
-    async def _parts(self, items: Sequence[Event], progress: Progress) -> AsyncIterator[list[Envelope]]:
-        """By count and by bytes, in order; each is encoded when the one before it is sent."""
-        part: list[Envelope] = []
-        size = 0
-        async for index, event in with_breath(items):
-            try:
-                body = self._encode(event)
-            except (ValueError, TypeError) as exc:
-                progress.unfit(index, f"cannot be written as JSON: {type(exc).__name__}")
-                continue
-            if len(body) > BODY_BYTES_MAX:
-                progress.unfit(index, f"{len(body)} bytes, Splunk takes at most {BODY_BYTES_MAX}")
-                continue
-            if part and (len(part) >= self._part_items_max or size + len(body) > BODY_BYTES_MAX):
-                yield part
-                part, size = [], 0
-            part.append(Envelope(index, body))
-            size += len(body)
-        if part:
-            yield part
-
     def _encode(self, event: Event) -> bytes:
         at = milliseconds(event.occurred_at)
         return b'{"time":%d.%03d,%b,"event":%b}' % (*divmod(at, 1000), self._envelope, self._encoded(event))
 
-    async def _send_part(self, part: Sequence[Envelope], progress: Progress) -> None:
+    async def _send_part(self, part: Piece, progress: Progress) -> None:
         """Bounded: every turn either finishes a piece, takes an item out of it, or halves it."""
         pieces = [part]
         while pieces:
@@ -195,8 +168,8 @@ class SplunkHec:
             elif response.status == 413 or (response.status == 400 and code in ITEM_CODES):
                 bad = at if response.status == 400 and at is not None and at < len(piece) else None
                 if bad is None and len(piece) > 1:  # not said which: halve until it stands alone
-                    half = len(piece) // 2
-                    pieces += [piece[half:], piece[:half]]  # the earlier half is popped first
+                    earlier, later = halves(piece)
+                    pieces += [later, earlier]  # the last is popped first
                     continue
                 bad = bad or 0
                 if piece[bad + 1 :]:
@@ -218,7 +191,7 @@ class SplunkHec:
         }
         return headers | (self._acks.headers if self._acks is not None else {})
 
-    async def _post(self, piece: Sequence[Envelope]) -> Response:
+    async def _post(self, piece: Piece) -> Response:
         content = b"".join(envelope.body for envelope in piece)  # concatenated: an array would be refused
         headers = self._headers()
         if len(content) >= GZIP_BYTES_MIN:

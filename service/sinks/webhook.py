@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
@@ -19,10 +19,10 @@ import httpx
 from pydantic import Field, SecretStr, field_validator
 
 from service import outbound
-from service.errors import ConfigError, DeliveryFailed
 from service.event import Event
-from service.signatures import SECRET_PREFIX, parse_secret, sign
-from service.sinks.base import Progress, Sent, SinkConfig, with_breath
+from service.signatures import SECRET_PREFIX, check_secret, parse_secret, sign
+from service.sinks.base import Progress, Sent, SinkConfig
+from service.sinks.batches import Bounds, Piece, halves, pieces_of, send_each
 from service.sinks.formats import ENCODED
 
 BATCH_ITEMS_MAX = 500
@@ -58,18 +58,8 @@ class WebhookSinkConfig(SinkConfig):
     @field_validator("secret")
     @classmethod
     def _secret_can_be_right(cls, secret: SecretStr) -> SecretStr:
-        try:
-            parse_secret(secret.get_secret_value(), name="of this sink")
-        except ConfigError as exc:
-            raise ValueError(str(exc)) from None
+        check_secret(secret.get_secret_value(), name="of this sink")
         return secret
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    index: int  # in the batch
-    event_row_id: str
-    body: bytes
 
 
 class WebhookSink:
@@ -92,13 +82,12 @@ class WebhookSink:
         return f"WebhookSink(name={self.name!r})"
 
     async def send(self, items: Sequence[Event]) -> Sent:
+        """The same items always go in the same pieces, and so under the same ids."""
         progress = Progress()
-        async for part in self._parts(items, progress):
-            try:
-                await self._send_part(part, progress)
-            except DeliveryFailed as failure:
-                return progress.up_to(failure, part[-1].index)
-        return progress.sent()
+        bounds = Bounds(self.batch_items_max, BODY_BYTES_MAX - AROUND, between_bytes=1)
+        return await send_each(
+            pieces_of(items, self._encoded, bounds, progress), self._send_piece, progress, keyed=False
+        )
 
     async def check(self) -> str:
         """An empty batch: a receiver that takes it has found the signature right."""
@@ -106,40 +95,19 @@ class WebhookSink:
         outbound.raise_for_status(response, hint=HINTS.get(response.status, ""))
         return f"{urlsplit(self._url).hostname} took an empty batch"
 
-    async def _parts(self, items: Sequence[Event], progress: Progress) -> AsyncIterator[list[Piece]]:
-        """By count and by bytes; the same items always give the same parts, and so the same ids."""
-        part: list[Piece] = []
-        size = AROUND
-        async for index, event in with_breath(items):
-            try:
-                body = self._encoded(event)
-            except (ValueError, TypeError) as exc:
-                progress.unfit(index, f"cannot be written as JSON: {type(exc).__name__}")
-                continue
-            if len(body) + AROUND > BODY_BYTES_MAX:
-                progress.unfit(index, f"{len(body)} bytes, a batch holds at most {BODY_BYTES_MAX}")
-                continue
-            if part and (len(part) >= self.batch_items_max or size + 1 + len(body) > BODY_BYTES_MAX):
-                yield part
-                part, size = [], AROUND
-            part.append(Piece(index, event.id, body))
-            size += 1 + len(body)
-        if part:
-            yield part
-
-    async def _send_part(self, part: Sequence[Piece], progress: Progress) -> None:
+    async def _send_piece(self, whole: Piece, progress: Progress) -> None:
         """Bounded: every turn either finishes a piece, takes an item out of it, or halves it."""
-        pieces = [part]
+        pieces = [whole]
         while pieces:
             piece = pieces.pop()
             body = b'{"items":[%b]}' % b",".join(one.body for one in piece)
-            response = await self._post(message_id(self.name, [one.event_row_id for one in piece]), body)
+            response = await self._post(message_id(self.name, [one.event.id for one in piece]), body)
             if response.status not in ITEM_STATUSES:
                 outbound.raise_for_status(response, hint=HINTS.get(response.status, ""))
                 progress.accepted += len(piece)
             elif len(piece) > 1:
-                half = len(piece) // 2
-                pieces += [piece[half:], piece[:half]]
+                earlier, later = halves(piece)
+                pieces += [later, earlier]  # the last is popped first
                 continue
             else:
                 reason = response.excerpt or f"refused with {response.status}"

@@ -21,7 +21,7 @@ from service.sinks.syslog import Syslog, SyslogConfig
 from tests.certificates import Authority, Pair
 from tests.plug_ins.sink_cases.items import an_event, events, ids
 
-UNPACKED = Path(__file__).parents[2] / ".cache" / "rsyslog" / "root"
+UNPACKED = Path(__file__).parents[2] / ".cache" / "rsyslog" / "unpacked"
 WAIT_SECONDS_MAX = 20.0
 # %msg% is kept as it came, and JSON says where a line of the file ends.
 CONFIG = """
