@@ -1,4 +1,6 @@
-"""The worker process: the stories, each woken by an arq job when Redis is there and by the clock when it is not.
+"""The worker: the stories, each woken by an arq job when Redis is there and by the clock when it is not.
+
+They run in three processes (workers/processes.py), of which the first one judges, hears Redis, and is the one to signal.
 
 arq (maintenance mode upstream) only ever says "now": its worker ends when Redis goes and is then started again with
 backoff, while the stories run on once a second. `service/queue.py` is the only other file that knows it.
@@ -9,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -25,14 +30,16 @@ from service.observe import configure_logging, log
 from service.otlp import OtlpSettings, otlp_settings
 from service.reload import kept_current
 from service.runtime import WORKER_CONNECTIONS_MAX, Runtime, open_runtime
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 from service.store import readers
 from service.store.session import begin
+from workers import processes
 from workers.act import Acting
 from workers.evaluate import evaluate
 from workers.expired import Asking, ask_expired
 from workers.imports import Importing
 from workers.otlp import Pushing
+from workers.processes import JUDGE, Elsewhere
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
 from workers.rollups import RollingUp
@@ -99,7 +106,16 @@ class Story:
                 pass
 
 
-def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, Story]:
+Stories = dict[str, Story | Elsewhere]
+
+
+def stories_of(
+    runtime: Runtime,
+    otlp: OtlpSettings | None = None,
+    elsewhere: Mapping[str, Elsewhere] = {},
+) -> Stories:
+    """By name. Those of another process stand there as what can be told that they are wanted."""
+
     async def evaluating() -> datetime | None:
         done = await evaluate(runtime)
         await beat(runtime, "evaluator")
@@ -143,7 +159,7 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
     imports = Importing()
     sending = Shipping(runtime)
     attempts = Acting(runtime, lambda: stories[queue.ACT].want())
-    stories = {
+    stories: Stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
         queue.ACT: Story("act", acting, attempts.close),
         queue.SHIP: Story("ship", shipping, sending.close),
@@ -161,6 +177,7 @@ def stories_of(runtime: Runtime, otlp: OtlpSettings | None = None) -> dict[str, 
             await pushes.step()
 
         stories["otlp"] = Story("otlp", pushing)
+    stories.update(elsewhere)
     return stories
 
 
@@ -173,7 +190,7 @@ async def beat(runtime: Runtime, part: str, said: dict[str, float] = {}) -> None
         await readers.beat(conn, part, await readers.clock(conn))
 
 
-async def listen(redis_url: str, stories: dict[str, Story]) -> None:
+async def listen(redis_url: str, stories: Stories) -> None:
     """The arq worker, for ever: each job wakes the story of its name and is done."""
 
     def job(name: str) -> Any:
@@ -211,39 +228,96 @@ async def listen(redis_url: str, stories: dict[str, Story]) -> None:
         await asyncio.sleep(backoff)
 
 
-async def work() -> None:
-    settings, otlp = load_settings(os.environ), otlp_settings(os.environ)
-    stopping = asyncio.Event()
+async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socket]) -> str | None:
+    """One process of the worker, until it is told to stop; the name of another one that ended before that."""
+    news, stopping, lost = asyncio.Event(), asyncio.Event(), list[str]()
+    opening = set(line_to)
+    stories: Stories = {}
+
+    def stop() -> None:
+        stopping.set()
+        news.set()
+
+    def heard(sender: str, what: str) -> None:
+        if what == processes.OPEN:
+            opening.discard(sender)
+            news.set()
+        elif what == processes.HANGUP:
+            signal.raise_signal(signal.SIGHUP)  # "look at the files now": service/reload.py
+        elif what in stories:
+            stories[what].want()
+
+    def hangup() -> None:
+        for line in line_to.values():
+            processes.say(line, processes.HANGUP)
+
+    def ended(sender: str) -> None:
+        if not stopping.is_set():
+            lost.append(sender)
+        stop()
+
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    async with (
-        open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX) as runtime,
-        kept_current(runtime, os.environ),
-    ):
-        stories = stories_of(runtime, otlp)
-        tasks = [asyncio.create_task(story.run(), name=story.name) for story in stories.values()]
-        if settings.redis_url is not None:
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    if mine == JUDGE:
+        loop.add_signal_handler(signal.SIGINT, stop)
+        loop.add_signal_handler(signal.SIGHUP, hangup)
+    for name, line in line_to.items():
+        processes.listen(line, partial(heard, name), partial(ended, name))
+    if mine != JUDGE:  # a mistake in the configuration is found once, by the process that everybody waits for
+        await news.wait()
+    if stopping.is_set():
+        return None
+    async with AsyncExitStack() as stack:
+        runtime = await stack.enter_async_context(open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX))
+        if mine != JUDGE:  # whoever judges needs no source
+            await stack.enter_async_context(kept_current(runtime, os.environ))
+        stories.update(stories_of(runtime, otlp_settings(os.environ), processes.elsewhere(mine, line_to)))
+        here = [story for story in stories.values() if isinstance(story, Story)]
+        tasks = [asyncio.create_task(story.run(), name=story.name) for story in here]
+        if mine == JUDGE and settings.redis_url is not None:
             tasks.append(asyncio.create_task(listen(settings.redis_url.get_secret_value(), stories), name="redis"))
-        log.info(
-            "worker.started",
-            rules=len(runtime.rules.rules),
-            sinks=list(runtime.sinks),
-            notifiers=list(runtime.notifiers),
-        )
+        for line in line_to.values():
+            processes.say(line, processes.OPEN)
+        while mine == JUDGE and opening and not stopping.is_set():
+            news.clear()
+            await news.wait()
+        if mine == JUDGE and not opening:
+            log.info(
+                "worker.started",
+                rules=len(runtime.rules.rules),
+                sinks=list(runtime.sinks),
+                notifiers=list(runtime.notifiers),
+            )
         await stopping.wait()
         for task in tasks:
             task.cancel()
         # A story in the middle of its transaction rolls back: its work is found again at the next start.
         await asyncio.gather(*tasks, return_exceptions=True)
-    log.info("worker.stopped")
+    return lost[0] if lost else None
 
 
 def main() -> None:
     configure_logging()
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work())
+        settings = load_settings(os.environ)
+        otlp_settings(os.environ)  # a mistake there is told before anything starts
+
+        def run(mine: str, line_to: Mapping[str, socket.socket]) -> str | None:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(work(mine, settings, line_to))
+
+        # Before anything else is there to end by it, and until the last of us is gone.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        others = processes.fork(run)
+        lost = None
+        try:
+            lost = run(JUDGE, {other.name: other.line for other in others})
+        finally:
+            ends = processes.stop(others)
     except ConfigError as exc:
         print(f"authwatch: {exc}", file=sys.stderr)
         sys.exit(2)
+    if lost is not None:
+        log.error("worker.process_ended", process=lost, status=ends[lost])
+        sys.exit(1)
+    log.info("worker.stopped")

@@ -1,0 +1,170 @@
+"""The worker's processes: who judges shares no interpreter with who sends, and neither with the copy for a SIEM.
+
+Postgres is where they meet. Beside it there is one socket to each, which says "now" for a story there and ends with its
+process: no process goes on alone. They are forked before anything is open, so what is imported is in memory once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from service import queue
+from service.children import end_with_parent
+from service.observe import log
+
+JUDGE = "judge"  # the first of them, which starts the others and is the one that is signalled
+# What must not wait for each other is apart; what shares memory (`sweep` learns who refuses, `act` minds it) is together.
+PROCESSES: Mapping[str, Sequence[str]] = {
+    JUDGE: (queue.EVALUATE,),
+    "act": (queue.ACT, "sweep"),
+    "tend": (queue.SHIP, "retain", "recover", "expired", "rollup", "import", "otlp"),
+}
+# No alert waits for these: where processors are few, the others have them first.
+NICER = {"tend": 10}
+OPEN = "open"  # said by each once its connections are: the others open theirs after the first one
+HANGUP = "hangup"
+STOP_SECONDS_MAX, LOOK_SECONDS = 12.0, 0.02
+WAKE_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A process that we started; `line` is our end of the socket to it."""
+
+    name: str
+    pid: int
+    line: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A story of another process, as far as ours has to do with it."""
+
+    name: str
+    line: socket.socket
+
+    def want(self) -> None:
+        say(self.line, self.name)
+
+
+def elsewhere(mine: str, line_to: Mapping[str, socket.socket]) -> dict[str, Elsewhere]:
+    """By name, the stories of the other processes; whoever judges passes on what is for a third one."""
+    return {
+        story: Elsewhere(story, line_to.get(name) or line_to[JUDGE])
+        for name, stories in PROCESSES.items()
+        for story in stories
+        if name != mine
+    }
+
+
+def fork(run: Callable[[str, Mapping[str, socket.socket]], object]) -> list[Other]:
+    """Starts all but the first; each calls `run(its name, the socket to the first one)` and ends with it. Nothing may be
+    open yet, and no thread be running."""
+    us = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    lines = {name: socket.socketpair() for name in PROCESSES if name != JUDGE}
+    others: list[Other] = []
+    for name, (ours, theirs) in lines.items():
+        pid = os.fork()
+        if pid == 0:
+            become(name, us, lines)
+            status = 1
+            try:
+                run(name, {JUDGE: theirs})
+                status = 0
+            except Exception as exc:  # noqa: BLE001 - the process's edge: logged whole, and all of them end
+                log.error("worker.process_crashed", process=name, error=type(exc).__name__, exc_info=exc)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)  # what our parent has to do at its end is not ours to do
+        others.append(Other(name, pid, ours))
+    for ours, theirs in lines.values():
+        theirs.close()
+        ours.setblocking(False)
+    return others
+
+
+def become(name: str, parent_pid: int, lines: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
+    end_with_parent(parent_pid)
+    for other, (ours, theirs) in lines.items():
+        ours.close()
+        if other != name:
+            theirs.close()
+    lines[name][1].setblocking(False)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's goes to all: it is the first of us who says when to stop
+    if name in NICER:
+        os.nice(NICER[name])
+
+
+def say(line: socket.socket, what: str) -> None:
+    try:
+        line.send(f"{what}\n".encode())
+    except BlockingIOError:
+        pass  # so much was said already that it looks in any case
+    except OSError as exc:
+        log.debug("worker.line_cut", error=type(exc).__name__)  # it ends, and so do we
+
+
+def listen(line: socket.socket, heard: Callable[[str], None], ended: Callable[[], None]) -> None:
+    """In the running loop: calls `heard` with each name that comes, and `ended` once the other side is gone."""
+    loop = asyncio.get_running_loop()
+    rest = b""
+
+    def read() -> None:
+        nonlocal rest
+        try:
+            came = line.recv(WAKE_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            came = b""
+        if not came:
+            loop.remove_reader(line)
+            ended()
+            return
+        *names, rest = (rest + came).split(b"\n")
+        for name in dict.fromkeys(names):
+            heard(name.decode())
+
+    loop.add_reader(line, read)
+
+
+def stop(others: Sequence[Other]) -> dict[str, int]:
+    """Ends them, at the latest by SIGKILL; their exit statuses, where a signal is a negative one."""
+    for other in others:
+        send(other.pid, signal.SIGTERM)
+    ends: dict[str, int] = {}
+    until = time.monotonic() + STOP_SECONDS_MAX
+    while len(ends) < len(others):
+        late = time.monotonic() > until
+        for other in others:
+            if other.name in ends:
+                continue
+            if late:
+                send(other.pid, signal.SIGKILL)
+            pid, status = os.waitpid(other.pid, 0 if late else os.WNOHANG)
+            if pid:
+                ends[other.name] = os.waitstatus_to_exitcode(status)
+        time.sleep(LOOK_SECONDS)
+    for other in others:
+        other.line.close()
+    return ends
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """To a child that was not waited for yet, so its number is still its own."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        log.debug("worker.gone", pid=pid)
