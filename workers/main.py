@@ -39,7 +39,7 @@ from workers.evaluate import evaluate
 from workers.expired import Asking, ask_expired
 from workers.imports import Importing
 from workers.otlp import Pushing
-from workers.processes import JUDGE, Elsewhere
+from workers.processes import JUDGE, PROCESS_OF
 from workers.recover import Recovering, recover
 from workers.retain import Retaining
 from workers.rollups import RollingUp
@@ -106,23 +106,25 @@ class Story:
                 pass
 
 
-Stories = dict[str, Story | Elsewhere]
-
-
 def stories_of(
-    runtime: Runtime,
-    otlp: OtlpSettings | None = None,
-    elsewhere: Mapping[str, Elsewhere] = {},
-) -> Stories:
-    """By name. Those of another process stand there as what can be told that they are wanted."""
+    runtime: Runtime, otlp: OtlpSettings | None = None, want: Callable[[str], None] | None = None
+) -> dict[str, Story]:
+    """By name. `want(name)` is called when there is something for a story to do, in whichever process it runs; None: in this
+    one, all of them."""
+
+    def wake(name: str) -> None:
+        if want is not None:
+            want(name)
+        else:
+            stories[name].want()
 
     async def evaluating() -> datetime | None:
         done = await evaluate(runtime)
         await beat(runtime, "evaluator")
         if done.acted:
-            stories[queue.ACT].want()
+            wake(queue.ACT)
         if done.read or done.decided:
-            stories[queue.SHIP].want()
+            wake(queue.SHIP)
         if not done.read:
             return done.next_due_at
         # While events come, the story looks again by itself; wake-ups through Redis are for when it has gone to sleep.
@@ -158,8 +160,8 @@ def stories_of(
     last, retaining, memory, rolling, asked = Sweep(), Retaining(), Recovering(), RollingUp(), Asking()
     imports = Importing()
     sending = Shipping(runtime)
-    attempts = Acting(runtime, lambda: stories[queue.ACT].want())
-    stories: Stories = {
+    attempts = Acting(runtime, partial(wake, queue.ACT))
+    stories = {
         queue.EVALUATE: Story("evaluate", evaluating),
         queue.ACT: Story("act", acting, attempts.close),
         queue.SHIP: Story("ship", shipping, sending.close),
@@ -177,7 +179,6 @@ def stories_of(
             await pushes.step()
 
         stories["otlp"] = Story("otlp", pushing)
-    stories.update(elsewhere)
     return stories
 
 
@@ -190,12 +191,12 @@ async def beat(runtime: Runtime, part: str, said: dict[str, float] = {}) -> None
         await readers.beat(conn, part, await readers.clock(conn))
 
 
-async def listen(redis_url: str, stories: Stories) -> None:
+async def listen(redis_url: str, want: Callable[[str], None]) -> None:
     """The arq worker, for ever: each job wakes the story of its name and is done."""
 
     def job(name: str) -> Any:
         async def wake(_context: dict[str, Any]) -> None:
-            stories[name].want()
+            want(name)
 
         # keep_result=0, or a job's id would be refused for an hour after it.
         return func(wake, name=name, keep_result=0, timeout=JOB_SECONDS_MAX, max_tries=1)  # type: ignore[arg-type]
@@ -232,7 +233,7 @@ async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socke
     """One process of the worker, until it is told to stop; the name of another one that ended before that."""
     news, stopping, lost = asyncio.Event(), asyncio.Event(), list[str]()
     opening = set(line_to)
-    stories: Stories = {}
+    stories: dict[str, Story] = {}
 
     def stop() -> None:
         stopping.set()
@@ -244,8 +245,14 @@ async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socke
             news.set()
         elif what == processes.HANGUP:
             signal.raise_signal(signal.SIGHUP)  # "look at the files now": service/reload.py
-        elif what in stories:
-            stories[what].want()
+        else:
+            want(what)
+
+    def want(story: str) -> None:
+        if story in stories:
+            stories[story].want()
+        elif mine == JUDGE:
+            processes.say(line_to[PROCESS_OF[story]], story)
 
     def hangup() -> None:
         for line in line_to.values():
@@ -271,11 +278,11 @@ async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socke
         runtime = await stack.enter_async_context(open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX))
         if mine != JUDGE:  # whoever judges needs no source
             await stack.enter_async_context(kept_current(runtime, os.environ))
-        stories.update(stories_of(runtime, otlp_settings(os.environ), processes.elsewhere(mine, line_to)))
-        here = [story for story in stories.values() if isinstance(story, Story)]
-        tasks = [asyncio.create_task(story.run(), name=story.name) for story in here]
+        all_of_them = stories_of(runtime, otlp_settings(os.environ), want)
+        stories.update({name: story for name, story in all_of_them.items() if PROCESS_OF[name] == mine})
+        tasks = [asyncio.create_task(story.run(), name=story.name) for story in stories.values()]
         if mine == JUDGE and settings.redis_url is not None:
-            tasks.append(asyncio.create_task(listen(settings.redis_url.get_secret_value(), stories), name="redis"))
+            tasks.append(asyncio.create_task(listen(settings.redis_url.get_secret_value(), want), name="redis"))
         for line in line_to.values():
             processes.say(line, processes.OPEN)
         while mine == JUDGE and opening and not stopping.is_set():

@@ -26,6 +26,7 @@ PROCESSES: Mapping[str, Sequence[str]] = {
     "act": (queue.ACT, "sweep"),
     "tend": (queue.SHIP, "retain", "recover", "expired", "rollup", "import", "otlp"),
 }
+PROCESS_OF = {story: name for name, stories in PROCESSES.items() for story in stories}
 # No alert waits for these: where processors are few, the others have them first.
 NICER = {"tend": 10}
 OPEN = "open"  # said by each once its connections are: the others open theirs after the first one
@@ -41,27 +42,6 @@ class Other:
     name: str
     pid: int
     line: socket.socket
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """A story of another process, as far as ours has to do with it."""
-
-    name: str
-    line: socket.socket
-
-    def want(self) -> None:
-        say(self.line, self.name)
-
-
-def elsewhere(mine: str, line_to: Mapping[str, socket.socket]) -> dict[str, Elsewhere]:
-    """By name, the stories of the other processes; whoever judges passes on what is for a third one."""
-    return {
-        story: Elsewhere(story, line_to.get(name) or line_to[JUDGE])
-        for name, stories in PROCESSES.items()
-        for story in stories
-        if name != mine
-    }
 
 
 def fork(run: Callable[[str, Mapping[str, socket.socket]], object]) -> list[Other]:

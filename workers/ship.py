@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import DeliveryFailed
+from service.event import Event
 from service.observe import log as logger
 from service.runtime import Runtime, last_words
-from service.sinks.base import REFUSED_IN_A_ROW_MAX, Sent, Sink, all_refused, may_have_arrived
+from service.sinks.base import REFUSED_IN_A_ROW_MAX, Poison, Sent, Sink, all_refused, may_have_arrived
 from service.store import readers, shipping
 from service.store.session import begin
 from service.store.shipping import BREAKER_FAILURES, Bad, Claimed, reader_name
@@ -29,7 +30,8 @@ STEP_SECONDS = 1.0  # how long the story looks at its sinks before it says that 
 BACKOFF_SECONDS_MAX, RETRY_SECONDS_MIN = 30.0, 0.8
 PERMANENT_BACKOFF_SECONDS = 60.0  # a refused token is mended by a person; the log waits for it
 PROBE_ITEMS = 10  # for a sink that has failed so often that the breaker opened
-REST_SECONDS_MAX = 0.5  # while events wait to be judged, a sink rests as long as its batch took
+CRASHED = "sink_crashed"
+CRASHED_SHIFT = 3  # each crash in a row is tried again with an eighth of the items, down to the one it comes by
 
 
 class Shipping:
@@ -72,16 +74,9 @@ async def ship(runtime: Runtime) -> bool:
 
 async def ship_one(runtime: Runtime, name: str, sink: Sink) -> bool:
     for sent in range(ROUNDS_MAX):
-        began = time.monotonic()
         if not await one_batch(runtime, name, sink):
             return sent > 0
-        if runtime.pace.many:
-            await rest(time.monotonic() - began)
     return True
-
-
-async def rest(took: float) -> None:
-    await asyncio.sleep(min(took, REST_SECONDS_MAX))
 
 
 async def one_batch(runtime: Runtime, name: str, sink: Sink) -> bool:
@@ -101,7 +96,7 @@ async def one_batch(runtime: Runtime, name: str, sink: Sink) -> bool:
         await shipping.sending(conn, claimed, len(page.items))
     try:
         async with asyncio.timeout(SEND_SECONDS_MAX):
-            sent = await sink.send(page.items)
+            sent = await send(sink, page.items)
         refused = refused_in_a_row(claimed, sent, name)
     except (DeliveryFailed, TimeoutError) as exc:
         await back_off(runtime, claimed, exc, len(page.items))
@@ -132,9 +127,28 @@ async def one_batch(runtime: Runtime, name: str, sink: Sink) -> bool:
     return True
 
 
+async def send(sink: Sink, items: Sequence[Event]) -> Sent:
+    """A mistake of ours in a sink is narrowed down to the item that it comes by, which is put aside: neither the copy nor
+    the other sinks stand still for it. Raises DeliveryFailed."""
+    try:
+        return await sink.send(items)
+    except (DeliveryFailed, TimeoutError):
+        raise
+    except Exception as exc:
+        logger.error("sink.crashed", sink=sink.name, items=len(items), error=type(exc).__name__, exc_info=exc)
+        said = (
+            f"the sink {sink.name} crashed ({type(exc).__name__}): a mistake of ours, which the worker's log has whole"
+        )
+        if len(items) > 1:
+            raise DeliveryFailed(said, code=CRASHED, ambiguous=True) from exc
+        return Sent(0, (Poison(0, said),))
+
+
 def items_max(sink: Sink, claimed: Claimed) -> int:
     """What may have arrived is sent again as the same batch, by which a receiver may know it; but not for ever, where the
     batch is what it cannot take."""
+    if claimed.last_code == CRASHED:
+        return max(1, sink.batch_items_max >> CRASHED_SHIFT * claimed.failures_in_a_row)
     if claimed.failures_in_a_row >= BREAKER_FAILURES:
         return min(PROBE_ITEMS, sink.batch_items_max)
     return min(claimed.in_doubt or sink.batch_items_max, sink.batch_items_max)

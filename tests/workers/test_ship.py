@@ -343,42 +343,43 @@ async def test_a_sink_that_hangs_holds_up_no_other(house: House) -> None:
     assert (await reader(house))["in_doubt"] == 3
 
 
-async def test_while_events_wait_to_be_judged_a_sink_rests_between_its_batches(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await many(house, 3)
-    sink, rests = stand_in(house), list[float]()
-    sink.batch_items_max = 1
-
-    async def rest(took: float) -> None:
-        rests.append(took)
-
-    monkeypatch.setattr("workers.ship.rest", rest)
-    house.runtime.pace.many = True
-    await ship(house.runtime)
-    assert len(rests) == 3
-    assert all(took > 0 for took in rests)
-    house.runtime.pace.many = False
-    await many(house, 1)
-    await ship(house.runtime)
-    assert len(rests) == 3
-
-
-async def test_a_sink_whose_story_crashed_is_said_and_the_others_go_on(house: House) -> None:
-    everything = await many(house, 2)
-    sink, other = stand_in(house), Recording()
+async def test_a_mistake_of_ours_in_a_sink_costs_the_item_it_comes_by_and_nobody_else(house: House) -> None:
+    everything = await many(house, 30)
+    sink, other, bad = stand_in(house), Recording(), everything[17]
+    take = sink.send
 
     async def crash(items: Sequence[Event]) -> Sent:
-        raise RuntimeError("a mistake of ours")
+        if bad in [item.id for item in items]:
+            raise RuntimeError("a mistake of ours")
+        return await take(items)
 
     sink.send = crash  # type: ignore[method-assign]
     house.runtime.sinks["other"] = other
     house.runtime.wants["other"] = lambda event: event.origin != "probe"
     sending = Shipping(house.runtime)
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
-        await sending.step()
+    await sending.step()
     assert other.batches == [everything]
+    assert (await reader(house))["last_code"] == "sink_crashed"
+    for _ in range(20):
+        await soon(house)
     await sending.close()
+    assert [one for batch in sink.batches for one in batch] == [one for one in everything if one != bad]
+    (row,) = await house.rows("SELECT event_row_id::text AS id, reason FROM poison WHERE reader = 'sink:splunk'")
+    assert (row["id"], "RuntimeError" in row["reason"]) == (bad, True)
+
+
+async def test_a_sink_that_crashes_on_everything_drains_nothing_into_poison(house: House) -> None:
+    await many(house, REFUSED_IN_A_ROW_MAX * 2)
+    sink = stand_in(house)
+
+    async def crash(items: Sequence[Event]) -> Sent:
+        raise RuntimeError("a mistake of ours")
+
+    sink.send = crash  # type: ignore[method-assign]
+    for _ in range(REFUSED_IN_A_ROW_MAX * 4):
+        await soon(house)
+    assert len(await house.rows("SELECT 1 FROM poison")) < REFUSED_IN_A_ROW_MAX
+    assert (await reader(house))["last_code"] in ("all_refused", "sink_crashed")
 
 
 def test_what_a_protocol_forbids_to_send_again_is_put_aside_however_many() -> None:
