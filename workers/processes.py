@@ -1,4 +1,4 @@
-"""The worker's processes: who judges shares no interpreter with who sends, and neither with the copy for a SIEM.
+"""The worker's processes: who judges shares no interpreter with who acts, and neither with the copy for a SIEM.
 
 Postgres is where they meet. Beside it there is one socket to each, which says "now" for a story there and ends with its
 process: no process goes on alone. They are forked before anything is open, so what is imported is in memory once.
@@ -19,16 +19,17 @@ from service import queue
 from service.children import end_with_parent
 from service.observe import log
 
-JUDGE = "judge"  # the first of them, which starts the others and is the one that is signalled
+# The first of them starts the others, hears Redis, and is the one that is signalled.
+JUDGE, ACT, COPY = "judge", "act", "copy"
 # What must not wait for each other is apart; what shares memory (`sweep` learns who refuses, `act` minds it) is together.
 PROCESSES: Mapping[str, Sequence[str]] = {
     JUDGE: (queue.EVALUATE,),
-    "act": (queue.ACT, "sweep"),
-    "tend": (queue.SHIP, "retain", "recover", "expired", "rollup", "import", "otlp"),
+    ACT: (queue.ACT, "sweep"),
+    COPY: (queue.SHIP, "retain", "recover", "expired", "rollup", "import", "otlp"),
 }
 PROCESS_OF = {story: name for name, stories in PROCESSES.items() for story in stories}
 # No alert waits for these: where processors are few, the others have them first.
-NICER = {"tend": 10}
+NICER = {COPY: 10}
 OPEN = "open"  # said by each once its connections are: the others open theirs after the first one
 HANGUP = "hangup"
 STOP_SECONDS_MAX, LOOK_SECONDS = 12.0, 0.02

@@ -5,7 +5,6 @@ Otherwise it is what `authwatch worker` starts: a process of its own, with its o
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from tests.end_to_end.running import OURS
+from tests.forked import forks
 
 END_SECONDS_MAX = 20.0
 LOG_CHARS_MAX = 3000
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["pytest", "workers.main", __name__])
 
 
 @dataclass(slots=True)

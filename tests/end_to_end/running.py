@@ -19,6 +19,7 @@ import httpx
 
 from service.children import choose_port
 from tests.conftest import ADMIN_TOKEN, SECRET
+from tests.forked import Forked
 from tests.make_requests import signed
 
 OURS = ("DATABASE_URL", "REDIS_URL", "SCALEKIT_", "SLACK_", "SPLUNK_", "AUTHWATCH_")
@@ -61,7 +62,7 @@ class Running:
     folder: Path
     environment: dict[str, str]
     port: int = field(default_factory=lambda: choose_port("127.0.0.1"))
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes] | Forked] = field(default_factory=dict)
     serve_words: tuple[str, ...] = ()
     program: tuple[str, ...] = (COMMAND,)
 
@@ -74,13 +75,14 @@ class Running:
         serve = ["serve", "--port", str(self.port), *self.serve_words]
         words = {"serve": serve, "worker": ["worker"], "worker-2": ["worker"]}
         for part in parts:
-            with (self.folder / f"{part}.log").open("ab") as log:
+            path, environment = self.folder / f"{part}.log", {**clean, **self.environment}
+            # Several receiver processes set up their metrics before anything is imported: no fork for them.
+            if self.program == (COMMAND,) and "--workers" not in words[part]:
+                self.processes[part] = Forked(words[part], cwd=self.folder, env=environment, log=path)
+                continue
+            with path.open("ab") as log:
                 self.processes[part] = subprocess.Popen(
-                    [*self.program, *words[part]],
-                    cwd=self.folder,
-                    env={**clean, **self.environment},
-                    stdout=log,
-                    stderr=log,
+                    [*self.program, *words[part]], cwd=self.folder, env=environment, stdout=log, stderr=log
                 )
 
     async def ready(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from workers import main
 from workers.act import Acting
 from workers.imports import Importing
+from workers.processes import PROCESS_OF
 from workers.retain import Retaining
 from workers.rollups import RollingUp
 from workers.ship import Shipping
@@ -51,3 +52,20 @@ async def test_every_story_is_there_and_does_what_it_is_named_for(called: list[s
         called.clear()
         await story._step()
         assert [what for what in called if what != "beat"] == [name]
+
+
+def test_every_story_has_its_process() -> None:
+    otlp: Any = None
+    stories = main.stories_of(None, otlp)  # type: ignore[arg-type]
+    assert {*stories, "otlp"} == set(PROCESS_OF)
+
+
+async def test_a_story_of_another_process_is_wanted_there(called: list[str]) -> None:
+    wanted: list[str] = []
+    stories = main.stories_of(None, want=wanted.append)  # type: ignore[arg-type]
+    Read.read = Read.acted = 1
+    try:
+        await stories["evaluate"]._step()
+    finally:
+        Read.read = Read.acted = 0
+    assert wanted == ["act", "ship"]
