@@ -24,7 +24,7 @@ class Forked:
 
     def __init__(self, words: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> None:
         self._words = [*words]
-        self._process = forks.Process(target=run, args=([*words], str(cwd), dict(env), str(log)))
+        self._process = forks.Process(target=run, args=([*words], str(cwd), dict(env), str(log)), daemon=True)
         self._process.start()
 
     @property
