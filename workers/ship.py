@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import DeliveryFailed
 from service.observe import log as logger
 from service.runtime import Runtime, last_words
+from service.sink_losses import say_left_behind
 from service.sinks.base import REFUSED_IN_A_ROW_MAX, Sent, Sink, all_refused, may_have_arrived
 from service.store import readers, shipping
 from service.store.session import begin
@@ -87,6 +88,8 @@ async def rest(took: float) -> None:
 async def one_batch(runtime: Runtime, name: str, sink: Sink) -> bool:
     """Whether there may be more to do at once."""
     async with begin(runtime.engine) as conn:
+        if await say_left_behind(conn, name, list(runtime.notifiers)):
+            return True
         now = await readers.clock(conn)
         claimed = await shipping.claim(conn, reader_name(name), now, LEASE)
         if claimed is None:
