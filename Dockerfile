@@ -6,9 +6,9 @@ RUN python3 -m venv --without-pip /opt/authwatch
 WORKDIR /build
 # The locked packages are a layer of their own, which a change of our code does not build again. They come as wheels
 # only: nobody's build script runs, and no compiler is needed.
-COPY requirements.lock ./
+COPY requirements-image.lock ./
 RUN python3 -m pip --python /opt/authwatch/bin/python install \
-    --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+    --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes -r requirements-image.lock
 COPY pyproject.toml README.md ./
 COPY service service
 COPY workers workers

@@ -96,6 +96,7 @@ lock: ## Write the lock files anew from pyproject.toml
 	$(LOCK) --extra build pyproject.toml -o requirements.lock
 	$(LOCK) --extra build --extra embedded -c requirements.lock pyproject.toml -o requirements-embedded.lock
 	$(LOCK) --extra dev -c requirements-embedded.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --extra build --extra s3 -c requirements-dev.lock pyproject.toml -o requirements-image.lock
 
 # $(call installed,embedded|dev): a .venv that holds what that lock says. A stamp with the lock's checksum makes the next
 # call return at once. What holds for dev holds for embedded too, whose versions are the same.

@@ -172,17 +172,19 @@ async def of_clock_and_health(runtime: Runtime) -> list[Finding]:
         elif value["lag_seconds"] > LAG_SECONDS_MAX:
             found.append(
                 Finding(
-                    False, part, f"{value['lag_items']} wait, the oldest for {value['lag_seconds']:.0f} s; see its log"
+                    False,
+                    part,
+                    f"{health.lag_words(value)} wait, the oldest for {value['lag_seconds']:.0f} s; see its log",
                 )
             )
         else:
-            found.append(Finding(True, part, f"alive, {value['lag_items']} waiting"))
+            found.append(Finding(True, part, f"alive, {health.lag_words(value)} waiting"))
     if report["actions"]["failed"]:
         said = f"{report['actions']['failed']} failed for good; see `actions` in GET /v1/alerts"
         found.append(Finding(False, "failed actions", said))
     for name, value in report["sinks"].items():
         behind = value["lag_seconds"] > LAG_SECONDS_MAX or value["poison"]
-        said = f"{value['lag_items']} waiting, {value['poison']} put aside"
+        said = f"{health.lag_words(value)} waiting, {value['poison']} put aside"
         if behind and not value["last_error"]:
             said += "; is `authwatch worker` running?" if not value["poison"] else "; `authwatch sinks poison` says why"
         found.append(

@@ -25,6 +25,7 @@ from service import families, health
 from service.errors import Unavailable
 from service.observe import log as logger
 from service.store import actions, alerts, readers, telemetry
+from service.store.log import LAG_COUNTED_MAX
 from service.store.session import begin
 
 METRIC_VALUES_MAX = 2000
@@ -78,13 +79,30 @@ async def how_we_are(conn: AsyncConnection, sinks: Sequence[str]) -> list[Family
     )
     for kind, outcome, count in await actions.outcome_counts(conn):
         by_action.add_metric([kind, outcome], count)
-    lag_events = GaugeMetricFamily("authwatch_reader_lag_events", "Rows of the log not yet read", labels=["reader"])
+    lag_events = GaugeMetricFamily(
+        "authwatch_reader_lag_events",
+        f"Rows of the log not yet read, counted up to {LAG_COUNTED_MAX}",
+        labels=["reader"],
+    )
     lag_seconds = GaugeMetricFamily(
         "authwatch_reader_lag_seconds", "Age of the oldest row not yet read", labels=["reader"]
     )
     for name, value in behind.items():
         lag_events.add_metric([name], value["lag_items"])
         lag_seconds.add_metric([name], value["lag_seconds"])
+    sent_again = GaugeMetricFamily(
+        "authwatch_sink_sent_again_items",
+        "Items that a sink was ever sent once more, because they may have arrived or were replayed",
+        labels=["sink"],
+    )
+    breaker = GaugeMetricFamily(
+        "authwatch_sink_breaker_open",
+        "1 while a sink that keeps failing is tried with a few items only",
+        labels=["sink"],
+    )
+    for name, value in report["sinks"].items():
+        sent_again.add_metric([name], value["sent_again"])
+        breaker.add_metric([name], int(value["state"] == health.BREAKER_OPEN))
     seen = GaugeMetricFamily(
         "authwatch_part_last_seen_timestamp_seconds", "When a part last came to its end", labels=["part"]
     )
@@ -103,6 +121,8 @@ async def how_we_are(conn: AsyncConnection, sinks: Sequence[str]) -> list[Family
         refusing,
         lag_events,
         lag_seconds,
+        sent_again,
+        breaker,
         seen,
         GaugeMetricFamily(
             "authwatch_actions_open", "Actions waiting or under way", value=report["actions"]["lag_items"]

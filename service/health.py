@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from service.store import credentials, deadlines, expired, log, readers, refusal
 STALE_AFTER = timedelta(seconds=15)  # a story that said nothing for so long is stalled
 BEHIND_AFTER_SECONDS = 10.0  # contract.md, the gate: `evaluation_behind`
 STRANDED_AFTER = timedelta(minutes=5)
+BREAKER_OPEN = "probing"  # the state of a sink that is tried with a few items only
 DEADLINE_SLACK = timedelta(seconds=10)
 
 
@@ -39,6 +40,7 @@ async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequenc
     parts: dict[str, Any] = {
         "evaluator": part(now, beats.get("evaluator"), evaluator_items, evaluator_seconds)
         | {
+            "lag_items_capped": capped(evaluator_items),
             "overdue_deadlines": deadline_late,
             "position": rows[readers.EVALUATOR].position if readers.EVALUATOR in rows else 0,
         },
@@ -80,7 +82,8 @@ async def report(conn: AsyncConnection, sinks: Sequence[str], notifiers: Sequenc
 async def of_sinks(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The lag counts what is left of the log, also where a sink wants little of it: what it does not want it passes over.
 
-    `sent_again`: items that were sent more than once because they may have arrived, or were replayed.
+    `lag_items_capped`: there may be more, it is counted no further. `sent_again`: items that were sent once more because
+    they may have arrived, at each such try, or were replayed.
     """
     now, beats = await readers.clock(conn), await readers.beats(conn)
     rows, bad = await shipping.states(conn, sinks), await readers.poison_counts(conn)
@@ -89,6 +92,7 @@ async def of_sinks(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, dic
         row = rows.get(name)
         items, oldest = await log.lag_after(conn, row.position if row else 0)
         found[name] = part(now, beats.get("sinks"), items, (now - oldest).total_seconds() if oldest else 0.0) | {
+            "lag_items_capped": capped(items),
             "position": row.position if row else 0,
             "state": "new" if row is None else state_of(row.failures_in_a_row),
             "last_ok_at": rfc3339(row.last_ok_at) if row else None,
@@ -100,10 +104,19 @@ async def of_sinks(conn: AsyncConnection, sinks: Sequence[str]) -> dict[str, dic
     return found
 
 
+def capped(lag_items: int) -> bool:
+    return lag_items >= log.LAG_COUNTED_MAX
+
+
+def lag_words(part: Mapping[str, Any]) -> str:
+    """`100000+` where there may be more."""
+    return f"{part['lag_items']}+" if part.get("lag_items_capped") else str(part["lag_items"])
+
+
 def state_of(failures_in_a_row: int) -> str:
     if failures_in_a_row == 0:
         return "shipping"
-    return "retrying" if failures_in_a_row < shipping.BREAKER_FAILURES else "probing"
+    return "retrying" if failures_in_a_row < shipping.BREAKER_FAILURES else BREAKER_OPEN
 
 
 async def asking(conn: AsyncConnection, row: Row[Any] | None) -> dict[str, Any]:

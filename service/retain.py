@@ -15,13 +15,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from service import own_alerts
+from service import own_alerts, sink_losses
 from service.errors import Unavailable
 from service.event import rfc3339
 from service.observe import log as logger
 from service.own_alerts import OwnAlert
 from service.retention import EVENTS, RECEIPTS, Plan, plan
 from service.settings import RetentionSettings
+from service.sink_losses import LOST_RULE
 from service.store import alerts as alert_store
 from service.store import audit_chain, audit_entries, log, prune, readers, retention_state, tables
 from service.store import retention as store
@@ -30,7 +31,7 @@ from service.store.session import begin
 
 NAMED_MAX = 100  # partitions in one audit entry
 BATCHES_MAX = 100  # of each kind in one run; the rest waits for the next
-REFUSED_RULE, LOST_RULE = "retention-refused", "sink-events-lost"
+REFUSED_RULE = "retention-refused"
 
 
 # How far the database's clock, which reads that, moved beside the time that passed; None: nothing to compare with.
@@ -147,11 +148,13 @@ async def write_down(
     """One transaction: what goes is marked, what a sink loses by it is said and recorded, its position passes over it."""
     async with begin(engine) as conn:
         await own_alerts.lock(conn)
+        # First: what it then still loses begins where the log begins.
+        left, entries = await sink_losses.left_behind(conn, sinks, now or await readers.clock(conn))
         known = await look(conn, keep, sinks, now=now, jumped=jumped, confirmed=confirmed)
         decided, at = known.plan, known.now
         if decided.refused is not None:
-            out = await own_alerts.open_own(conn, [refused_alert(decided)], now=at, notifiers=notifiers)
-            await log.append(conn, out.decisions)
+            out = await own_alerts.open_own(conn, [*left, refused_alert(decided)], now=at, notifiers=notifiers)
+            await log.append(conn, [*entries, *out.decisions])
             return known
         alerts, decisions = await losses(conn, known)
         floor = known.floor
@@ -173,9 +176,9 @@ async def write_down(
         lost = await alert_store.open_of_rule(conn, LOST_RULE)
         unseen = {alert.group_key for alert in lost if alert.state != "resolved"}
         seen = await own_alerts.close_own(conn, LOST_RULE, keep=unseen, now=at, notifiers=notifiers)
-        opened = await own_alerts.open_own(conn, alerts, now=at, notifiers=notifiers)
+        opened = await own_alerts.open_own(conn, [*left, *alerts], now=at, notifiers=notifiers)
         ran = [run_entry(decided, at, confirmed)] if decided.drops else []
-        await log.append(conn, [*ran, *decisions, *closed.decisions, *seen.decisions, *opened.decisions])
+        await log.append(conn, [*ran, *entries, *decisions, *closed.decisions, *seen.decisions, *opened.decisions])
         return Known(decided, at, known.sinks, floor)
 
 
@@ -192,32 +195,21 @@ async def losses(conn: AsyncConnection, known: Known) -> tuple[list[OwnAlert], l
         first, last = min(one[1] for one in found if one[1]), max(one[2] for one in found if one[2])
         counted = f"at least {count}" if any(one[0] == store.LOST_COUNTED_MAX for one in found) else f"{count}"
         span = f"received from {rfc3339(first)} to {rfc3339(last)}"
-        alerts.append(
-            OwnAlert(
-                rule_id=LOST_RULE,
-                # Of each stretch that is lost one, so that an older one nobody has resolved hides none.
-                about=f"{sink}:{first:%Y-%m-%d}",
-                severity="P1",
-                summary=f"The sink {sink} did not take {counted} events in time; they are gone for it, {span}",
-                what_to_do="Mend the sink (GET /v1/health says what it answers). What is still kept is shipped after that; a larger retention.sink_backlog_max waits longer.",
-            )
+        alert, entry = sink_losses.loss(
+            sink,
+            stretch=f"{first:%Y-%m-%d}",
+            summary=f"The sink {sink} did not take {counted} events in time; they are gone for it, {span}",
+            what_to_do="Mend the sink (GET /v1/health says what it answers). What is still kept is shipped after that; a larger retention.sink_backlog_max waits longer.",
+            reason="sink_backlog_max is over",
+            details={
+                "events": count,
+                "first_received_at": rfc3339(first),
+                "last_received_at": rfc3339(last),
+            },
+            now=known.now,
         )
-        decisions.append(
-            Decision(
-                kind="audit",
-                subject_id=f"sink:{sink}",
-                occurred_at=known.now,
-                details={
-                    "actor": "retention",
-                    "action": "sink.events_lost",
-                    "subject": sink,
-                    "reason": "sink_backlog_max is over",
-                    "events": count,
-                    "first_received_at": rfc3339(first),
-                    "last_received_at": rfc3339(last),
-                },
-            )
-        )
+        alerts.append(alert)
+        decisions.append(entry)
     return alerts, decisions
 
 

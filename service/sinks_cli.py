@@ -68,7 +68,7 @@ async def read_all(runtime: Runtime) -> tuple[list[tuple[str, ...]], dict[str, s
             str(runtime.settings.sinks[name].get("format", SINKS[sink.kind].Config.model_fields["format"].default)),
             shown(runtime.settings.sinks[name].get("match")),
             str(parts[name]["position"]),
-            str(parts[name]["lag_items"]),
+            health.lag_words(parts[name]),
             f"{parts[name]['lag_seconds']:.0f}",
             str(parts[name]["poison"]),
             str(parts[name]["sent_again"]),

@@ -17,6 +17,7 @@ from service.errors import DeliveryFailed
 from service.event import Event
 from service.observe import log as logger
 from service.runtime import Runtime, last_words
+from service.sink_losses import say_left_behind
 from service.sinks.base import REFUSED_IN_A_ROW_MAX, Poison, Sent, Sink, all_refused, may_have_arrived
 from service.store import readers, shipping
 from service.store.session import begin
@@ -82,6 +83,8 @@ async def ship_one(runtime: Runtime, name: str, sink: Sink) -> bool:
 async def one_batch(runtime: Runtime, name: str, sink: Sink) -> bool:
     """Whether there may be more to do at once."""
     async with begin(runtime.engine) as conn:
+        if await say_left_behind(conn, name, list(runtime.notifiers)):
+            return True
         now = await readers.clock(conn)
         claimed = await shipping.claim(conn, reader_name(name), now, LEASE)
         if claimed is None:

@@ -65,6 +65,8 @@ class Call:
     body: type[BaseModel | Struct] | None = None
     ok: int = 200
     media_type: str = "application/json"
+    or_media_types: tuple[str, ...] = ()  # for who asks for them by Accept
+    statuses: tuple[int, ...] = ()  # beside those of every call
     checks_token: bool = False  # its handler does, in the same look at the database as its answer
 
 

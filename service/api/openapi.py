@@ -61,11 +61,13 @@ def document(calls: Sequence[Call], *, server: str) -> dict[str, Any]:
 def operation(call: Call) -> dict[str, Any]:
     answers: dict[str, Any] = {str(call.ok): {"description": "done"}}
     expected = ["400", "404", "409", "503"] if call.scope else ["503"]
-    for status in [*(["401", "403"] if call.scope else []), *expected]:
+    for status in [*(["401", "403"] if call.scope else []), *expected, *map(str, call.statuses)]:
         answers[status] = problem()
     if call.ok != 204 and call.path != "/metrics":
-        shape = "object" if call.media_type == "application/json" else "string"
-        answers[str(call.ok)]["content"] = {call.media_type: {"schema": {"type": shape}}}
+        answers[str(call.ok)]["content"] = {
+            media_type: {"schema": {"type": "object" if media_type == "application/json" else "string"}}
+            for media_type in (call.media_type, *call.or_media_types)
+        }
     made: dict[str, Any] = {
         "summary": call.summary,
         "operationId": f"{call.method.lower()}{re.sub(r'[^a-z0-9]+', '_', call.path.lower())}".rstrip("_"),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -24,6 +25,7 @@ from service.api.http import (
     Strict,
     Text,
     allowed,
+    cursor_instant,
     cursor_position,
     presented,
     read_cursor,
@@ -31,8 +33,8 @@ from service.api.http import (
     runtime_of,
     write_cursor,
 )
-from service.errors import Gone
-from service.event import Event
+from service.errors import BadRequest, Gone
+from service.event import Event, rfc3339
 from service.siem_feed import FEED, Feed
 from service.sinks.formats import ENCODED, FORMATS, FormatName
 from service.store import events, log, pollers, readers, tokens
@@ -66,11 +68,20 @@ class FeedQuery(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a cursor stands: after the row at `position`, received `at`; None where there is no such row to know it by,
+    and in the cursors of releases that did not say it."""
+
+    position: int
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """Encoded items, the position up to which they go, and whether there is more at once."""
+    """Encoded items, the place up to which they go, and whether there is more at once."""
 
     items: list[bytes]
-    position: int
+    place: Place
     has_more: bool
 
 
@@ -81,12 +92,23 @@ async def feed(request: Request) -> Response:
     with shared.place():
         await admit(request, digest)
         query = read_query(request, FeedQuery)
-        position = None if query.cursor is None else read_cursor(CURSOR, query.cursor, cursor_position)[0]
-        page = await read_page(request, query, position)
+        place = None if query.cursor is None else read_place(query.cursor)
+        page = await read_page(request, query, place)
         if query.wait and not page.items and not page.has_more:
             with shared.waiting():
                 page = await wait_for_news(request, query, page, digest)
         return await answer(request, query, page)
+
+
+def read_place(cursor: str) -> Place:
+    """Raises BadRequest."""
+    with suppress(BadRequest):
+        return Place(*read_cursor(CURSOR, cursor, cursor_position, cursor_instant))
+    return Place(*read_cursor(CURSOR, cursor, cursor_position))
+
+
+def write_place(place: Place) -> str:
+    return write_cursor(CURSOR, place.position, *([] if place.at is None else [rfc3339(place.at)]))
 
 
 async def admit(request: Request, digest: bytes | None) -> None:
@@ -118,12 +140,12 @@ async def wait_for_news(request: Request, query: FeedQuery, page: Page, digest: 
     gone = asyncio.create_task(hung_up(request.receive))
     try:
         while not page.items and not shared.closed and time.monotonic() < deadline:
-            await woken(shared, page.position, deadline, gone)
+            await woken(shared, page.place.position, deadline, gone)
             if gone.done():
                 break
             if digest is not None:
                 await still_allowed(request, digest)
-            page = await read_page(request, query, page.position)
+            page = await read_page(request, query, page.place)
         return page
     finally:
         gone.cancel()
@@ -139,45 +161,58 @@ async def woken(shared: Feed, position: int, deadline: float, gone: asyncio.Task
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def read_page(request: Request, query: FeedQuery, position: int | None) -> Page:
-    """What comes after this position; None: from where the query says. Raises Gone."""
+async def read_page(request: Request, query: FeedQuery, place: Place | None) -> Page:
+    """What comes after this place; None: from where the query says. Raises Gone."""
     shared: Feed = getattr(request.app.state, FEED)
     async with shared.page():
         async with begin(runtime_of(request).engine) as conn:
-            if position is None:
+            if place is None:
                 since = await events.position_since(conn, query.since) if query.since else 0
-                position = max(since, await readers.position(conn, readers.RETENTION))
-            found = await log.read_after(conn, position, query.limit + 1)
+                place = Place(max(since, await readers.position(conn, readers.RETENTION)))
+            found = await log.read_after(conn, place.position, query.limit + 1)
+            known = place.at is None or await log.holds(conn, place.position, place.at)
             # Asked after the page was read: what retention takes away it says before it does.
-            if position < await readers.position(conn, readers.RETENTION):
+            floor = await readers.position(conn, readers.RETENTION)
+            if place.position < floor:
                 raise Gone(
                     "the log no longer holds all that comes after this cursor; start again without it, or with since",
                     code="cursor_expired",
                 )
-            if not found and not await log.was_given(conn, position):
+            if not (found and known) and not await log.was_given(conn, place.position):
                 raise Gone(
                     "the log has not come as far as this cursor, as after a restore from a backup; start again with "
                     "since, from before the backup was made",
                     code="cursor_ahead",
                 )
-        return await shaped(found, query.limit, query.format, position)
+            if not known and place.position > floor:  # at the floor, the row that it knows may be gone
+                raise Gone(
+                    "where this cursor stands the log now holds something else, as after a restore from a backup; start"
+                    " again with since, from before the backup was made",
+                    code="cursor_mismatch",
+                )
+            if not found and place.at is None and place.position > floor:
+                place = Place(place.position, await log.received_at(conn, place.position))
+        return await shaped(found, query.limit, query.format, place)
 
 
-async def shaped(found: list[Event], limit: int, format_: FormatName, position: int) -> Page:
+async def shaped(found: list[Event], limit: int, format_: FormatName, place: Place) -> Page:
     """A page of one more event than it may hold, to know whether there is more."""
     encode, size = encoder(format_), 0
     items: list[bytes] = []
+    last: Event | None = None
+    more = len(found) > limit
     for number, event in enumerate(found[:limit]):
         if number and number % SLICE_ITEMS == 0:
             await asyncio.sleep(0)
         if event.origin != "probe":
             item = encode(event)
             if items and size + len(item) > PAGE_BYTES_MAX:
-                return Page(items, position, has_more=True)
+                more = True
+                break
             size += len(item)
             items.append(item)
-        position = event.position
-    return Page(items, position, has_more=len(found) > limit)
+        last = event
+    return Page(items, place if last is None else Place(last.position, last.received_at), has_more=more)
 
 
 def encoder(format_: FormatName) -> Callable[[Event], bytes]:
@@ -194,7 +229,7 @@ def encoder(format_: FormatName) -> Callable[[Event], bytes]:
 
 async def answer(request: Request, query: FeedQuery, page: Page) -> Response:
     """JSON, or NDJSON for who asks for it; where the feed goes on is in the headers of both."""
-    cursor = write_cursor(CURSOR, page.position)
+    cursor = write_place(page.place)
     more = "true" if page.has_more else "false"
     if ndjson := wants_ndjson(request.headers.get("accept", "")):
         body = b"".join(item + b"\n" for item in page.items)
@@ -220,4 +255,16 @@ async def answer(request: Request, query: FeedQuery, page: Page) -> Response:
     return Response(body, media_type=NDJSON if ndjson else "application/json", headers=headers)
 
 
-CALLS = (Call("GET", PATH, feed, SCOPE, "The log for a SIEM, in commit order", query=FeedQuery, checks_token=True),)
+CALLS = (
+    Call(
+        "GET",
+        PATH,
+        feed,
+        SCOPE,
+        "The log for a SIEM, in commit order",
+        query=FeedQuery,
+        or_media_types=(NDJSON,),
+        statuses=(410,),
+        checks_token=True,
+    ),
+)

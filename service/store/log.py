@@ -21,10 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.event import AccountKey, Event, ProviderEvent, new_id
 from service.store import audit_chain
 from service.store.columns import literal
-from service.store.tables import events, log_marks, receipts
+from service.store.tables import Instant, events, log_marks, receipts
 
 LOG_LOCK = 7_305_201_002  # the same number as in accept_receipts
 PARTITION_DAYS_AHEAD = 7
+LAG_COUNTED_MAX = 100_000  # whoever is further behind is told apart by its seconds
 WORKFLOW_KINDS = frozenset({"workflow.paused", "workflow.resumed"})
 MARK_MARGIN = timedelta(hours=1)  # the small steps of a clock that is kept right; greater ones are noticed (read_after)
 EVENT_COLUMNS = (  # in the order of Event's fields
@@ -311,6 +312,22 @@ async def was_given(conn: AsyncConnection, position: int) -> bool:
     return position <= given
 
 
+AT = select(events.c.received_at).where(events.c.position == bindparam("position"))
+IS_AT = AT.where(events.c.received_at == bindparam("at", type_=Instant))
+
+
+async def received_at(conn: AsyncConnection, position: int) -> datetime | None:
+    """When the row at this position was received; None where the log holds none there."""
+    at: datetime | None = (await conn.execute(AT, {"position": position})).scalars().first()
+    return at
+
+
+async def holds(conn: AsyncConnection, position: int, at: datetime) -> bool:
+    """Whether the row at this position is the one that was received then: a look-up of one primary key. After a restore
+    from a backup the position may be another row's, never with the same microsecond."""
+    return (await conn.execute(IS_AT, {"position": position, "at": at})).first() is not None
+
+
 async def mark(conn: AsyncConnection) -> None:
     """Notes where the log stands now; a database that is still empty has nothing to note."""
     position, at = await head(conn)
@@ -347,15 +364,15 @@ async def oldest_after(conn: AsyncConnection, position: int) -> datetime | None:
     return row.received_at if row else None
 
 
-async def lag_after(conn: AsyncConnection, position: int, *, items_max: int = 100_000) -> tuple[int, datetime | None]:
-    """`(how many rows wait after position, counted up to items_max; received_at of the oldest of them)`."""
+async def lag_after(conn: AsyncConnection, position: int) -> tuple[int, datetime | None]:
+    """`(how many rows wait after position, counted up to LAG_COUNTED_MAX; received_at of the oldest of them)`."""
     oldest = await oldest_after(conn, position)
     if oldest is None:
         return 0, None
     waiting = (
         select(events.c.position)
         .where(events.c.position > position, events.c.received_at >= oldest - MARK_MARGIN)
-        .limit(items_max)
+        .limit(LAG_COUNTED_MAX)
     )
     return (await conn.execute(select(func.count()).select_from(waiting.subquery()))).scalar_one(), oldest
 

@@ -49,10 +49,48 @@ class Page(NamedTuple):
     upto: int
 
 
+class Behind(NamedTuple):
+    """A sink that stood at `position` since `moved_at`, while the log lost what comes after it, up to `floor`."""
+
+    sink: str
+    position: int
+    floor: int
+    moved_at: datetime
+
+
 class Bad(NamedTuple):
     position: int
     event_row_id: str
     reason: str
+
+
+retention = readers.alias("retention")
+PRUNED = (
+    select(readers.c.name, readers.c.position, retention.c.position.label("floor"), readers.c.moved_at)
+    .join(retention, and_(retention.c.name == RETENTION, retention.c.position > readers.c.position))
+    .where(readers.c.name.in_(bindparam("names", expanding=True)))
+    .order_by(readers.c.name)
+)
+# As of when the lock is granted: another worker may have said it meanwhile.
+PRUNED_LOCKED = PRUNED.with_for_update(of=readers)
+
+
+async def is_pruned(conn: AsyncConnection, sink: str) -> bool:
+    """Whether the log has dropped some of what this sink has not passed yet."""
+    return (await conn.execute(PRUNED, {"names": [reader_name(sink)]})).first() is not None
+
+
+async def skip_pruned(conn: AsyncConnection, sinks: Sequence[str], now: datetime) -> list[Behind]:
+    """Moves those sinks to where the log begins, and says which they were and where they stood."""
+    rows = (await conn.execute(PRUNED_LOCKED, {"names": [reader_name(sink) for sink in sinks]})).all()
+    found = [Behind(row.name.removeprefix(PREFIX), row.position, row.floor, row.moved_at) for row in rows]
+    for behind in found:
+        await conn.execute(
+            update(readers)
+            .where(readers.c.name == reader_name(behind.sink))
+            .values(position=behind.floor, moved_at=now, in_doubt=0)
+        )
+    return found
 
 
 async def claim(conn: AsyncConnection, name: str, now: datetime, duration: timedelta) -> Claimed | None:
@@ -69,7 +107,12 @@ async def claim(conn: AsyncConnection, name: str, now: datetime, duration: timed
                 or_(readers.c.lease_until.is_(None), readers.c.lease_until <= now),
                 or_(readers.c.next_attempt_at.is_(None), readers.c.next_attempt_at <= now),
             )
-            .values(lease_until=now + duration)
+            # Whoever had it before and never said what became of it may have sent it.
+            .values(
+                lease_until=now + duration,
+                sent_again=readers.c.sent_again + readers.c.again_under_way,
+                again_under_way=0,
+            )
             .returning(readers)
         )
     ).first()
@@ -109,9 +152,13 @@ def ours(claimed: Claimed) -> Any:
 
 
 async def sending(conn: AsyncConnection, claimed: Claimed, items: int) -> None:
-    """Before they go: should we end now, whoever comes next knows that so many may have arrived."""
-    if items > claimed.in_doubt:
-        await conn.execute(update(readers).where(ours(claimed)).values(in_doubt=items))
+    """Before they go: should we end now, whoever comes next knows that so many may have arrived, and how many of them
+    for one more time."""
+    await conn.execute(
+        update(readers)
+        .where(ours(claimed))
+        .values(in_doubt=max(items, claimed.in_doubt), again_under_way=min(items, claimed.in_doubt))
+    )
 
 
 # Whoever moved the position meanwhile (`replay`) is not undone.
@@ -123,6 +170,7 @@ SHIPPED = text(
         in_doubt = CASE WHEN position = :was THEN :in_doubt ELSE in_doubt END,
         moved_at = CASE WHEN position = :was THEN :now ELSE moved_at END,
         sent_again = sent_again + :again,
+        again_under_way = 0,
         position = CASE WHEN position = :was THEN :upto ELSE position END
     WHERE name = :name AND lease_until = :until
     """
@@ -141,8 +189,9 @@ async def shipped(
     in_doubt: int = 0,
 ) -> None:
     """The sink took `items` up to `upto`, but for `bad`, which is put aside; `in_doubt` of what comes next may have arrived.
-    What was put aside there before, and is taken now, no longer is."""
-    await conn.execute(
+    What was put aside there before, and is taken now, no longer is. Nothing of it is written once the lease is lost:
+    somebody else sends the same items, and says what became of them."""
+    moved = await conn.execute(
         SHIPPED,
         {
             "name": claimed.name,
@@ -152,9 +201,11 @@ async def shipped(
             "now": now,
             "refused": refused_in_a_row,
             "in_doubt": max(in_doubt, claimed.in_doubt - items) if items else claimed.in_doubt,
-            "again": min(items, claimed.in_doubt),
+            "again": min(items + in_doubt, claimed.in_doubt) if items else 0,
         },
     )
+    if not moved.rowcount:
+        return
     await conn.execute(
         delete(poison).where(
             poison.c.reader == claimed.name, poison.c.position > claimed.position, poison.c.position <= upto
@@ -201,6 +252,8 @@ async def failed(
             last_code=code,
             last_error=error[:REASON_CHARS_MAX],
             in_doubt=max(claimed.in_doubt, in_doubt),
+            sent_again=readers.c.sent_again + (readers.c.again_under_way if in_doubt else 0),
+            again_under_way=0,
         )
     )
 

@@ -335,9 +335,9 @@ readers = Table(
     Column("last_error", Text),
     Column("last_ok_at", Instant),
     Column("refused_in_a_row", Integer, nullable=False, server_default=text("0")),  # items, with none taken since
-    Column(
-        "in_doubt", Integer, nullable=False, server_default=text("0")
-    ),  # items that may have arrived, and are sent again
+    # Items that may have arrived and are sent again, and how many of them in the try under way, not in sent_again yet.
+    Column("in_doubt", Integer, nullable=False, server_default=text("0")),
+    Column("again_under_way", Integer, nullable=False, server_default=text("0")),
     Column("sent_again", BigInteger, nullable=False, server_default=text("0")),
 )
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.store import log, tokens
+from service.api.http import write_cursor
+from service.store import log, readers, tokens
 from service.store.session import begin
 from tests.conftest import ADMIN_TOKEN, SECRET
 from tests.end_to_end.running import Running
@@ -40,6 +41,10 @@ async def test_curl_and_the_splunk_script_as_they_are_shown(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def script_alone() -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "authwatch_pull.py"]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
     try:
         running.start("serve")
         await running.ready()
@@ -62,6 +67,25 @@ async def test_curl_and_the_splunk_script_as_they_are_shown(
         async with begin(engine) as conn:
             await log.accept(conn, [later])
         assert [json.loads(line)["id"] for line in run(sys.executable, "authwatch_pull.py").splitlines()] == [later.id]
+
+        # What retention took is missing and said so, what is left comes.
+        lost, left = make_receipt(), make_receipt()
+        async with begin(engine) as conn:
+            await log.accept(conn, [lost, left])
+            await readers.move(conn, readers.RETENTION, (await log.head(conn))[0] - 1)
+        done = script_alone()
+        assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [left.id]
+        assert (done.returncode, "cursor_expired" in done.stderr) == (0, True)
+        # After a restore a person says from when on.
+        ahead = write_cursor("siem", 10**9)
+        (tmp_path / "authwatch.cursor").write_text(ahead)
+        done = script_alone()
+        assert (done.returncode, done.stdout, "cursor_ahead" in done.stderr) == (1, "", True)
+        assert (tmp_path / "authwatch.cursor").read_text() == ahead
+        (tmp_path / "authwatch.since").write_text("2026-11-24T02:00:00Z\n")
+        (tmp_path / "authwatch.cursor").unlink()
+        assert [json.loads(line)["id"] for line in run(sys.executable, "authwatch_pull.py").splitlines()] == [left.id]
+        assert run(sys.executable, "authwatch_pull.py") == "", "a cursor comes before since"
 
         cursor = (tmp_path / "authwatch.cursor").read_text()
         async with running.client() as client:

@@ -115,6 +115,18 @@ def test_list_says_where_each_stands(desk: Desk) -> None:
     assert "enable it in Splunk" in said
 
 
+def test_list_does_not_say_that_it_counted_to_the_end_where_it_did_not(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.ship(3)
+    desk.execute("UPDATE readers SET position = 0 WHERE name = 'sink:siem'")
+    monkeypatch.setattr(log, "LAG_COUNTED_MAX", 3)
+    lags = [line.split()[-5] for line in desk.run("list").output.splitlines()[1:]]
+    assert lags == ["3+", "0"]
+    monkeypatch.undo()
+    assert desk.run("list").output.splitlines()[1].split()[-5] == "3"
+
+
 def test_test_asks_them_and_says_the_mend(desk: Desk) -> None:
     done = desk.run("test")
     assert (done.exit_code, done.output.count("ok  ")) == (0, 2)

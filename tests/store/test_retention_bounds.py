@@ -134,6 +134,23 @@ async def test_a_later_loss_is_told_beside_an_open_one(engine: AsyncEngine) -> N
     assert queued == 2
 
 
+async def test_a_sink_put_back_loses_once_what_went_without_it_and_once_what_goes_now(engine: AsyncEngine) -> None:
+    for ago in (98, 97, 0):
+        await write(engine, ago)
+    await caught_up(engine)
+    async with begin(engine) as conn:
+        await readers.lease(conn, "sink:splunk", NOW, timedelta(0))
+    first_day = KEEP.model_copy(update={"events": timedelta(days=97)})
+    assert await retain(engine, first_day, [], ["console"]) is not None
+    assert await value(engine, "SELECT count(*) FROM alerts WHERE rule_id = 'sink-events-lost'") == 0
+    hurried = KEEP.model_copy(update={"sink_backlog_max": timedelta(days=6)})
+    assert await retain(engine, hurried, ["splunk"], ["console"]) is not None
+    told = "SELECT string_agg(substring(summary from '(at most [0-9]+|take [0-9]+) events'), ', ' ORDER BY summary)"
+    assert await value(engine, told + " FROM alerts WHERE rule_id = 'sink-events-lost'") == "take 5, at most 5"
+    counted = "SELECT count(*) FROM events WHERE event_id = 'sink:splunk' AND details->>'action' = 'sink.events_lost'"
+    assert await value(engine, counted) == 2
+
+
 async def test_a_loss_that_a_person_resolved_is_over(engine: AsyncEngine) -> None:
     await write(engine, 99)
     await caught_up(engine)

@@ -146,5 +146,5 @@ def test_the_numbers_are_the_codes() -> None:
     assert f"`{siem.CURSOR_HEADER}`" in TEXT
     assert f"`{siem.MORE_HEADER}`" in TEXT
     assert f"at least {pollers.SILENT_AFTER_MIN.total_seconds() / 60:.0f} minutes" in TEXT
-    for code in ("cursor_expired", "cursor_ahead", "invalid_cursor", "feed_busy"):
+    for code in ("cursor_expired", "cursor_ahead", "cursor_mismatch", "invalid_cursor", "feed_busy"):
         assert f"`{code}`" in TEXT

@@ -123,11 +123,20 @@ def test_the_image_holds_what_the_lock_says_and_runs_as_nobody_special(dockerfil
     assert dockerfile[0].startswith("ARG PYTHON_IMAGE=python:3.")
     installs = [line for line in dockerfile if " install " in line]
     assert len(installs) == 2
-    assert "--require-hashes -r requirements.lock" in installs[0]
+    assert "--require-hashes -r requirements-image.lock" in installs[0]
     assert "--no-deps --no-build-isolation" in installs[1]
     assert [line for line in dockerfile if line.startswith("USER ")] == [f"USER {USER}"]
     for instruction in ("ENTRYPOINT", "CMD"):
         assert [line for line in dockerfile if line.startswith(f'{instruction} ["')], f"{instruction} is not a list"
+
+
+def test_the_image_has_what_every_sink_needs_in_the_versions_that_are_tested() -> None:
+    def pinned(name: str) -> set[str]:
+        return set(re.findall(r"^[a-z0-9-]+==[^ ]+", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+
+    image = pinned("requirements-image.lock")
+    assert pinned("requirements.lock") <= image <= pinned("requirements-dev.lock")
+    assert {one.partition("==")[0] for one in image} >= {"botocore", "setuptools"}
 
 
 def test_what_the_image_copies_is_let_through_to_it(dockerfile: list[str]) -> None:
