@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from service import families, health
 from service.errors import Unavailable
 from service.observe import log as logger
-from service.store import actions, alerts, readers, telemetry
+from service.store import actions, alerts, credentials, readers, telemetry
 from service.store.log import LAG_COUNTED_MAX
 from service.store.session import begin
 
@@ -119,6 +119,7 @@ async def how_we_are(conn: AsyncConnection, sinks: Sequence[str]) -> list[Family
         by_alert,
         by_action,
         refusing,
+        refused_asks(await credentials.waiting_by_destination(conn)),
         lag_events,
         lag_seconds,
         sent_again,
@@ -132,6 +133,18 @@ async def how_we_are(conn: AsyncConnection, sinks: Sequence[str]) -> list[Family
         ),
         GaugeMetricFamily("authwatch_stranded", "Work that nobody will finish by itself", value=report["stranded"]),
     ]
+
+
+def refused_asks(waiting: Mapping[str, int]) -> Family:
+    """By orchestrator, as /v1/health counts them under `stranded`."""
+    family = GaugeMetricFamily(
+        "authwatch_orchestrator_refused_asks",
+        "Pauses and resumes that wait at an orchestrator that does not take our credentials (401, 403)",
+        labels=["orchestrator"],
+    )
+    for name, count in waiting.items():
+        family.add_metric([name], count)
+    return family
 
 
 def database_up(up: bool) -> Family:

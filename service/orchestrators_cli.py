@@ -64,20 +64,25 @@ def test(name: str | None, ref: str | None) -> None:
 
 
 async def answers(one: Orchestrator, ref: str | None) -> bool:
+    """One line that begins with the verdict, of all that was asked; under it what else there is to know."""
+    checked = state = None
+    bad = ""
     try:
         async with asyncio.timeout(TEST_SECONDS_MAX):
-            click.echo(f"ok   {one.name}: {await one.check()}")
+            checked = await one.check()
             if ref is not None:
                 state = await one.state(ref=ref)
-                stands = {True: "paused", False: "not paused", None: "it cannot be told whether it is paused"}
-                click.echo(f"     {ref}: {stands[state.paused]}" + (f" ({state.detail})" if state.detail else ""))
     except TimeoutError:
-        click.echo(f"BAD  {one.name}: no answer within {TEST_SECONDS_MAX:g} s; check its address and the network")
-        return False
+        bad = f"no answer within {TEST_SECONDS_MAX:g} s; check its address and the network"
     except AuthwatchError as exc:
-        click.echo(f"BAD  {one.name}: {exc} ({exc.code})")
-        return False
-    return True
+        bad = f"{exc} ({exc.code})"
+    click.echo(f"BAD  {one.name}: {bad}" if bad else f"ok   {one.name}: {checked}")
+    if bad and checked is not None:
+        click.echo(f"     but for {ref} all is well: {checked}")
+    if state is not None:
+        stands = {True: "paused", False: "not paused", None: "it cannot be told whether it is paused"}
+        click.echo(f"     {ref}: {stands[state.paused]}" + (f" ({state.detail})" if state.detail else ""))
+    return not bad
 
 
 @orchestrators.command("import")

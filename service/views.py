@@ -33,6 +33,7 @@ NOTHING_CHANGED = {
     ask_store.NOT_PAUSED: "nothing to resume",
     ask_store.ALREADY: "paused there already, by a person",
     ask_store.GONE: "nothing to resume, it is gone there",
+    ask_store.DOUBTFUL: "left as it is: a person or we paused it there, and which cannot be told; start it there by hand",
 }
 
 

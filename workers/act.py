@@ -8,7 +8,7 @@ but in their lane.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -19,6 +19,7 @@ from service.routing.elsewhere import NOTIFIER_REFUSED
 from service.runtime import Runtime
 from service.store import actions, refusals
 from service.store.actions import NOTIFY, PEOPLE, Action
+from service.store.asks import KINDS
 from service.store.session import begin
 from service.together import ToTell
 from workers.attempt import EFFECT_SECONDS_MAX, Ended, attempt, read
@@ -108,6 +109,9 @@ class Acting:
         now = asyncio.get_running_loop().time()
         most = PLACES_MAX_MEANWHILE if self._runtime.pace.many else PLACES_MAX
         rooms = {key: places.free(now, most) for key, places in self._places.items()}
+        for name, orchestrator in self._runtime.orchestrators.items():
+            if orchestrator.at_once is not None:
+                rooms |= self._rooms_at(name, orchestrator.at_once, rooms, most)
         refusing = self._runtime.refusing
         for name in refusing.standing:
             rooms[name, NOTIFY] = refusing.room(name, rooms.get((name, NOTIFY), most))
@@ -121,6 +125,15 @@ class Acting:
             self.start([action for action, _died in claimed.actions], now)
         declared = silencing.declared_ids(routing, claimed.at)
         return bool(claimed.actions), claimed.undecided or claimed.declared != declared
+
+    def _rooms_at(
+        self, name: str, at_once: int, rooms: Mapping[tuple[str, str], int], most: int
+    ) -> dict[tuple[str, str], int]:
+        """Of an orchestrator that takes few at a time: what waits for its turn there would be given up for it. Pauses and
+        resumes have their places together; begun in one moment, they may be twice as many."""
+        keys = [(name, kind) for kind in KINDS]
+        left = max(0, at_once - sum(self._places[key].taken for key in keys if key in self._places))
+        return {key: min(left, rooms.get(key, most)) for key in keys}
 
     def _of_one_incident(self) -> frozenset[str]:
         return frozenset(name for name, notifier in self._runtime.notifiers.items() if notifier.one_incident)

@@ -78,6 +78,7 @@ class AirflowOrchestrator:
 
     kind = "airflow"
     asks_first = True
+    at_once = outbound.CONNECTIONS_MAX
     # A run triggered while it is paused is taken, and starts with the resume; in the user interface "trigger" unpauses
     # it on the way. That is no refusal, so it is not called one.
     stops = Stops(scheduled_starts=True, manual_starts=False, running_work=False)
@@ -134,7 +135,8 @@ class AirflowOrchestrator:
             return Answer(status="left", detail=detail, prior_state=stood)
         await self._set(ref, False)
         if dag.get("is_stale") is True:
-            raise gone(self.name, ref, "; it was unpaused all the same, for when its file comes back")
+            said = gone(self.name, ref, "; it was unpaused all the same, for when its file comes back")
+            return Answer(status=said.code, detail=str(said), prior_state=stood)
         detail = "unpaused; runs that were triggered meanwhile start now, and what its schedule makes up for"
         return Answer(status="resumed", detail=detail, prior_state=stood)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -21,8 +21,9 @@ class Answer:
     """What the orchestrator answered.
 
     To a pause: `prior_state` is its state before us, in its own words, given back to it with the resume; `was_paused`
-    whether it was paused already, by somebody else, so that we must not start it (None: it does not say); `stops` what this
-    pause stops, where that differs from what the orchestrator says of all its pauses.
+    whether it was paused already, by somebody else, so that we must not start it (None: it does not say). One that is asked
+    first and yet answers so has left it as it was. `stops`: what this pause stops, where that differs from what the
+    orchestrator says of all its pauses.
     """
 
     status: str
@@ -36,11 +37,13 @@ class Answer:
 class State:
     """How a workflow stands there now. `paused`: None where it cannot be told. `as_found`: what a resume needs to put exactly
     this back, small JSON in the orchestrator's own words (at most 4,000 characters); it is recorded before anything is
-    changed. `detail` is one plain sentence."""
+    changed. `detail` is one plain sentence. `adds_up`: names in `as_found` of lists of what a pause interrupts, each with the
+    most it may hold: to one of an earlier pause that has not been undone yet they are added, so that nothing is forgotten."""
 
     paused: bool | None
     as_found: Mapping[str, Any]
     detail: str = ""
+    adds_up: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,12 @@ class Orchestrator(Protocol):
     """
 
     asks_first: bool
+
+    @property
+    def at_once(self) -> int | None:
+        """Pauses and resumes there at a time, of one process. More would only wait inside for their turn, and be given up for
+        it. None: as many as any destination is given (workers/act.py)."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -101,7 +110,9 @@ class Orchestrator(Protocol):
         prior_state: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Back to `prior_state`: what was found before our pause (`as_found`, or its own answer to our pause); None where
-        nothing was said. Status `left` where a person has started it since, or changed it so that it is theirs now."""
+        nothing was said. Status `left` where a person has started it since, or changed it so that it is theirs now;
+        `workflow_gone` where it was put back, though what it runs is gone. One that is gone altogether is a `DeliveryFailed`
+        of that code."""
         ...
 
     async def list_workflows(self, *, limit: int) -> Sequence[Listed]:

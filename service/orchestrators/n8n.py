@@ -74,6 +74,7 @@ class N8nConfig(BaseModel):
 class N8nOrchestrator:
     kind = "n8n"
     asks_first = True
+    at_once = CALLS_AT_ONCE
     # Its production webhooks are off as well, but an editor can still start it, so a start by hand is not stopped.
     stops = Stops(scheduled_starts=True, manual_starts=False, running_work=False)
 

@@ -28,7 +28,8 @@ from service.orchestrators import prefect_runs
 from service.orchestrators.base import Answer, Listed, State, Stops
 
 TIMEOUT_SECONDS = 8.0  # of each call; a resume makes two
-# Two hundred pauses at once were seen to lock its SQLite: all timed out, and the server went on working at each of them.
+# Two hundred pauses at once were seen to lock its SQLite: all timed out, and the server went on working at each of them. So
+# this many calls are under way there, and no more pauses and resumes than that are begun.
 AT_ONCE = 4
 BUSY_SECONDS = 2.0  # until one that did not answer in time is asked again, and then one thing at a time
 URL_CHARS_MAX = 2_000
@@ -96,6 +97,7 @@ class Deployment:
 class PrefectOrchestrator:
     kind = "prefect"
     asks_first = True
+    at_once = AT_ONCE
 
     def __init__(
         self, config: PrefectConfig, http: httpx.AsyncClient, *, timeout_seconds: float = TIMEOUT_SECONDS
@@ -120,6 +122,7 @@ class PrefectOrchestrator:
             paused=found.paused,
             as_found=as_found,
             detail=f"deployment {found.name} is {stands}; {active} of its {has} schedules are active",
+            adds_up={"running": prefect_runs.RUNS_MAX},
         )
 
     async def pause(

@@ -33,6 +33,7 @@ TAG_CHARS_MAX = 120
 class TemporalOrchestrator:
     kind = "temporal"
     asks_first = True
+    at_once = None
     stops = Stops(scheduled_starts=True, manual_starts=False, running_work=False)
 
     def __init__(self, config: TemporalConfig, *, timeout_seconds: float = CALL_SECONDS) -> None:

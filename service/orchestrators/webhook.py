@@ -54,6 +54,7 @@ class WebhookConfig(BaseModel):
 class WebhookOrchestrator:
     kind = "webhook"
     asks_first = False
+    at_once = None
     stops = Stops()  # the receiver is somebody's own code: only its answer tells what it stopped
 
     def __init__(

@@ -52,6 +52,25 @@ async def waiting(conn: AsyncConnection) -> int:
     return int((await conn.execute(WAITING)).scalar_one())
 
 
+REFUSED_MAX = 200  # orchestrators; each is, or was, a section of the config file
+WAITING_BY_DESTINATION = text(
+    f"""
+    SELECT destination, count(*) FROM actions
+    WHERE state IN ('pending', 'running') AND kind = ANY(:kinds) AND last_code = ANY(:codes)
+    GROUP BY destination ORDER BY destination LIMIT {REFUSED_MAX}
+    """
+).bindparams(
+    bindparam("kinds", list(KINDS), type_=ARRAY(Text())),
+    bindparam("codes", list(OF_CREDENTIALS), type_=ARRAY(Text())),
+)
+
+
+async def waiting_by_destination(conn: AsyncConnection) -> dict[str, int]:
+    """The same of each orchestrator that does not take our credentials; one that is not here does, or was not asked."""
+    rows = await conn.execute(WAITING_BY_DESTINATION)
+    return {row[0]: row[1] for row in rows}
+
+
 async def refusing(conn: AsyncConnection, names: Collection[str]) -> list[Refusing]:
     rows = await conn.execute(REFUSING, {"names": sorted(names)})
     return [Refusing(row.destination, row.waiting, row.said or "no reason given") for row in rows]

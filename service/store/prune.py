@@ -11,8 +11,14 @@ BATCH_ALERTS_MAX = 500
 BATCH_ROWS_MAX = 10_000
 
 # Where we have a workflow paused, what was asked there says how a person had it before: the resume needs it, and without it
-# would start what they had stopped. Another alert, or a person, may hold it for longer than whoever paused it first.
-NEEDED = "SELECT FROM workflows w WHERE w.workflow_id = c.workflow_id AND w.orchestrator_held"
+# would start what they had stopped. Another alert, or a person, may hold it for longer than whoever paused it first; and the
+# resume itself may wait for days for an orchestrator that is down, also of a workflow that was deleted here meanwhile.
+NEEDED = """
+    SELECT 1 FROM workflows w WHERE w.workflow_id = c.workflow_id AND w.orchestrator_held
+    UNION ALL
+    SELECT 1 FROM actions waiting WHERE waiting.workflow_id = c.workflow_id AND waiting.state IN ('pending', 'running')
+        AND waiting.kind IN ('orchestrator.pause', 'orchestrator.resume')
+"""
 # An alert is over when its state and its condition are, none of its holds is open and none of its actions waits.
 OLD_ALERTS = text(
     f"""

@@ -113,6 +113,8 @@ def test_test_says_how_one_workflow_stands(shell: Shell, prod: FakeAskedFirst) -
     assert "     report: paused" in shell("test", "prod", "--ref", "report").stdout
     done = shell("test", "prod", "--ref", "reprot")
     assert (done.exit_code, "workflow_gone" in done.stdout) == (1, True)
+    assert [line.partition(" ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == ["BAD"]
+    assert "prod takes our key" in done.stdout, "what is well is said under the verdict"
     assert shell("test", "--ref", "report").exit_code == 2
     assert prod.made("pause") == prod.made("resume") == 0
 

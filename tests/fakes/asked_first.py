@@ -28,6 +28,7 @@ class FakeAskedFirst:
 
     kind = "asked_first"
     asks_first = True
+    at_once: int | None = None
     stops = STOPS
 
     def __init__(self, name: str = "flows", *refs: str) -> None:

@@ -13,8 +13,11 @@ from pydantic import ValidationError
 from service import outbound
 from service.errors import DeliveryFailed
 from service.orchestrators.airflow import AirflowConfig, AirflowOrchestrator
+from service.store.actions import PAUSE, RESUME, Action
+from service.store.asks import Asked, Standing
 from tests.fakes.airflow import DAG, PASSWORDS, Dag, FakeAirflow
 from tests.fakes.front import Front, standing
+from workers.ask import resume
 
 ASK: dict[str, str] = {"workflow_id": "w1", "reason": "account ca_1 is gone", "idempotency_key": "0199aaaa-1"}
 RUNNING, PAUSED = {"is_paused": False}, {"is_paused": True}
@@ -134,11 +137,23 @@ async def test_a_fixed_token_is_never_got_anew(ground: Ground) -> None:
 async def test_a_dag_whose_file_is_gone_is_gone_and_yet_put_back_for_when_it_comes_again(ground: Ground) -> None:
     airflow, dag = ground.open(), ground.fake.dags[DAG]
     dag.is_stale = dag.is_paused = True
-    for asked in (airflow.state(ref=DAG), airflow.resume(ref=DAG, prior_state=RUNNING, **ASK)):
-        with pytest.raises(DeliveryFailed, match="give the `dag_id` it has now as") as caught:
-            await asked
-        assert (caught.value.code, caught.value.permanent) == ("workflow_gone", True)
+    with pytest.raises(DeliveryFailed, match="give the `dag_id` it has now as") as caught:
+        await airflow.state(ref=DAG)
+    assert (caught.value.code, caught.value.permanent) == ("workflow_gone", True)
+    # As the worker does it, and records it: what was sent, and what it put back.
+    held = make_action(PAUSE, found={"as_found": RUNNING, "was_paused": False}, state="done")
+    stands = Standing(Asked(held, may_have_arrived=True), known=True)
+    record = await resume(airflow, make_action(RESUME), stands)
+    assert (record["status"], record["sent"], record["restored"]) == ("workflow_gone", True, RUNNING)
+    assert record["prior_state"] == PAUSED
+    assert "give the `dag_id` it has now as" in record["detail"]
     assert dag.is_paused is False
+
+
+def make_action(kind: str, *, state: str = "running", **payload: Any) -> Action:
+    given = {"id": "0199aaaa-1", "kind": kind, "state": state, "attempts": 0, "workflow_id": "w1"}
+    asked = {"ref": DAG, "reason": "account ca_1 is gone", **payload}
+    return Action(**dict.fromkeys(Action.__slots__) | given | {"payload": asked})
 
 
 async def test_a_dag_whose_file_went_before_its_pause_is_paused_and_so_has_its_resume(ground: Ground) -> None:

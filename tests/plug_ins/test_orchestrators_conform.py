@@ -139,6 +139,7 @@ async def test_it_knows_its_name_its_kind_and_what_it_stops(ground: Ground) -> N
     assert (orchestrator.name, orchestrator.kind) == ("ops", ground.kind)
     assert isinstance(orchestrator.stops, Stops)
     assert orchestrator.asks_first in (True, False)
+    assert orchestrator.at_once is None or orchestrator.at_once > 0
 
 
 @pytest.mark.parametrize("kind", sorted(ORCHESTRATORS))

@@ -125,8 +125,10 @@ async def test_what_runs_is_suspended_and_goes_on_with_the_resume(ground: Ground
     one, prefect = add(ground), ground.prefect(stop_running=True)
     ours, ended, persons = ran(ground, one), ran(ground, one), ran(ground, one)
     others, below = ran(ground, add(ground, "other")), ran(ground, one, parent_task_run_id="1")
-    found = (await prefect.state(ref=one.id)).as_found
+    state = await prefect.state(ref=one.id)
+    found = state.as_found
     assert found["running"] == [ours.id, ended.id, persons.id]
+    assert state.adds_up == {"running": prefect_runs.RUNS_MAX}
     ended.become("COMPLETED", "Completed")
     answer = await prefect.pause(ref=one.id, **ASK, found=found)
     assert answer.stops is not None
@@ -225,7 +227,7 @@ async def test_a_server_is_asked_few_things_at_a_time_and_a_busy_one_later(groun
     ground.front.app = counting
     prefect = ground.prefect()
     await asyncio.gather(*(prefect.state(ref=one.id) for _ in range(5 * AT_ONCE)))
-    assert most == AT_ONCE
+    assert most == AT_ONCE == prefect.at_once, "nor are more attempts begun, which would wait inside for their turn"
     ground.front.app = inner
     ground.fake.slow_seconds = 0.6
     config = PrefectConfig.model_validate({"url": f"{ground.url}/api", "auth_string": AUTH_STRING})

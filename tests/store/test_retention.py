@@ -540,6 +540,29 @@ async def test_what_a_resume_has_to_put_back_stays_as_long_as_we_have_it_paused(
     assert await value(engine, asked, of="held") == 0
 
 
+async def test_what_a_resume_has_to_put_back_stays_for_as_long_as_the_resume_waits(engine: AsyncEngine) -> None:
+    """Nothing is held any more, and the orchestrator is down; the workflow may even be deleted here by now."""
+    ask = (
+        "INSERT INTO actions (id, kind, destination, lane, workflow_id, state, created_at, next_attempt_at, finished_at)"
+        " VALUES (gen_random_uuid(), :kind, 'prod', 'workflow:w', 'w', :state, :at, :at, :finished_at)"
+    )
+    long_ago, paused = NOW - timedelta(days=500), "orchestrator.pause"
+    async with begin(engine) as conn:
+        done = {"kind": paused, "state": "done", "at": long_ago, "finished_at": long_ago}
+        waits = {"kind": "orchestrator.resume", "state": "pending", "at": NOW, "finished_at": None}
+        for values in (done, waits):
+            await conn.execute(text(ask), values)
+    await run(engine)
+    asked = "SELECT count(*) FROM actions WHERE kind = :kind"
+    assert await value(engine, asked, kind=paused) == 1
+    async with begin(engine) as conn:
+        await conn.execute(
+            text("UPDATE actions SET state = 'done', finished_at = :at WHERE state = 'pending'"), {"at": NOW}
+        )
+    await run(engine)
+    assert await value(engine, asked, kind=paused) == 0
+
+
 async def test_the_migration_goes_down_and_up_with_what_is_kept(old: AsyncEngine, database_url: str) -> None:
     await run(old)
     kept = "SELECT count(*) FROM events WHERE received_at < :at"

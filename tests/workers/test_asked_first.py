@@ -73,7 +73,7 @@ async def test_what_is_found_is_committed_before_the_pause_is_sent(house: House,
     flows.before = look
     flows.flows["f1"].version = 7
     await broke(house)
-    assert seen == [{"as_found": {"version": 7}, "was_paused": False}]
+    assert seen == [{"as_found": {"version": 7}, "was_paused": False, "ran": True}]
     assert stands(flows) == (True, 0)
     answer = (await house.workflow())["orchestrator_answer"]["answer"]
     assert (answer["status"], answer["prior_state"], answer["was_paused"]) == ("paused", {"version": 7}, False)
@@ -210,7 +210,7 @@ async def test_what_a_person_pauses_while_ours_is_refused_is_theirs(
     await acted(house)
     assert flows.made("pause") == (1 if by_hand else 2)
     [row] = await house.rows(PAUSES)
-    assert row["payload"]["found"] == {"as_found": {"version": 3}, "was_paused": by_hand}
+    assert row["payload"]["found"] == {"as_found": {"version": 3}, "was_paused": by_hand, "ran": True}
     await healed(house)
     assert stands(flows) == (by_hand, 3)
 
@@ -261,6 +261,28 @@ async def test_what_was_started_by_hand_after_that_is_the_state_before_the_next(
     await house.resume()
     await act(house.runtime)
     assert stands(flows) == (False, 2)
+
+
+async def test_what_was_started_and_paused_by_hand_after_that_is_theirs(house: House, flows: FakeAskedFirst) -> None:
+    """Seen running by the next pause, which was refused: what is paused by its second try is not our old pause."""
+    await house.pause()
+    await act(house.runtime)
+    flows.fail_next("resume", NEVER)
+    await house.resume()
+    await act(house.runtime)
+    flows.flows["f1"].paused, flows.flows["f1"].version = False, 2
+    flows.fail_next("pause", MAY_NOT)
+    await house.pause()
+    await act(house.runtime)
+    flows.flows["f1"].paused = True
+    await acted(house)
+    await house.resume()
+    await act(house.runtime)
+    assert stands(flows) == (True, 2)
+    assert await answers(house) == [
+        *(("done", "paused"), ("failed", None)),
+        *(("done", asks.ALREADY), ("done", asks.LEFT)),
+    ]
 
 
 # Gone

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from service import health
+from service.exposition import how_we_are
 from service.store.session import begin
 from tests.fakes.asked_first import FakeAskedFirst
 from tests.workers.house import House
@@ -49,6 +50,22 @@ async def test_a_resume_refused_for_credentials_is_made_once_they_are_mended(
     await act(house.runtime)
     assert stands(flows) == (False, 1)
     assert await looked(house) == [("flows", "resolved")]
+
+
+async def test_metrics_say_who_refuses_and_how_much_waits(house: House, flows: FakeAskedFirst) -> None:
+    async def refused() -> list[tuple[dict[str, str], float]]:
+        async with begin(house.runtime.engine) as conn:
+            families = await how_we_are(conn, [])
+        [family] = [one for one in families if one.name == "authwatch_orchestrator_refused_asks"]
+        return [(sample.labels, sample.value) for sample in family.samples]
+
+    assert await refused() == []
+    flows.takes_us = False
+    await broke(house)
+    assert await refused() == [({"orchestrator": "flows"}, 1)]
+    flows.takes_us = True
+    await acted(house)
+    assert await refused() == []
 
 
 async def test_a_pause_refused_for_credentials_says_so_and_is_made_later(house: House, flows: FakeAskedFirst) -> None:

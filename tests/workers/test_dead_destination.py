@@ -14,9 +14,11 @@ from service.outbound import CONNECTIONS_MAX
 from service.store import actions, readers
 from service.store.actions import PAUSE, NewAction
 from service.store.session import begin
+from tests.fakes.asked_first import FakeAskedFirst
 from tests.fakes.orchestrator import SECRET
 from tests.workers.house import House
 from tests.workers.test_act_many import until, working
+from workers.act import act
 
 SECONDS_MAX = 4.0  # the dead one's calls run into their time-out much later
 
@@ -54,6 +56,27 @@ async def test_an_orchestrator_that_never_answers_keeps_no_other_from_being_told
             await until(house, "flows", {"done": 3})
             assert time.monotonic() - began < SECONDS_MAX
     assert len(house.orchestrator.pauses) == 3
+
+
+async def test_one_that_takes_few_at_a_time_is_begun_with_no_more(house: House) -> None:
+    """What would wait inside it for its turn is not claimed yet: the wait would count as a silence of the orchestrator."""
+    fake = FakeAskedFirst("few", *(f"ref_{number}" for number in range(24)))
+    fake.at_once = 4
+    now, most = 0, 0
+
+    async def count(_verb: str) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.005)
+        now -= 1
+
+    fake.before = count
+    house.runtime.orchestrators["few"] = fake
+    await ask(house, "few", len(fake.flows))
+    await act(house.runtime)
+    assert all(flow.paused for flow in fake.flows.values())
+    assert most == 4
 
 
 async def ask(house: House, destination: str, count: int) -> None:

@@ -4,13 +4,17 @@ what a person registered.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from service import importing
-from service.orchestrators.proposals import Wanted
+from service.errors import Conflict
+from service.orchestrators.base import Listed
+from service.orchestrators.proposals import Proposal, Wanted
+from service.runtime import Runtime
 from tests.fakes.asked_first import FakeAskedFirst, Flow
 from tests.workers.house import House, open_house
 from workers import imports
@@ -18,6 +22,7 @@ from workers.act import act
 from workers.imports import Importing
 
 CONFIG = {"imports": [{"orchestrator": "flows", "name": "sync-*", "account_ids": ["ca_1"]}]}
+SOON = "UPDATE heartbeats SET at = at - interval '11 seconds' WHERE part LIKE 'import:%'"
 DUE = "UPDATE heartbeats SET at = at - interval '1 hour' WHERE part LIKE 'import:%'"
 WANTED = Wanted(orchestrator="flows", account_ids=("ca_1",))
 
@@ -107,6 +112,56 @@ async def test_very_many_are_registered_a_few_at_a_time(
     importing_ = Importing()
     await importing_.step(house.runtime)
     assert len(await registered(house)) == 1
-    await house.run("UPDATE heartbeats SET at = at - interval '11 seconds' WHERE part LIKE 'import:%'")
+    await house.run(SOON)
     await importing_.step(house.runtime)
     assert len(await registered(house)) == 2
+
+
+async def test_one_that_cannot_be_registered_keeps_no_other_from_it(
+    importer: tuple[House, FakeAskedFirst], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where a turn has room for few: what failed comes last at the next."""
+    house, _ = importer
+
+    async def put(runtime: Runtime, wanted: Wanted, one: Proposal, actor: str) -> bool:
+        if one.ref == "sync-crm":
+            raise Conflict("ca_1 is two accounts by now: write source:environment_id:account_id")
+        return await importing.put(runtime, wanted, one, actor)
+
+    monkeypatch.setattr(imports, "put", put)
+    monkeypatch.setattr(imports, "PUTS_MAX", 1)
+    importing_ = Importing()
+    await importing_.step(house.runtime)
+    assert await registered(house) == {}
+    await house.run(SOON)
+    await importing_.step(house.runtime)
+    assert set(await registered(house)) == {"sync-mail"}
+    await house.run(SOON)
+    await importing_.step(house.runtime)
+    assert importing_.more == set(), "what failed is not tried again and again"
+    monkeypatch.setattr(imports, "put", importing.put)
+    await house.run(DUE)
+    await importing_.step(house.runtime)
+    assert set(await registered(house)) == {"sync-crm", "sync-mail"}
+
+
+async def test_a_turn_ends_in_its_time(importer: tuple[House, FakeAskedFirst], monkeypatch: pytest.MonkeyPatch) -> None:
+    house, fake = importer
+    importing_ = Importing()
+
+    async def never(*, limit: int) -> Sequence[Listed]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with monkeypatch.context() as silent:
+        silent.setattr(fake, "list_workflows", never)
+        silent.setattr(imports, "LOOK_SECONDS_MAX", 0.05)
+        await importing_.step(house.runtime)
+    with monkeypatch.context() as late:
+        late.setattr(imports, "TURN_SECONDS_MAX", -1.0)
+        await house.run(DUE)
+        await importing_.step(house.runtime)
+    assert await registered(house) == {}
+    await house.run(SOON)
+    await importing_.step(house.runtime)
+    assert len(await registered(house)) == 2, "the rest follows at once"
