@@ -43,6 +43,8 @@ CONSTANTS: dict[str, Any] = {
 }
 DIGITS_MAX = 18
 TEXT_TAG = "tag:yaml.org,2002:str"
+# An escape such as `"\0"` can write what Postgres keeps in no text, and what would steer a terminal.
+UNKEPT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 Path: TypeAlias = Sequence[str | int]
 
 
@@ -300,6 +302,8 @@ def scalar_of(event: ScalarEvent, *, as_key: bool) -> Any:
     """What a scalar means. A key is always text: `on: x` has the key "on", and `1: x` the key "1"."""
     text: str = event.value
     start = event.start_mark.index
+    if (unkept := UNKEPT.search(text)) is not None:
+        raise Unreadable(start, f"holds the character U+{ord(unkept[0]):04X}, which no text may", "take it out")
     if event.tag is not None and str(event.tag) not in (TEXT_TAG, "!"):
         raise Unreadable(start, f"the tag {event.tag} means nothing here", "take it out, or quote the text")
     if as_key:
