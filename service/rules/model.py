@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from service.event import WELL
-from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, one_or_many
+from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, Window, one_or_many
 from service.rules.given import Armed, Given, Judged, Sample
 from service.rules.inline_model import RuleTest
 from service.rules.latch import FLAPPING_QUIET
@@ -37,7 +37,7 @@ class Resolve(Strict):
     the window. `after`: so long without a match. `manual`: only a person. A threshold: what the value must reach."""
 
     event: Annotated[list[Match], BeforeValidator(one_or_many), Field(min_length=1, max_length=50)] | None = None
-    after: Duration | None = None
+    after: Window | None = None
     manual: bool = Field(False, strict=True)
     gt: Number | None = None
     gte: Number | None = None
@@ -50,6 +50,14 @@ class Resolve(Strict):
         if value is not None:
             compile_matches(value)
         return value
+
+    @model_validator(mode="after")
+    def says_something(self) -> Self:
+        """Nothing would ever end what only this may end."""
+        if self.event is None and self.after is None and not self.manual and not self.has_threshold:
+            mend = "take resolve out, or say what ends it; manual: true is a person"
+            raise Mistake("resolve names nothing that ends the alert, so that it would never end", mend)
+        return self
 
     @cached_property
     def matcher(self) -> Matcher | None:
@@ -193,20 +201,25 @@ class Rule(Conditions):
                     raise Mistake(message, mend, path=("resolve", ends))
 
     def _check_tests(self, condition: Condition) -> None:
-        names = [test.name for test in self.tests]
-        for test in self.tests:
-            if names.count(test.name) > 1:
-                raise ValueError(f'two tests are called "{test.name}"; say how they differ')
+        names: set[str] = set()
+        for number, test in enumerate(self.tests):
+            here = ("tests", number)
+            if test.name in names:
+                message = f"two tests are called {quoted(test.name)}"
+                raise Mistake(message, "say how they differ", path=(*here, "name"))
+            names.add(test.name)
             if bool(test.readings) and not isinstance(condition, Gauge):
-                raise ValueError(f'test "{test.name}": readings go with gauge; give {condition.NAME} events')
+                message = "readings go with gauge"
+                raise Mistake(message, f"give {condition.NAME} events", path=(*here, "readings"), on_key=True)
             if bool(test.events) and isinstance(condition, Gauge):
-                raise ValueError(f'test "{test.name}": a gauge is read, not told; give it readings')
-            for expected in test.expect:
+                message = "a gauge is read, not told"
+                raise Mistake(message, "give it readings", path=(*here, "events"), on_key=True)
+            for index, expected in enumerate(test.expect):
                 for name in expected.group or {}:
                     if name not in self.group_by:
-                        raise ValueError(
-                            f'test "{test.name}": it groups by {", ".join(self.group_by)}, not by "{name}"'
-                        )
+                        message = f"it groups by {', '.join(self.group_by) or 'nothing'}, not by {quoted(name)}"
+                        mend = nearest(name, self.group_by) if self.group_by else "take group out"
+                        raise Mistake(message, mend, path=(*here, "expect", index, "group", name), on_key=True)
 
     def _check_groups(self, condition: Condition) -> None:
         if isinstance(condition, Gauge):

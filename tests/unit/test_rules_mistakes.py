@@ -55,6 +55,9 @@ MISTAKES = [
     (HEAD, HEAD + "  for_: 3m\n", "for_", 'did you mean "for"?'),
     (HEAD, HEAD + "  resolve:\n", "resolve", "resolve has no value"),
     (HEAD, HEAD + "  within: 3m\n", "within", 'it belongs under "count"'),
+    (HEAD, HEAD + "  resolve: {}\n", "{}", "names nothing that ends the alert"),
+    (HEAD, HEAD + "  resolve: {manual: false}\n", "{manual: false}", "take resolve out"),
+    (HEAD, HEAD + "  resolve: {after: 0s}\n", "0s", "a window has a length"),
     (HEAD, HEAD + "  resolve: {gte: 3}\n", "gte", "resolve.gte does not go with count"),
     (HEAD, HEAD + "  resolve: {on: {kind: other}}\n", "on", 'did you mean "event"?'),
     (HEAD, HEAD + "  resolve: {event: {kind: othr}}\n", "othr", 'did you mean "other"?'),
@@ -146,6 +149,40 @@ def test_what_only_one_condition_refuses(text: str, at: str, said: str) -> None:
     found = problem(text)
     assert said in str(found)
     assert word(found).startswith(at)
+
+
+TEST = "  tests:\n  - name: one\n    events: []\n    expect: {at: 0s, state: inactive}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "at", "said"),
+    [
+        (rule("count", TEST + TEST.split("tests:\n")[1]), 10, "one", "two tests are called"),
+        (
+            rule("count", TEST.replace("events: []", "readings: [{at: 0s, value: 1}]")),
+            8,
+            "readings",
+            "give count events",
+        ),
+        (rule("gauge", TEST.replace("[]", "[{at: 0s, kind: other}]")), 8, "events", "give it readings"),
+        (
+            rule("count", TEST.replace("inactive", "inactive, group: {acount_id: a}")),
+            9,
+            "acount_id",
+            'did you mean "account_id"?',
+        ),
+        (
+            rule("count", "  group_by: []\n" + TEST.replace("{at: 0s", "\n    - {at: 0s, group: {source: a}")),
+            11,
+            "source",
+            "take group out",
+        ),
+    ],
+)
+def test_a_mistake_in_a_test_is_named_where_the_test_stands(text: str, line: int, at: str, said: str) -> None:
+    found = problem(text)
+    assert (found.line, word(found)) == (line, at)
+    assert said in str(found)
 
 
 def test_a_misspelt_key_is_not_missing_as_well() -> None:
