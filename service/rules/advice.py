@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from service.event import DECISION_KINDS, WELL
 from service.providers import DETAILS
 from service.rules.document import Path
 from service.rules.fields import PLACEHOLDER, PLACEHOLDERS
-from service.rules.match import DETAIL
-from service.rules.mistake import close
+from service.rules.match import COMPARISONS, DETAIL
+from service.rules.mistake import close, quoted
 from service.rules.model import Rule
 from service.rules.triggers.absence import Absence
 from service.rules.triggers.count import Count
@@ -58,6 +59,7 @@ def advise(rule: Rule) -> Iterator[Advice]:
         )
     yield from statuses(rule)
     yield from details(rule)
+    yield from kinds_of_details(rule)
     yield from unheard(rule)
     yield from changes(rule)
     yield from recoveries(rule)
@@ -124,6 +126,48 @@ def details_read(rule: Rule) -> Iterator[tuple[Path, str, bool]]:
     for key in ("distinct", "field", "deadline"):
         if isinstance(name := getattr(rule.condition, key, None), str):
             yield (rule.kind, key), name, False
+
+
+# What a detail holds -> what a value of a match must be to be ever equal to it, and how it is written.
+HOLDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "number": ((int, float), "write a number, no quotes"),
+    "text": ((str,), "put it in quotes"),
+    "truth value": ((bool,), "write true or false, no quotes"),
+    "time": ((str,), "a time is written as text; whether it has passed is what an absence asks"),
+}
+
+
+def kinds_of_details(rule: Rule) -> Iterator[Advice]:
+    """`details.http_status: "500"` is text, and no number is ever equal to it."""
+    for path, match in rule.matches_of(rule.condition):
+        for name, condition in match.items():
+            found = DETAIL.fullmatch(name)
+            holds = DETAILS.get(found[1]) if found is not None else None
+            if holds is None:
+                continue
+            kinds, mend = HOLDS[holds]
+            for where, value in values_of(condition):
+                if type(value) not in kinds:
+                    yield Advice(
+                        (*path, name, *where),
+                        f"{name} holds a {holds}, which {quoted(value)} is not: never equal",
+                        mend,
+                    )
+            for operator in condition if isinstance(condition, dict) else ():
+                if operator in COMPARISONS and holds != "number":
+                    message = f"{name} holds a {holds}, which is not more or less than anything"
+                    mend = "compare it with ne, exists or glob, or with a value"
+                    yield Advice((*path, name, operator), message, mend, on_key=True)
+
+
+def values_of(condition: Any) -> Iterator[tuple[Path, Any]]:
+    """The values that a field is compared with for equality, and where each stands."""
+    if isinstance(condition, dict):
+        yield from ((("ne", *where), value) for where, value in values_of(condition["ne"])) if "ne" in condition else ()
+    elif isinstance(condition, list):
+        yield from (((number,), value) for number, value in enumerate(condition))
+    else:
+        yield (), condition
 
 
 def unheard(rule: Rule) -> Iterator[Advice]:

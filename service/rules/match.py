@@ -174,7 +174,8 @@ def compile_operator(name: str, operator: str, wanted: Any) -> Callable[[Any], b
             raise Mistake("glob takes text with * and ?", path=path)
         if name in NUMBERS:
             raise Mistake(f"{name} is a number", f"compare it with {', '.join(COMPARISONS)}", path=path, on_key=True)
-        return lambda value: isinstance(value, str) and fnmatch.fnmatchcase(value, wanted)
+        looks_so = re.compile(fnmatch.translate(wanted.replace("[", "[[]"))).match  # only * and ? mean something
+        return lambda value: isinstance(value, str) and looks_so(value) is not None
     if isinstance(wanted, bool) or not isinstance(wanted, int | float):
         raise Mistake(
             f"{operator} takes a number, and {quoted(wanted)} is none", "write a number, no quotes", path=path

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from service.rules import Problem, load_text
+from service.rules import Problem, Rule, load_text
 from service.rules.advice import STATUSES
+from service.rules.story import Step
 from service.rules.triggers.count import Count
 from tests.unit.rule_texts import GOOD, HEAD, MATCH, rule, with_change
+from tests.unit.told import make_events
 
 
 def problem(text: str) -> Problem:
@@ -185,6 +189,35 @@ def test_a_mistake_in_a_test_is_named_where_the_test_stands(text: str, line: int
     assert said in str(found)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "column"),
+    [('{summary: "It fails for {{ identifier }}"}', "{summary: x", 16), ('"It fails for {{ identifier }}"', '"x', 26)],
+)
+def test_what_is_not_closed_is_named_where_it_begins_and_not_at_the_end_of_the_file(
+    old: str, new: str, column: int
+) -> None:
+    found = problem(with_change(old, new))
+    assert (found.message, found.mend) == ("not YAML: what begins here is not closed", "close it")
+    assert found.line == GOOD[: GOOD.index(old)].count("\n") + 1
+    assert found.column == column
+
+
+def test_what_is_not_closed_before_the_next_key_is_named_in_the_mend() -> None:
+    found = problem(with_change("match: {kind: token.refresh_failed}", "match: {kind: other"))
+    assert (found.line, found.mend) == (7, "put a comma here, or close what begins at 6:12")
+
+
+def test_a_glob_knows_two_signs_and_every_other_is_itself() -> None:
+    [loaded] = load_text(with_change(MATCH, '{identifier: {glob: "[a]?-*"}}').encode(), "t.yml").rules
+    told = [name for name in ("[a]x-", "[a]x-yz", "ax-yz", "[a]-y") if meets(loaded, name)]
+    assert told == ["[a]x-", "[a]x-yz"]
+
+
+def meets(rule: Rule, identifier: str) -> bool:
+    [event] = make_events([("fail", 0.0)])
+    return bool(rule.samples(Step(replace(event, identifier=identifier), None, None)))
+
+
 def test_a_misspelt_key_is_not_missing_as_well() -> None:
     found = load_text(GOOD.replace("within", "witin").encode(), "t.yml").problems
     assert [one.message for one in found] == ['unknown key "witin"']
@@ -232,6 +265,15 @@ WARNINGS = [
         "token_expires_at",
     ),
     (rule("count", "  group_by: [details.team]\n"), "details.team", "no provider is known to send details.team"),
+    (
+        rule("count", of='{match: {details.http_status: "500"}, within: 5m, gte: 2}'),
+        '"500"',
+        "write a number, no quotes",
+    ),
+    (rule("count", of="{match: {details.http_status: [500, true]}, within: 5m, gte: 2}"), "true", "holds a number"),
+    (rule("count", of='{match: {details.partial: "true"}, within: 5m, gte: 2}'), '"true"', "write true or false"),
+    (rule("count", of="{match: {details.tool: {ne: [a, 3]}}, within: 5m, gte: 2}"), "3", "put it in quotes"),
+    (rule("count", of="{match: {details.last_used_at: {gt: 3}}, within: 5m, gte: 2}"), "gt", "holds a time"),
     (
         rule("count", of="{match: {kind: other}, within: 5m, gte: 2, distinct: details.x}"),
         "details.x",
@@ -305,6 +347,8 @@ def test_what_is_seldom_meant_is_a_warning(text: str, at: str, said: str) -> Non
         rule("count", "  group_by: [connection_id]\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: account_id}"),
         rule("count", "  allowed_lateness: 25m\n"),
         rule("count", of="{match: {details.connection_name: x}, within: 5m, gte: 2}"),
+        rule("count", of="{match: {details.retries: {gt: 1, ne: 3}, details.partial: true}, within: 5m, gte: 2}"),
+        rule("count", of='{match: {details.tool: {glob: "a*"}, details.workflow_id: "3"}, within: 5m, gte: 2}'),
         rule("absence", of="{after: {kind: other}, expect: [{kind: other}, {became: ACTIVE}], within: 5m}"),
         rule("count", "  group_by: [provider]\n  resolve: {event: {kind: other}}\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: account_id}"),
         rule("count", "  group_by: [connection_id, account_id]\n").replace("summary: s", 'summary: "{{ identifier }}"'),
