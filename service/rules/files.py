@@ -61,15 +61,17 @@ def rules_folder() -> Path:
     return Path(named) if named else default_rules_folder()
 
 
-def read_rules(path: Path | None) -> Read:
-    """Raises Nothing where there is no rule file at `path` (default: the folder of rules in force)."""
-    target = path or rules_folder()
-    try:
-        files = rule_files(target) if target.is_dir() else [target]
-        read = Read({file: load_file(file) for file in files})
-    except OSError as error:
-        what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
-        raise Nothing(f"{error.filename or target} {what}; name a rule file, or a folder of them") from error
-    if not files:
-        raise Nothing(f"{target} holds no rule file; their names end in .yml or .yaml")
-    return read
+def read_rules(*paths: Path | None) -> Read:
+    """Raises Nothing where there is no rule file at one of `paths` (default: the folder of rules in force)."""
+    read: dict[Path, Loaded] = {}
+    for target in [path for path in paths if path is not None] or [rules_folder()]:
+        try:
+            files = rule_files(target) if target.is_dir() else [target]
+            read |= {file: load_file(file) for file in files if file not in read}
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            what = "is not there" if gone else f"cannot be read ({type(error).__name__})"
+            raise Nothing(f"{error.filename or target} {what}; name a rule file, or a folder of them") from error
+        if not files:
+            raise Nothing(f"{target} holds no rule file; their names end in .yml or .yaml")
+    return Read(read)
