@@ -90,6 +90,10 @@ def backtest(path: Path | None, since: Since, rule_ids: tuple[str, ...], as_json
             done = run(url, ruleset, since.before, progress=progress)
     except psycopg.OperationalError as exc:
         raise Unavailable("the database cannot be read now; look at DATABASE_URL and at the server") from exc
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
+        raise Unavailable(
+            "the database that DATABASE_URL names has not this version's tables; run `authwatch migrate`"
+        ) from exc
     seconds = time.monotonic() - began
     click.echo(json.dumps(as_values(done, seconds), indent=2) if as_json else as_text(done, seconds))
 
@@ -132,7 +136,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
 
         def move(done: int, about: int) -> None:
             if done < bar.pos:
-                bar.pos = 0  # the second pass
+                bar.pos, bar.finished = 0, False  # the second pass, which the first one has not done
             bar.length = about
             bar.update(done - bar.pos)
 
