@@ -7,7 +7,7 @@ groups', open windows and nothing else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,8 +15,8 @@ from service.event import AccountKey, Event, order_key
 from service.rules import Rule, Ruleset
 from service.rules.folding import AccountFold, Fold, Past
 from service.rules.lateness import samples_in_time
-from service.rules.match import reader
 from service.rules.model import GROUP_MAX
+from service.rules.simulate import group_of
 from service.rules.story import Step
 from service.store.backlog import Dependents, account_events, clock, events_in_time, snapshot
 
@@ -97,7 +97,7 @@ def run(
             about, events = events_in_time(
                 conn, kinds=kinds_of(ruleset.grouped), since=floor, details=reads_details(ruleset.grouped)
             )
-            rows += grouped(ruleset, counted(events, about, progress), tallies, begin, now)
+            rows += grouped(ruleset, counted(events, about, progress), dependents, tallies, begin, now)
     return Backtest(begin, now, rows, tuple(tallies.values()), tuple(rule.id for rule in ruleset.gauges))
 
 
@@ -136,35 +136,59 @@ def told(
     return rows
 
 
+@dataclass(slots=True)
+class OfGroup:
+    """A group of a rule: what it is kept by (`group_of`), and through which connection its account is."""
+
+    fold: Fold
+    values: Mapping[str, str]
+    connection_id: str | None
+
+    def short(self) -> str:
+        return ", ".join(self.values[name] for name in self.fold.rule.group_by) or "all"
+
+    def paused(self, dependents: Dependents) -> int:
+        """How many active workflows an alert of this group pauses."""
+        rule, source, environment = self.fold.rule, self.values.get("source", ""), self.values.get("environment_id", "")
+        if rule.pauses_connection:
+            return len(dependents.of_connection(source, environment, self.values["connection_id"]))
+        if not rule.pauses:
+            return 0
+        return len(dependents.of(AccountKey(source, environment, self.values["account_id"]), self.connection_id))
+
+
 def grouped(
-    ruleset: Ruleset, events: Iterator[Event], tallies: dict[str, Tally], since: datetime, now: datetime
+    ruleset: Ruleset,
+    events: Iterator[Event],
+    dependents: Dependents,
+    tallies: dict[str, Tally],
+    since: datetime,
+    now: datetime,
 ) -> int:
     rows = 0
-    readers = {rule.id: [reader(name) for name in rule.group_by] for rule in ruleset.grouped}
-    folds: dict[str, dict[tuple[str, ...], Fold]] = {rule.id: {} for rule in ruleset.grouped}
+    groups: dict[str, dict[tuple[str, ...], OfGroup]] = {rule.id: {} for rule in ruleset.grouped}
     for event in in_order(events, by_account=False):
         rows += 1
         step = Step(event, None, event.account_status)
         for rule in ruleset.grouped_for(step):
             samples, _too_late = samples_in_time(rule, step)
-            if not samples:
+            if not samples or (values := group_of(rule, step)) is None:
                 continue
-            values = [read(step) for read in readers[rule.id]]
-            if None in values:
-                continue  # it belongs to no group
-            group = tuple(map(str, values))
-            mine = folds[rule.id]
-            fold = mine.get(group)
-            if fold is None:
+            mine, key = groups[rule.id], tuple(values.values())
+            group = mine.get(key)
+            if group is None:
                 if len(mine) >= GROUP_MAX:
                     tallies[rule.id].groups_refused += 1
                     continue
-                fold = mine[group] = Fold(rule)
+                group = mine[key] = OfGroup(Fold(rule), values, event.connection_id)
             for sample in samples:
-                fold.add(sample, event)
+                group.fold.add(sample, event)
     for rule in ruleset.grouped:
-        for group, fold in folds[rule.id].items():
-            tallies[rule.id].add(", ".join(group) or "all", fold.finish(now), 0, since, now)
+        names = Counter(group.short() for group in groups[rule.id].values())
+        for key, group in groups[rule.id].items():
+            # One id in several environments is several groups, and then each is said in full.
+            name = group.short() if names[group.short()] == 1 else ":".join(key)
+            tallies[rule.id].add(name, group.fold.finish(now), group.paused(dependents), since, now)
     return rows
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import views
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import Event, rfc3339
+from service.explain_gauge import explain_reading
 from service.explain_routing import explain_routing
 from service.routing.tree import Routing
 from service.rules import Rule, Ruleset
@@ -93,10 +94,13 @@ async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset, ro
     }
 
 
-async def explain(conn: AsyncConnection, about: About) -> dict[str, Any]:
-    """Why, or why not: what the rule says of this account or group at that instant, by all that is evaluated now."""
+async def explain(conn: AsyncConnection, about: About, routing: Routing) -> dict[str, Any]:
+    """Why, or why not: what the rule says of this account or group at that instant, by all that is evaluated now; and who
+    was told of the alert that stands for it, since what fired may have been muted."""
     rule, account, at = about.rule, about.account, about.at
     said, notes = await judge_again(conn, about)
+    if rule.kind == "gauge":
+        said = await explain_reading(conn, rule, account, about.group, at) or said
     key = str(account.key) if account is not None and rule.by_account else None
     stored = await alert_store.of_group(conn, rule.id, key, about.group, before=at, limit=ALERTS_MAX)
     covering = [alert for alert in stored if alert.covers(at, at)]
@@ -131,6 +135,7 @@ async def explain(conn: AsyncConnection, about: About) -> dict[str, Any]:
         "events": [event_json(event) for event in events],
         "alerts": [{"id": alert.id, "state": alert.state, "opened_at": rfc3339(alert.opened_at)} for alert in covering],
         "workflows": await workflows_json(conn, account, covering[0] if covering else None, rule),
+        "routing": await explain_routing(conn, covering[0], routing) if covering else None,
     }
 
 
@@ -146,6 +151,8 @@ async def find(
     """Raises NotFound for a rule or an account nobody knows, Conflict for a short id of several, BadRequest for a group
     that is not the rule's."""
     rule = rules.by_id.get(rule_id)
+    if rule is None and rule_id in rules.known_ids:
+        raise NotFound(f'"{rule_id}" is switched off (enabled: false) and judges nothing', code="unknown_rule")
     if rule is None:
         known = ", ".join(sorted(rules.by_id)[:KNOWN_RULES_MAX]) or "none"
         raise NotFound(f"no rule of that id is in force; in force: {known}", code="unknown_rule")

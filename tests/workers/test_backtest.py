@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -15,6 +16,8 @@ from click.testing import CliRunner, Result
 
 from service import backtest
 from service.cli import authwatch
+from service.errors import Unavailable
+from service.rules import Ruleset, load_text
 from service.rules.folding import BEGINNING
 from service.store.backlog import snapshot
 from tests.make import make_receipt
@@ -133,6 +136,46 @@ async def test_groups_other_than_accounts(house: House, tmp_path: Path) -> None:
     assert rate["episodes"] == 1
     assert rate["open_at_end"] == 1, "too little is unknown, which never resolves"
     assert said["not_in_the_log"] == ["lag"]
+
+
+async def test_a_connection_is_itself_in_its_environment_and_pauses_what_it_serves(house: House) -> None:
+    """As the evaluator has it (grouped.py): the same id in development adds nothing to production."""
+    text = GROUPED.replace("gte: 3,", "gte: 2,").replace(
+        "  group_by: [connection_id]\n  annotations: {summary: Many}",
+        "  group_by: [connection_id]\n  actions: [{pause_workflows: {depends_on: connection_id}}]\n  annotations: {summary: Many}",
+    )
+    loaded = load_text(text.encode(), "grouped.yml")
+    assert loaded.problems == ()
+    ruleset = Ruleset(loaded.rules)
+    await house.put("w1", connection_ids=["conn_1"])
+    await house.put("w2", connection_ids=["conn_1"], active=False)
+    await house.put("w3", account_ids=["ca_1"])
+    at = datetime.now(UTC) - timedelta(minutes=5)
+
+    async def fail(account_id: str, environment_id: str) -> None:
+        named = {"account_id": account_id, "environment_id": environment_id}
+        await house.accept(make_receipt(kind="token.refresh_failed", type="f", occurred_at=at, **named))
+
+    def many() -> tuple[int, int]:
+        tally = backtest.run(url_of(house), ruleset, lambda _now: BEGINNING).tallies[0]
+        return tally.episodes, tally.pauses
+
+    await fail("ca_1", "env_1")
+    await fail("ca_2", "env_2")
+    assert many() == (0, 0)
+    await fail("ca_3", "env_1")
+    assert many() == (1, 1)
+    await fail("ca_4", "env_2")
+    tally = backtest.run(url_of(house), ruleset, lambda _now: BEGINNING).tallies[0]
+    assert dict(tally.worst) == {"scalekit:env_1:conn_1": 1, "scalekit:env_2:conn_1": 1}
+
+
+async def test_a_database_without_our_tables_is_said_in_a_sentence(house: House) -> None:
+    bare = urlsplit(url_of(house))._replace(path="/postgres").geturl()
+    folder = str(house.runtime.settings.rules_folder)
+    answer = CliRunner().invoke(authwatch, ["rules", "backtest", folder], env={"DATABASE_URL": bare})
+    assert isinstance(answer.exception, Unavailable)
+    assert "run `authwatch migrate`" in str(answer.exception)
 
 
 async def test_the_command_says_it_in_words_and_changes_nothing(house: House, tmp_path: Path) -> None:
