@@ -39,6 +39,8 @@ def test_rules(paths: tuple[Path, ...]) -> None:
         click.echo(f"{len(outcomes) - failed} of {count(len(outcomes), 'test')} of {rules} passed")
     elif read.rules:
         click.echo(f"no tests in {count(len(read.rules), 'rule')}; write them under `tests:`, see docs/rules.md")
+    elif not problems:
+        click.echo(f"no rule in {count(len(read.files), 'file')}, and so nothing to test")
     for file, loaded in read.files.items():
         if loaded.problems:
             click.echo(f"not run: {count(len(loaded.problems), 'mistake')} in {file}")
