@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import views
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import Event, rfc3339
-from service.explain_gauge import explain_reading
+from service.explain_kept import explain_reading, without_alert
 from service.explain_routing import explain_routing
 from service.routing.tree import Routing
 from service.rules import Rule, Ruleset
@@ -114,11 +114,8 @@ async def explain(conn: AsyncConnection, about: About, routing: Routing) -> dict
         state = "firing"
         because.append(f"alert {covering[0].id} has held since {when(covering[0].opened_at)}")
     if said.state == "firing" and not covering:
-        notes.append(
-            "the rule is in shadow: it records and sends nothing"
-            if rule.shadow
-            else "no alert stands for it: it was not evaluated then, or by another version of the rule"
-        )
+        state, note = without_alert(rule, stored)
+        notes.append(note)
     events = await event_store.load_many(conn, said.event_ids or (covering[0].evidence if covering else ()))
     return {
         "rule": rule_json(rule, None),

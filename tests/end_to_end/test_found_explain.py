@@ -33,6 +33,11 @@ rules:
   group_by: [connection_id]
   labels: {team: mail}
   annotations: {summary: "They fail"}
+- id: by-hand
+  severity: P3
+  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 1}
+  resolve: {manual: true}
+  annotations: {summary: "A person looks at each"}
 - id: behind
   severity: P3
   gauge: {metric: evaluator_lag_seconds, gt: 10}
@@ -156,6 +161,16 @@ async def test_why_nobody_heard_of_what_fired_is_in_the_same_answer(api: Api) ->
     said = await ask(api, rule="by-connection", group={"connection_id": "conn_1"})
     assert [one["comment"] for one in said["routing"]["silences"]] == ["maintenance"]
     assert (await ask(api, rule="saved-while-it-runs", account_id="ca_1"))["routing"] is None
+
+
+async def test_what_a_person_has_dealt_with_does_not_read_as_firing(api: Api) -> None:
+    await fail(api, "ca_1")
+    (alert,) = [one for one in await api.items("/v1/alerts") if one["rule"] == "by-hand"]
+    assert (await ask(api, rule="by-hand", account_id="ca_1"))["state"] == "firing"
+    await api.post(f"/v1/alerts/{alert['id']}/resolve")
+    said = await ask(api, rule="by-hand", account_id="ca_1")
+    assert said["state"] == "resolved"
+    assert any(f"a person resolved alert {alert['id']}" in note for note in said["notes"])
 
 
 async def test_a_rule_that_is_switched_off_says_so(api: Api) -> None:

@@ -1,17 +1,19 @@
-"""What a gauge reads, as far as it is kept: the last reading of each group. Reads only."""
+"""What rows say where judging again says too little: the last reading of a gauge, and a person's word. Reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.episodes import by_hand
 from service.rules import Rule
-from service.rules.explaining import Explanation, length, seconds, when
+from service.rules.explaining import Explanation, State, length, seconds, when
 from service.rules.gauging import gauge_of
 from service.store import gauges as gauge_store
 from service.store.accounts import Account
+from service.store.alerts import Alert
 from service.store.gauges import GaugeState
 
 KEPT = timedelta(seconds=60)  # a reading that stays as it is, is written anew twice in that time
@@ -27,9 +29,7 @@ async def explain_reading(
     state = await gauge_store.state_of(conn, rule.id, key)
     if state is None or state.condition_version != rule.condition_version:
         return None
-    if not state.read_at - KEPT <= at <= state.read_at + KEPT:
-        return None
-    return of_state(rule, state)
+    return of_state(rule, state) if state.read_at <= at <= state.read_at + KEPT else None
 
 
 def of_state(rule: Rule, state: GaugeState) -> Explanation:
@@ -50,3 +50,14 @@ def of_state(rule: Rule, state: GaugeState) -> Explanation:
             until=state.read_at,
         )
     return Explanation(state="inactive", missing=(read,), value=state.value, needs=gauge.needs, until=state.read_at)
+
+
+def without_alert(rule: Rule, stored: Sequence[Alert]) -> tuple[State, str]:
+    """What it is where the rule would fire by all that happened, and no alert stands for it. `stored`: those of its group
+    until then, newest first. Pure."""
+    if rule.shadow:
+        return "firing", "the rule is in shadow: it records and sends nothing"
+    if by_hand(rule) and stored and stored[0].condition_ended_at is not None:
+        said = f"a person resolved alert {stored[0].id} at {when(stored[0].condition_ended_at)}"
+        return "resolved", f"{said}: what was before has been dealt with, and only what comes after it counts"
+    return "firing", "no alert stands for it: it was not evaluated then, or by another version of the rule"
