@@ -10,13 +10,15 @@ from typing import Any
 from service.event import DECISION_KINDS, WELL
 from service.providers import DETAILS
 from service.rules.document import Path
+from service.rules.explaining import length
 from service.rules.fields import PLACEHOLDER, PLACEHOLDERS
-from service.rules.match import COMPARISONS, DETAIL
+from service.rules.match import COMPARISONS, DETAIL, compile_matches
 from service.rules.mistake import close, quoted
 from service.rules.model import Rule
 from service.rules.triggers.absence import Absence
 from service.rules.triggers.count import Count
 from service.rules.triggers.quantile import Quantile
+from service.rules.triggers.ratio import Ratio
 from service.rules.triggers.state import State
 
 # A provider tries a delivery again for up to 22 minutes (Scalekit), and the clocks differ a little.
@@ -63,6 +65,8 @@ def advise(rule: Rule) -> Iterator[Advice]:
     yield from unheard(rule)
     yield from changes(rule)
     yield from recoveries(rule)
+    yield from never_good(rule)
+    yield from never_for_so_long(rule)
     yield from placeholders(rule)
 
 
@@ -206,6 +210,29 @@ def recoveries(rule: Rule) -> Iterator[Advice]:
             "one such event of any account of the group ends the alert of all of them",
             "take resolve out (it ends when fewer are left in the window), write after: 30m, or count with distinct: account_id",
             on_key=True,
+        )
+
+
+def never_good(rule: Rule) -> Iterator[Advice]:
+    """What is good is counted only where it is one of all: of other kinds the share is nothing, and it fires for ever."""
+    if not isinstance(rule.condition, Ratio):
+        return
+    good, total = compile_matches(rule.condition.good).kinds, compile_matches(rule.condition.total).kinds
+    if good is not None and total is not None and not good & total:
+        yield Advice(
+            ("ratio", "total"),
+            "no event of good is one of total, so that the share is always 0",
+            f"add to total what is good: kind: [{', '.join(sorted(good | total))}]",
+            on_key=True,
+        )
+
+
+def never_for_so_long(rule: Rule) -> Iterator[Advice]:
+    if isinstance(rule.condition, Count) and rule.resolve is None and rule.for_ >= rule.condition.within:
+        yield Advice(
+            ("for",),
+            f"what was counted has left the window by then ({length(rule.condition.within)}): a single burst never opens it",
+            "write a for that is shorter than within, or say with resolve how it ends",
         )
 
 

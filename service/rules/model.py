@@ -193,6 +193,11 @@ class Rule(Conditions):
             bound = getattr(condition, name, None)
             if bound is None or condition.NAME == "count":
                 continue
+            for same in ("lt", "lte") if name.startswith("l") else ("gt", "gte"):
+                if getattr(resolve, same) is not None:
+                    mend = f"write {'gte' if name.startswith('l') else 'lte'}: {bound:g}, or further off"
+                    message = f"resolve.{same} ends it on the side where it fires ({name} {bound:g})"
+                    raise Mistake(message, mend, path=("resolve", same), on_key=True)
             for ends in ("gt", "gte") if name.startswith("l") else ("lt", "lte"):
                 value = getattr(resolve, ends)
                 if value is not None and (value < bound if name.startswith("l") else value > bound):
