@@ -236,10 +236,17 @@ class Rule(Conditions):
         elif not condition.GROUPS and self.group_by != ["account_id"]:
             message = f"{condition.NAME} groups by account_id"
             raise Mistake(message, "take group_by out", path=("group_by",))
+        if not isinstance(condition, Gauge):
+            for index, name in enumerate(self.group_by):
+                if name not in GROUP_FIELDS and not DETAIL.fullmatch(name):  # a label that gauges alone have
+                    mend = f"known: {', '.join(GROUP_FIELDS)}, details.NAME"
+                    raise Mistake(f"no event has a {name} to group by", mend, path=("group_by", index))
         if self.group_by != ["account_id"]:
+            message = "became is known only where a rule groups by account_id"
+            if getattr(condition, "distinct", None) == "became":
+                raise Mistake(message, "count different values of status", path=(condition.NAME, "distinct"))
             for path, match in self.matches_of(condition):
                 if "became" in match:
-                    message = "became is known only where a rule groups by account_id"
                     mend = "match status and kind instead, or group by account_id"
                     raise Mistake(message, mend, path=(*path, "became"), on_key=True)
 

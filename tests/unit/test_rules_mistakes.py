@@ -132,6 +132,12 @@ def test_a_placeholder_is_named_in_its_own_line() -> None:
         (rule("absence", of="{after: {kind: other}, expect: {kind: other}, deadline: soon}"), "soon", "details."),
         (rule("gauge", of="{metric: delivery_lag_seconds}"), "{", "a gauge has one threshold"),
         (rule("gauge", "  group_by: [provider]\n"), "[provider]", "write group_by: [source]"),
+        *(
+            (rule(condition, f"  group_by: [source, {label}]\n"), label, f"no event has a {label} to group by; known: account_id")
+            for condition in ("count", "ratio", "quantile")
+            for label in ("sink", "notifier", "destination", "token")
+        ),
+        (rule("count", "  group_by: [provider]\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: became}"), "became", "different values of status"),
         (rule("gauge", of="{metric: delivery_lag_seconds, gt: .inf}"), ".inf", "gt is a number"),
         (rule("state", "  resolve: {manual: true}\n"), "resolve", "take resolve out"),
         (rule("state", "  group_by: [source]\n"), "[source]", "state groups by account_id"),

@@ -6,8 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from service.rules import Rule, Ruleset
+from service.rules import Rule, Ruleset, load_text
+from service.rules.model import GROUP_FIELDS
+from service.rules.simulate import group_of
 from service.rules.story import Step
+from service.rules.triggers.gauge import METRICS
+from tests.unit.rule_texts import CONDITIONS
+from tests.unit.rule_texts import rule as rule_text
 from tests.unit.test_rules_explaining import make_rule
 from tests.unit.told import make_events
 
@@ -75,3 +80,14 @@ def test_what_ends_an_episode_is_found_whatever_its_provider() -> None:
 def test_a_rule_of_several_values_is_shown_once() -> None:
     rules = Ruleset([counting("twice", f"{{{FAILED}, provider: [GMAIL, GMAIL], status: [ACTIVE, EXPIRED, DELETED]}}")])
     assert len(rules.told_for(step(provider="GMAIL", status="ACTIVE"))) == 1
+
+
+@pytest.mark.parametrize("condition", sorted(CONDITIONS))
+@pytest.mark.parametrize(
+    "name", [*GROUP_FIELDS, "details.tool", *sorted({one for _, of in METRICS.values() for one in of})]
+)
+def test_what_loads_can_be_grouped(condition: str, name: str) -> None:
+    """One rule whose group cannot be read would stop the evaluator for all of them."""
+    for rule in load_text(rule_text(condition, f"  group_by: [{name}]\n").encode(), "a.yml").rules:
+        if rule.kind != "gauge":
+            assert group_of(rule, STEPS[0]) is None or name in (group_of(rule, STEPS[0]) or {})
