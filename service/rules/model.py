@@ -241,14 +241,13 @@ class Rule(Conditions):
                 if name not in GROUP_FIELDS and not DETAIL.fullmatch(name):  # a label that gauges alone have
                     mend = f"known: {', '.join(GROUP_FIELDS)}, details.NAME"
                     raise Mistake(f"no event has a {name} to group by", mend, path=("group_by", index))
-        if self.group_by != ["account_id"]:
-            message = "became is known only where a rule groups by account_id"
+        if self.group_by != ["account_id"] or condition.STORED:  # judged without the account's own story
+            message = "became is known only where a count or an absence groups by account_id"
             if getattr(condition, "distinct", None) == "became":
                 raise Mistake(message, "count different values of status", path=(condition.NAME, "distinct"))
             for path, match in self.matches_of(condition):
                 if "became" in match:
-                    mend = "match status and kind instead, or group by account_id"
-                    raise Mistake(message, mend, path=(*path, "became"), on_key=True)
+                    raise Mistake(message, "match status and kind instead", path=(*path, "became"), on_key=True)
 
     def matches_of(self, condition: Condition) -> Iterator[tuple[tuple[str | int, ...], Match]]:
         """Every match of the rule, and the path that leads to it."""

@@ -137,6 +137,8 @@ def test_a_placeholder_is_named_in_its_own_line() -> None:
             for condition in ("count", "ratio", "quantile")
             for label in ("sink", "notifier", "destination", "token")
         ),
+        (rule("ratio", of="{good: {became: ACTIVE}, total: {kind: other}, within: 5m, lt: 0.9, min_total: 1}"), "became", "match status and kind instead"),
+        (rule("quantile", of="{match: {became: ACTIVE}, field: lag_seconds, q: 0.9, within: 5m, gt: 1, min_total: 1}"), "became", "match status and kind instead"),
         (rule("count", "  group_by: [provider]\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: became}"), "became", "different values of status"),
         (rule("gauge", of="{metric: delivery_lag_seconds, gt: .inf}"), ".inf", "gt is a number"),
         (rule("state", "  resolve: {manual: true}\n"), "resolve", "take resolve out"),
