@@ -39,6 +39,7 @@ class Tally:
     messages: int = 0
     pauses: int = 0
     groups_refused: int = 0
+    objective_missed: int = 0  # episodes whose events came too late for the rule's `objective`
     worst: Counter[str] = field(default_factory=Counter)
     spans: list[tuple[str, datetime, datetime | None, bool]] | None = None  # only where asked for
 
@@ -52,6 +53,8 @@ class Tally:
             self.worst[group] += 1
             self.discovered_late += past.discovered_late
             self.open_at_end += episode.ended_at is None
+            if self.rule.objective is not None and past.told_after is not None:
+                self.objective_missed += past.told_after > self.rule.objective.detect_within
             self.longest = max(self.longest, (episode.ended_at or now) - episode.opened_at)
             if self.spans is not None:
                 self.spans.append((group, episode.opened_at, episode.ended_at, past.discovered_late))

@@ -172,6 +172,8 @@ def of_rule(tally: Tally, done: Backtest) -> dict[str, Any]:
         "pauses": tally.pauses,
         "alerts_per_day": round((tally.episodes - tally.discovered_late) / days, 3),
         "groups_refused": tally.groups_refused,
+        "objective_seconds": tally.rule.objective.detect_within.total_seconds() if tally.rule.objective else None,
+        "objective_missed": tally.objective_missed if tally.rule.objective else None,
         "worst": [{"group": group, "episodes": count} for group, count in tally.worst.most_common(WORST_SHOWN)],
     }
 
@@ -196,6 +198,10 @@ def as_text(done: Backtest, seconds: float) -> str:
         )
         if values["worst"]:
             lines.append("  worst: " + ", ".join(f"{one['group']} ({one['episodes']})" for one in values["worst"]))
+        if values["objective_seconds"] is not None:
+            lines.append(
+                f"  objective of {values['objective_seconds']:g} s: missed by {values['objective_missed']}, by late delivery"
+            )
         if values["groups_refused"]:
             lines.append(f"  {values['groups_refused']} samples of groups beyond what a rule may have")
     if done.not_in_the_log:

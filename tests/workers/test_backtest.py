@@ -19,6 +19,7 @@ from service.cli import authwatch
 from service.errors import Unavailable
 from service.rules import Ruleset, load_text
 from service.rules.folding import BEGINNING
+from service.rules.model import Objective
 from service.store.backlog import snapshot
 from tests.make import make_receipt
 from tests.workers.house import House, make_event, open_house
@@ -203,6 +204,18 @@ async def test_the_command_says_it_in_words_and_changes_nothing(house: House, tm
     assert (bad.exit_code, "bad.yml:2:" in bad.stderr) == (1, True)
     with snapshot(url_of(house)) as conn, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         conn.execute("DELETE FROM alerts")
+
+
+async def test_the_objective_is_measured_by_when_the_events_came(house: House) -> None:
+    rules = [
+        rule.model_copy(update={"objective": Objective(detect_within=timedelta(seconds=30))})
+        for rule in house.runtime.rules.ruleset.rules
+    ]
+    await house.put(account_ids=["ca_1", "ca_2"])
+    await house.tell("DISCONNECTED", ago=1)
+    await house.tell("DISCONNECTED", ago=60, account="ca_2")
+    done = backtest.run(url_of(house), Ruleset(rules), lambda _now: BEGINNING)
+    assert [(tally.episodes, tally.objective_missed) for tally in done.tallies] == [(0, 0), (2, 1)]
 
 
 async def test_a_thousand_ties_and_namesakes(house: House) -> None:

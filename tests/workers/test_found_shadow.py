@@ -59,6 +59,16 @@ async def test_an_edit_ends_a_shadow_alert_without_a_word(house: House) -> None:
     assert [kind for kind in await house.kinds() if kind != "audit"] == []
 
 
+async def test_what_still_holds_when_a_rule_leaves_the_shadow_is_told(house: House) -> None:
+    """As `rules diff` says of such an edit."""
+    save(house.runtime.settings.rules_folder, TWO_FAILURES)
+    await keep_rules(house.runtime)
+    await evaluate(house.runtime)
+    said = [(row["shadow"], row["state"], row["resolved_reason"]) for row in await house.alerts()]
+    assert said == [(True, "resolved", "rule_changed"), (False, "firing", None)]
+    assert len(await told_to(house)) == 1
+
+
 @pytest.mark.parametrize(
     ("first", "then", "alerts", "said"),
     [
