@@ -23,6 +23,7 @@ from service.rules.triggers.state import State
 
 # A provider tries a delivery again for up to 22 minutes (Scalekit), and the clocks differ a little.
 LATENESS_MIN = timedelta(minutes=25)
+FAILURES = frozenset({"token.refresh_failed", "auth.failed", "tool_call.completed"})  # of who tries
 STATUSES = (WELL, "EXPIRED", "PENDING_AUTH", "PENDING_VERIFICATION", "DISCONNECTED", "DELETED")
 STATUS_FIELDS = ("status", "old_status", "became")
 
@@ -65,6 +66,7 @@ def advise(rule: Rule) -> Iterator[Advice]:
     yield from unheard(rule)
     yield from changes(rule)
     yield from recoveries(rule)
+    yield from silence_is_no_recovery(rule)
     yield from never_good(rule)
     yield from never_for_so_long(rule)
     yield from placeholders(rule)
@@ -233,6 +235,24 @@ def never_for_so_long(rule: Rule) -> Iterator[Advice]:
             ("for",),
             f"what was counted has left the window by then ({length(rule.condition.within)}): a single burst never opens it",
             "write a for that is shorter than within, or say with resolve how it ends",
+        )
+
+
+def silence_is_no_recovery(rule: Rule) -> Iterator[Advice]:
+    condition = rule.condition
+    if (
+        not isinstance(condition, Count)
+        or condition.distinct is not None
+        or not rule.actions
+        or rule.resolve is not None
+    ):
+        return
+    if (condition.matcher.kinds or frozenset()) & FAILURES:
+        yield Advice(
+            ("actions",),
+            "what is paused makes no more failures, and without resolve this silence ends the alert, and the pause",
+            "add what says that it is well again, such as resolve: {event: {kind: [token.refresh_succeeded, account.authorized]}}",
+            on_key=True,
         )
 
 

@@ -16,7 +16,9 @@ GO_ON = "condition unchanged: open alerts go on"
 CLOSE = "condition changed: open alerts close as rule_changed"
 GONE = "open alerts close as rule_changed"
 LOUD = "no longer in shadow: what it recorded so far ends there, and what still holds fires anew, to be heard"
-HUSHED = "in shadow from now on: open alerts are told to their end, and what fires anew is recorded alone"
+HUSHED = (
+    "condition unchanged: open alerts go on and are told to their end; what fires anew is recorded alone, in shadow"
+)
 NOTHING = "-"
 
 

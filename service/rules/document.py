@@ -314,7 +314,9 @@ def scalar_of(event: ScalarEvent, *, as_key: bool) -> Any:
     text: str = event.value
     start = event.start_mark.index
     if (unkept := UNKEPT.search(text)) is not None:
-        raise Unreadable(start, f"holds the character U+{ord(unkept[0]):04X}, which no text may", "take it out")
+        raise Unreadable(
+            start, f"holds the character U+{ord(unkept[0]):04X}, which no text may", "take it out, or write it plainly"
+        )
     if event.tag is not None and str(event.tag) not in (TEXT_TAG, "!"):
         raise Unreadable(start, f"the tag {event.tag} means nothing here", "take it out, or quote the text")
     if as_key:

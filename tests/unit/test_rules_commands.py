@@ -101,7 +101,7 @@ EDITS = [
     ("  severity", "  resolve: {event: {kind: other}}\n  severity", "resolve.event.kind: - -> other", "condition changed"),
     ("severity: P2", "severity: P1", "severity: P2 -> P1", "condition unchanged: open alerts go on"),
     ("It fails", "It broke", "annotations.summary: It fails", "condition unchanged: open alerts go on"),
-    ("  severity", "  enabled: shadow\n  severity", "enabled: - -> shadow", "in shadow from now on: open alerts are told to their end"),
+    ("  severity", "  enabled: shadow\n  severity", "enabled: - -> shadow", "condition unchanged: open alerts go on and are told to their end"),
     ("  severity", "  enabled: false\n  severity", "enabled: - -> false", "no longer in force: open alerts close"),
 ]  # fmt: skip
 

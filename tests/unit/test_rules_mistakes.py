@@ -288,6 +288,13 @@ WARNINGS = [
     (rule("count", of="{match: {details.tool: {ne: [a, 3]}}, within: 5m, gte: 2}"), "3", "put it in quotes"),
     (rule("count", "  for: 5m\n"), "5m", "a single burst never opens it"),
     (
+        rule(
+            "count", "  actions: [{pause_workflows: {}}]\n", of="{match: {kind: auth.failed}, within: 5m, gte: 2}"
+        ).replace("summary: s", "summary: s, what_to_do: w"),
+        "actions",
+        "this silence ends the alert, and the pause",
+    ),
+    (
         rule("ratio", of="{good: {kind: other}, total: {kind: auth.failed}, within: 5m, lt: 0.9, min_total: 10}"),
         "total",
         "add to total what is good: kind: [auth.failed, other]",
