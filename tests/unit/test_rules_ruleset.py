@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from service import grouped
 from service.rules import Rule, Ruleset, load_text
 from service.rules.model import GROUP_FIELDS
 from service.rules.simulate import group_of
@@ -91,3 +92,20 @@ def test_what_loads_can_be_grouped(condition: str, name: str) -> None:
     for rule in load_text(rule_text(condition, f"  group_by: [{name}]\n").encode(), "a.yml").rules:
         if rule.kind != "gauge":
             assert group_of(rule, STEPS[0]) is None or name in (group_of(rule, STEPS[0]) or {})
+
+
+@pytest.mark.parametrize(
+    "by",
+    ["connection_id", "connection_id, environment_id", "environment_id", "provider, source", "account_id, provider"],
+)
+@pytest.mark.parametrize("environment_id", ["env_1", None])
+@pytest.mark.parametrize("connection_id", ["conn_1", None])
+def test_tests_and_backtests_group_as_the_evaluator_does(
+    by: str, environment_id: str | None, connection_id: str | None
+) -> None:
+    rule, shown = (
+        counting("x", f"{{{FAILED}}}", by=by),
+        step(environment_id=environment_id, connection_id=connection_id),
+    )
+    live = grouped.group_of(rule, shown)
+    assert group_of(rule, shown) == (live.values if live is not None else None)
