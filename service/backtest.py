@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from service.event import AccountKey, Event, order_key
+from service.report import OUTWEIGHED_BY
 from service.rules import Rule, Ruleset
 from service.rules.folding import AccountFold, Fold, Past
 from service.rules.lateness import samples_in_time
 from service.rules.model import GROUP_MAX
 from service.rules.simulate import group_of
-from service.rules.story import Step
+from service.rules.story import REFRESHES, Step, believed_in_order
 from service.store.backlog import Dependents, account_events, clock, events_in_time, snapshot
 
 TIED_MAX = 20_000  # events of one instant that are put in order together
@@ -93,7 +94,10 @@ def run(
         begin = since(now)
         dependents = Dependents(conn)
         if ruleset.told:
-            about, events = account_events(conn, kinds=kinds_of(ruleset.told), details=reads_details(ruleset.told))
+            kinds = kinds_of(ruleset.told)
+            if kinds is not None and not set(REFRESHES).isdisjoint(kinds):
+                kinds = sorted({*kinds, *OUTWEIGHED_BY})  # by which a reported refresh may be outweighed
+            about, events = account_events(conn, kinds=kinds, details=reads_details(ruleset.told))
             rows += told(ruleset, counted(events, about, progress), dependents, tallies, begin, now)
         if ruleset.grouped:
             floor = begin - max(rule.lookback for rule in ruleset.grouped)
@@ -121,8 +125,13 @@ def told(
                 tallies[rule.id].add(str(key), pasts, len(dependents.of(key, fold.connection_id)), since, now)
         folds.clear()
 
-    for event in in_order(events, by_account=True):
-        rows += 1
+    def each() -> Iterator[Event]:
+        nonlocal rows
+        for event in in_order(events, by_account=True):
+            rows += 1
+            yield event
+
+    for event in believed_in_order(each()):
         if event.account_id != current:  # accounts of one short id come mixed, and end together
             close()
             current = event.account_id

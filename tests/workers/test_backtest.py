@@ -206,6 +206,20 @@ async def test_the_command_says_it_in_words_and_changes_nothing(house: House, tm
         conn.execute("DELETE FROM alerts")
 
 
+async def test_a_report_that_the_providers_word_outweighs_counts_for_none_of_both(house: House) -> None:
+    """Two failures that the agent reported too, at nearly the same instants: two, and not four."""
+    began = datetime.now(UTC) - timedelta(minutes=9)
+    for minutes in (0, 5):
+        for origin, seconds in (("webhook", 0), ("report", 10)):
+            at = began + timedelta(minutes=minutes, seconds=seconds)
+            await house.accept(make_receipt(kind="token.refresh_failed", type="f", occurred_at=at, origin=origin))
+    await evaluate(house.runtime)
+    assert await house.alerts() == []
+    done = backtest.run(url_of(house), house.runtime.rules.ruleset, lambda _now: BEGINNING)
+    assert [tally.episodes for tally in done.tallies] == [0, 0]
+    assert done.rows == 4
+
+
 async def test_the_objective_is_measured_by_when_the_events_came(house: House) -> None:
     rules = [
         rule.model_copy(update={"objective": Objective(detect_within=timedelta(seconds=30))})
