@@ -151,11 +151,18 @@ async def test_a_connection_is_itself_in_its_environment_and_pauses_what_it_serv
     await house.put("w1", connection_ids=["conn_1"])
     await house.put("w2", connection_ids=["conn_1"], active=False)
     await house.put("w3", account_ids=["ca_1"])
-    at = datetime.now(UTC) - timedelta(minutes=5)
+    at = datetime.now(UTC) - timedelta(seconds=5)
 
     async def fail(account_id: str, environment_id: str) -> None:
-        named = {"account_id": account_id, "environment_id": environment_id}
-        await house.accept(make_receipt(kind="token.refresh_failed", type="f", occurred_at=at, **named))
+        await house.accept(
+            make_receipt(
+                kind="token.refresh_failed",
+                type="f",
+                occurred_at=at,
+                account_id=account_id,
+                environment_id=environment_id,
+            )
+        )
 
     def many() -> tuple[int, int]:
         tally = backtest.run(url_of(house), ruleset, lambda _now: BEGINNING).tallies[0]

@@ -169,10 +169,10 @@ async def test_a_file_that_may_not_be_read_is_an_alert_and_loses_no_rule(
     await keep_rules(house.runtime)
     opens, locked = Path.open, {"rules.yml"}
 
-    def open_(path: Path, *rest: Any) -> Any:
+    def open_(path: Path, *rest: Any, **more: Any) -> Any:
         if path.name in locked:
             raise PermissionError(13, "Permission denied", str(path))
-        return opens(path, *rest)
+        return opens(path, *rest, **more)
 
     monkeypatch.setattr(Path, "open", open_)
     save(folder, THREE_FAILURES)
