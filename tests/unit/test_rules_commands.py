@@ -62,6 +62,27 @@ def test_an_id_of_two_files_is_a_mistake_of_the_second(folder: Path) -> None:
     assert f'{folder}/b.yaml:3:7: error: rule id "failing" is already used in {folder}/a.yml' in result.output
 
 
+def test_what_nobody_reads_is_said(folder: Path) -> None:
+    """It lies there as if it were in force."""
+    (folder / "team").mkdir()
+    (folder / "team" / "b.yml").write_text(GOOD)
+    (folder / "docs").mkdir()
+    (folder / ".git").mkdir()
+    (folder / "C.YML").write_text(GOOD)
+    (folder / "d.yml").symlink_to(folder / "nowhere")
+    result = run("check")
+    assert (result.exit_code, run("check", "--strict").exit_code) == (0, 1)
+    assert (
+        f"{folder}/C.YML:1:1: warning: not read: rule files end in .yml or .yaml\n    mend: name it C.yml"
+        in result.output
+    )
+    assert (
+        f"{folder}/team:1:1: warning: a folder in the folder is not read\n    mend: move its files up" in result.output
+    )
+    assert f"{folder}/d.yml:1:1: warning: a link that leads nowhere" in result.output
+    assert result.output.endswith("1 rule in 1 file: good, 3 warnings\n")
+
+
 @pytest.mark.parametrize("command", ["check", "test"])
 def test_several_files_are_read_as_one_as_a_shell_names_them(folder: Path, command: str) -> None:
     (folder / "b.yml").write_text(with_change("failing", "another"))
