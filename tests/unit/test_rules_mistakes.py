@@ -181,6 +181,20 @@ TEST = "  tests:\n  - name: one\n    events: []\n    expect: {at: 0s, state: ina
             "readings",
             "give count events",
         ),
+        (
+            rule(
+                "count",
+                TEST.replace(
+                    "[]",
+                    "[{at: 0s, kind: other, repeat: 1000, every: 1s, account_id: ["
+                    + ", ".join(f"a{n}" for n in range(21))
+                    + "]}]",
+                ),
+            ),
+            8,
+            "events",
+            "at most 20000 events, and here are 21000; repeat less",
+        ),
         (rule("gauge", TEST.replace("[]", "[{at: 0s, kind: other}]")), 8, "events", "give it readings"),
         (
             rule("count", TEST.replace("inactive", "inactive, group: {acount_id: a}")),
