@@ -68,7 +68,9 @@ async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset, ro
     account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
     said: Explanation | None = None
     notes = notes_of_alert(alert, rule)
-    if rule is not None and rule.version == alert.rule_version and not alert.drill:
+    if (
+        rule is not None and not alert.drill and rule.condition_version == alert.condition_version
+    ):  # words may be others
         about = About(rule=rule, account=account, group=alert.group, at=alert.opened_at)
         said, more = await judge_again(conn, about)
         notes += more

@@ -163,6 +163,20 @@ async def test_why_nobody_heard_of_what_fired_is_in_the_same_answer(api: Api) ->
     assert (await ask(api, rule="saved-while-it-runs", account_id="ca_1"))["routing"] is None
 
 
+async def test_an_edit_of_the_words_takes_nothing_from_why_it_fired(api: Api) -> None:
+    await fail(api, "ca_1")
+    await fail(api, "ca_2")
+    (alert,) = [one for one in await api.items("/v1/alerts") if one["rule"] == "by-connection"]
+    before = await api.get(f"/v1/alerts/{alert['id']}/explain")
+    save(api.runtime.settings.rules_folder, NEW.replace("They fail", "They fail together"))
+    await keep_rules(api.runtime)
+    said = await api.get(f"/v1/alerts/{alert['id']}/explain")
+    for name in ("because", "value", "needs", "window"):
+        assert said[name] == before[name]
+    assert said["needs"] == ">= 2"
+    assert any("it was fired by version" in note for note in said["notes"])
+
+
 async def test_what_a_person_has_dealt_with_does_not_read_as_firing(api: Api) -> None:
     await fail(api, "ca_1")
     (alert,) = [one for one in await api.items("/v1/alerts") if one["rule"] == "by-hand"]
