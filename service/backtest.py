@@ -7,17 +7,18 @@ groups', open windows and nothing else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from service.event import AccountKey, Event, order_key
+from service.report import OUTWEIGHED_BY
 from service.rules import Rule, Ruleset
 from service.rules.folding import AccountFold, Fold, Past
 from service.rules.lateness import samples_in_time
-from service.rules.match import reader
 from service.rules.model import GROUP_MAX
-from service.rules.story import Step
+from service.rules.simulate import group_of
+from service.rules.story import REFRESHES, Step, believed_in_order
 from service.store.backlog import Dependents, account_events, clock, events_in_time, snapshot
 
 TIED_MAX = 20_000  # events of one instant that are put in order together
@@ -39,6 +40,7 @@ class Tally:
     messages: int = 0
     pauses: int = 0
     groups_refused: int = 0
+    objective_missed: int = 0  # episodes whose events came too late for the rule's `objective`
     worst: Counter[str] = field(default_factory=Counter)
     spans: list[tuple[str, datetime, datetime | None, bool]] | None = None  # only where asked for
 
@@ -52,6 +54,8 @@ class Tally:
             self.worst[group] += 1
             self.discovered_late += past.discovered_late
             self.open_at_end += episode.ended_at is None
+            if self.rule.objective is not None and past.told_after is not None:
+                self.objective_missed += past.told_after > self.rule.objective.detect_within
             self.longest = max(self.longest, (episode.ended_at or now) - episode.opened_at)
             if self.spans is not None:
                 self.spans.append((group, episode.opened_at, episode.ended_at, past.discovered_late))
@@ -90,14 +94,17 @@ def run(
         begin = since(now)
         dependents = Dependents(conn)
         if ruleset.told:
-            about, events = account_events(conn, kinds=kinds_of(ruleset.told), details=reads_details(ruleset.told))
+            kinds = kinds_of(ruleset.told)
+            if kinds is not None and not set(REFRESHES).isdisjoint(kinds):
+                kinds = sorted({*kinds, *OUTWEIGHED_BY})  # by which a reported refresh may be outweighed
+            about, events = account_events(conn, kinds=kinds, details=reads_details(ruleset.told))
             rows += told(ruleset, counted(events, about, progress), dependents, tallies, begin, now)
         if ruleset.grouped:
             floor = begin - max(rule.lookback for rule in ruleset.grouped)
             about, events = events_in_time(
                 conn, kinds=kinds_of(ruleset.grouped), since=floor, details=reads_details(ruleset.grouped)
             )
-            rows += grouped(ruleset, counted(events, about, progress), tallies, begin, now)
+            rows += grouped(ruleset, counted(events, about, progress), dependents, tallies, begin, now)
     return Backtest(begin, now, rows, tuple(tallies.values()), tuple(rule.id for rule in ruleset.gauges))
 
 
@@ -118,8 +125,13 @@ def told(
                 tallies[rule.id].add(str(key), pasts, len(dependents.of(key, fold.connection_id)), since, now)
         folds.clear()
 
-    for event in in_order(events, by_account=True):
-        rows += 1
+    def each() -> Iterator[Event]:
+        nonlocal rows
+        for event in in_order(events, by_account=True):
+            rows += 1
+            yield event
+
+    for event in believed_in_order(each()):
         if event.account_id != current:  # accounts of one short id come mixed, and end together
             close()
             current = event.account_id
@@ -136,35 +148,59 @@ def told(
     return rows
 
 
+@dataclass(slots=True)
+class OfGroup:
+    """A group of a rule: what it is kept by (`group_of`), and through which connection its account is."""
+
+    fold: Fold
+    values: Mapping[str, str]
+    connection_id: str | None
+
+    def short(self) -> str:
+        return ", ".join(self.values[name] for name in self.fold.rule.group_by) or "all"
+
+    def paused(self, dependents: Dependents) -> int:
+        """How many active workflows an alert of this group pauses."""
+        rule, source, environment = self.fold.rule, self.values.get("source", ""), self.values.get("environment_id", "")
+        if rule.pauses_connection:
+            return len(dependents.of_connection(source, environment, self.values["connection_id"]))
+        if not rule.pauses:
+            return 0
+        return len(dependents.of(AccountKey(source, environment, self.values["account_id"]), self.connection_id))
+
+
 def grouped(
-    ruleset: Ruleset, events: Iterator[Event], tallies: dict[str, Tally], since: datetime, now: datetime
+    ruleset: Ruleset,
+    events: Iterator[Event],
+    dependents: Dependents,
+    tallies: dict[str, Tally],
+    since: datetime,
+    now: datetime,
 ) -> int:
     rows = 0
-    readers = {rule.id: [reader(name) for name in rule.group_by] for rule in ruleset.grouped}
-    folds: dict[str, dict[tuple[str, ...], Fold]] = {rule.id: {} for rule in ruleset.grouped}
+    groups: dict[str, dict[tuple[str, ...], OfGroup]] = {rule.id: {} for rule in ruleset.grouped}
     for event in in_order(events, by_account=False):
         rows += 1
         step = Step(event, None, event.account_status)
         for rule in ruleset.grouped_for(step):
             samples, _too_late = samples_in_time(rule, step)
-            if not samples:
+            if not samples or (values := group_of(rule, step)) is None:
                 continue
-            values = [read(step) for read in readers[rule.id]]
-            if None in values:
-                continue  # it belongs to no group
-            group = tuple(map(str, values))
-            mine = folds[rule.id]
-            fold = mine.get(group)
-            if fold is None:
+            mine, key = groups[rule.id], tuple(values.values())
+            group = mine.get(key)
+            if group is None:
                 if len(mine) >= GROUP_MAX:
                     tallies[rule.id].groups_refused += 1
                     continue
-                fold = mine[group] = Fold(rule)
+                group = mine[key] = OfGroup(Fold(rule), values, event.connection_id)
             for sample in samples:
-                fold.add(sample, event)
+                group.fold.add(sample, event)
     for rule in ruleset.grouped:
-        for group, fold in folds[rule.id].items():
-            tallies[rule.id].add(", ".join(group) or "all", fold.finish(now), 0, since, now)
+        names = Counter(group.short() for group in groups[rule.id].values())
+        for key, group in groups[rule.id].items():
+            # One id in several environments is several groups, and then each is said in full.
+            name = group.short() if names[group.short()] == 1 else ":".join(key)
+            tallies[rule.id].add(name, group.fold.finish(now), group.paused(dependents), since, now)
     return rows
 
 

@@ -90,6 +90,10 @@ def backtest(path: Path | None, since: Since, rule_ids: tuple[str, ...], as_json
             done = run(url, ruleset, since.before, progress=progress)
     except psycopg.OperationalError as exc:
         raise Unavailable("the database cannot be read now; look at DATABASE_URL and at the server") from exc
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
+        raise Unavailable(
+            "the database that DATABASE_URL names has not this version's tables; run `authwatch migrate`"
+        ) from exc
     seconds = time.monotonic() - began
     click.echo(json.dumps(as_values(done, seconds), indent=2) if as_json else as_text(done, seconds))
 
@@ -132,7 +136,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
 
         def move(done: int, about: int) -> None:
             if done < bar.pos:
-                bar.pos = 0  # the second pass
+                bar.pos, bar.finished = 0, False  # the second pass, which the first one has not done
             bar.length = about
             bar.update(done - bar.pos)
 
@@ -168,6 +172,8 @@ def of_rule(tally: Tally, done: Backtest) -> dict[str, Any]:
         "pauses": tally.pauses,
         "alerts_per_day": round((tally.episodes - tally.discovered_late) / days, 3),
         "groups_refused": tally.groups_refused,
+        "objective_seconds": tally.rule.objective.detect_within.total_seconds() if tally.rule.objective else None,
+        "objective_missed": tally.objective_missed if tally.rule.objective else None,
         "worst": [{"group": group, "episodes": count} for group, count in tally.worst.most_common(WORST_SHOWN)],
     }
 
@@ -192,6 +198,10 @@ def as_text(done: Backtest, seconds: float) -> str:
         )
         if values["worst"]:
             lines.append("  worst: " + ", ".join(f"{one['group']} ({one['episodes']})" for one in values["worst"]))
+        if values["objective_seconds"] is not None:
+            lines.append(
+                f"  objective of {values['objective_seconds']:g} s: missed by {values['objective_missed']}, by late delivery"
+            )
         if values["groups_refused"]:
             lines.append(f"  {values['groups_refused']} samples of groups beyond what a rule may have")
     if done.not_in_the_log:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import views
 from service.errors import BadRequest, Conflict, NotFound
 from service.event import Event, rfc3339
+from service.explain_kept import explain_reading, without_alert
 from service.explain_routing import explain_routing
 from service.routing.tree import Routing
 from service.rules import Rule, Ruleset
@@ -67,7 +68,9 @@ async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset, ro
     account = (await account_store.load(conn, [alert.account])).get(alert.account) if alert.account else None
     said: Explanation | None = None
     notes = notes_of_alert(alert, rule)
-    if rule is not None and rule.version == alert.rule_version and not alert.drill:
+    if (
+        rule is not None and not alert.drill and rule.condition_version == alert.condition_version
+    ):  # words may be others
         about = About(rule=rule, account=account, group=alert.group, at=alert.opened_at)
         said, more = await judge_again(conn, about)
         notes += more
@@ -93,10 +96,13 @@ async def explain_alert(conn: AsyncConnection, alert_id: str, rules: Ruleset, ro
     }
 
 
-async def explain(conn: AsyncConnection, about: About) -> dict[str, Any]:
-    """Why, or why not: what the rule says of this account or group at that instant, by all that is evaluated now."""
+async def explain(conn: AsyncConnection, about: About, routing: Routing) -> dict[str, Any]:
+    """Why, or why not: what the rule says of this account or group at that instant, by all that is evaluated now; and who
+    was told of the alert that stands for it, since what fired may have been muted."""
     rule, account, at = about.rule, about.account, about.at
     said, notes = await judge_again(conn, about)
+    if rule.kind == "gauge":
+        said = await explain_reading(conn, rule, account, about.group, at) or said
     key = str(account.key) if account is not None and rule.by_account else None
     stored = await alert_store.of_group(conn, rule.id, key, about.group, before=at, limit=ALERTS_MAX)
     covering = [alert for alert in stored if alert.covers(at, at)]
@@ -110,11 +116,8 @@ async def explain(conn: AsyncConnection, about: About) -> dict[str, Any]:
         state = "firing"
         because.append(f"alert {covering[0].id} has held since {when(covering[0].opened_at)}")
     if said.state == "firing" and not covering:
-        notes.append(
-            "the rule is in shadow: it records and sends nothing"
-            if rule.shadow
-            else "no alert stands for it: it was not evaluated then, or by another version of the rule"
-        )
+        state, note = without_alert(rule, stored)
+        notes.append(note)
     events = await event_store.load_many(conn, said.event_ids or (covering[0].evidence if covering else ()))
     return {
         "rule": rule_json(rule, None),
@@ -131,6 +134,7 @@ async def explain(conn: AsyncConnection, about: About) -> dict[str, Any]:
         "events": [event_json(event) for event in events],
         "alerts": [{"id": alert.id, "state": alert.state, "opened_at": rfc3339(alert.opened_at)} for alert in covering],
         "workflows": await workflows_json(conn, account, covering[0] if covering else None, rule),
+        "routing": await explain_routing(conn, covering[0], routing) if covering else None,
     }
 
 
@@ -146,6 +150,8 @@ async def find(
     """Raises NotFound for a rule or an account nobody knows, Conflict for a short id of several, BadRequest for a group
     that is not the rule's."""
     rule = rules.by_id.get(rule_id)
+    if rule is None and rule_id in rules.known_ids:
+        raise NotFound(f'"{rule_id}" is switched off (enabled: false) and judges nothing', code="unknown_rule")
     if rule is None:
         known = ", ".join(sorted(rules.by_id)[:KNOWN_RULES_MAX]) or "none"
         raise NotFound(f"no rule of that id is in force; in force: {known}", code="unknown_rule")

@@ -15,7 +15,7 @@ ITEM = re.compile(r"(\s*-\s+)\S")
 
 def texts(rules: Sequence[Rule], places: Sequence[tuple[int, int]], text: str) -> list[str]:
     """One text a rule; `places` says where each one's `id` stands, lines and columns from 1."""
-    lines = text.splitlines()
+    lines = [line.rstrip("\r") for line in text.split("\n")]  # as a problem's line is counted
     return [block(lines, *place) or plain(rule) for rule, place in zip(rules, places, strict=True)]
 
 

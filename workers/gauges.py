@@ -80,7 +80,12 @@ async def judge_rule(
     out: Outcome,
 ) -> None:
     """Every group that is measured, and those that no longer are. Of what cannot be known just now nothing changes."""
-    states = {key: state for key, state in known.items() if state.condition_version == rule.condition_version}
+    changed = {alert.id for alert in standing if alert.changed}
+    states = {
+        key: state
+        for key, state in known.items()
+        if state.condition_version == rule.condition_version and state.alert_id not in changed
+    }
     out.forgotten.update((rule.id, key) for key in known if key not in states)
     end_strangers(rule, states, standing, now, out)
     if readings is None:

@@ -111,7 +111,9 @@ async def are_said(conn: AsyncConnection, wanted: Sequence[OwnAlert]) -> bool:
 
 
 async def wanted_now(conn: AsyncConnection, runtime: Runtime) -> list[OwnAlert]:
-    wanted = [invalid(file) for file in (await store.problems(conn)).values()]
+    bad = await store.problems(conn)
+    wanted = [invalid(file) for file in bad.values()]
+    wanted += [unreadable_file(problem) for problem in runtime.rules.unreadable if problem.file not in bad]
     wanted += [unreadable(problem) for problem in runtime.rules.missing[:1]]
     failed = await store.failures(conn)
     if failed:
@@ -154,6 +156,17 @@ def unreadable(problem: Problem) -> OwnAlert:
         severity="P2",
         summary=f"The rule files cannot be read: {problem.message}",
         what_to_do=f"The rules in force stay in force, and no edit is seen. {problem.mend or ''}".strip(),
+    )
+
+
+def unreadable_file(problem: Problem) -> OwnAlert:
+    return OwnAlert(
+        rule_id=INVALID,
+        about=problem.file,
+        severity="P2",
+        summary=f"The rule file {problem.file} {problem.message}",
+        what_to_do="Let the user that Authwatch runs as read it; it is tried again every second. The rules it had before"
+        " stay in force meanwhile.",
     )
 
 

@@ -65,7 +65,7 @@ async def explain_rule(request: Request) -> Response:
             group=body.group,
             at=at,
         )
-        return safe_json(await explain.explain(conn, about))
+        return safe_json(await explain.explain(conn, about, runtime.settings.routing))
 
 
 CALLS = (

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from service.event import DECISION_KINDS, WELL
 from service.providers import DETAILS
 from service.rules.document import Path
+from service.rules.explaining import length
 from service.rules.fields import PLACEHOLDER, PLACEHOLDERS
-from service.rules.match import DETAIL
-from service.rules.mistake import close
+from service.rules.match import COMPARISONS, DETAIL, compile_matches
+from service.rules.mistake import close, quoted
 from service.rules.model import Rule
 from service.rules.triggers.absence import Absence
 from service.rules.triggers.count import Count
 from service.rules.triggers.quantile import Quantile
+from service.rules.triggers.ratio import Ratio
 from service.rules.triggers.state import State
 
 # A provider tries a delivery again for up to 22 minutes (Scalekit), and the clocks differ a little.
 LATENESS_MIN = timedelta(minutes=25)
+FAILURES = frozenset({"token.refresh_failed", "auth.failed", "tool_call.completed"})  # of who tries
 STATUSES = (WELL, "EXPIRED", "PENDING_AUTH", "PENDING_VERIFICATION", "DISCONNECTED", "DELETED")
 STATUS_FIELDS = ("status", "old_status", "became")
 
@@ -58,9 +62,13 @@ def advise(rule: Rule) -> Iterator[Advice]:
         )
     yield from statuses(rule)
     yield from details(rule)
+    yield from kinds_of_details(rule)
     yield from unheard(rule)
     yield from changes(rule)
     yield from recoveries(rule)
+    yield from silence_is_no_recovery(rule)
+    yield from never_good(rule)
+    yield from never_for_so_long(rule)
     yield from placeholders(rule)
 
 
@@ -126,6 +134,48 @@ def details_read(rule: Rule) -> Iterator[tuple[Path, str, bool]]:
             yield (rule.kind, key), name, False
 
 
+# What a detail holds -> what a value of a match must be to be ever equal to it, and how it is written.
+HOLDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "number": ((int, float), "write a number, no quotes"),
+    "text": ((str,), "put it in quotes"),
+    "truth value": ((bool,), "write true or false, no quotes"),
+    "time": ((str,), "a time is written as text; whether it has passed is what an absence asks"),
+}
+
+
+def kinds_of_details(rule: Rule) -> Iterator[Advice]:
+    """`details.http_status: "500"` is text, and no number is ever equal to it."""
+    for path, match in rule.matches_of(rule.condition):
+        for name, condition in match.items():
+            found = DETAIL.fullmatch(name)
+            holds = DETAILS.get(found[1]) if found is not None else None
+            if holds is None:
+                continue
+            kinds, mend = HOLDS[holds]
+            for where, value in values_of(condition):
+                if type(value) not in kinds:
+                    yield Advice(
+                        (*path, name, *where),
+                        f"{name} holds a {holds}, which {quoted(value)} is not: never equal",
+                        mend,
+                    )
+            for operator in condition if isinstance(condition, dict) else ():
+                if operator in COMPARISONS and holds != "number":
+                    message = f"{name} holds a {holds}, which is not more or less than anything"
+                    mend = "compare it with ne, exists or glob, or with a value"
+                    yield Advice((*path, name, operator), message, mend, on_key=True)
+
+
+def values_of(condition: Any) -> Iterator[tuple[Path, Any]]:
+    """The values that a field is compared with for equality, and where each stands."""
+    if isinstance(condition, dict):
+        yield from ((("ne", *where), value) for where, value in values_of(condition["ne"])) if "ne" in condition else ()
+    elif isinstance(condition, list):
+        yield from (((number,), value) for number, value in enumerate(condition))
+    else:
+        yield (), condition
+
+
 def unheard(rule: Rule) -> Iterator[Advice]:
     """What Authwatch decides stands on the same log, and is not judged: a rule would set itself off."""
     for path, match in rule.matches_of(rule.condition):
@@ -161,6 +211,47 @@ def recoveries(rule: Rule) -> Iterator[Advice]:
             ("resolve", "event"),
             "one such event of any account of the group ends the alert of all of them",
             "take resolve out (it ends when fewer are left in the window), write after: 30m, or count with distinct: account_id",
+            on_key=True,
+        )
+
+
+def never_good(rule: Rule) -> Iterator[Advice]:
+    """What is good is counted only where it is one of all: of other kinds the share is nothing, and it fires for ever."""
+    if not isinstance(rule.condition, Ratio):
+        return
+    good, total = compile_matches(rule.condition.good).kinds, compile_matches(rule.condition.total).kinds
+    if good is not None and total is not None and not good & total:
+        yield Advice(
+            ("ratio", "total"),
+            "no event of good is one of total, so that the share is always 0",
+            f"add to total what is good: kind: [{', '.join(sorted(good | total))}]",
+            on_key=True,
+        )
+
+
+def never_for_so_long(rule: Rule) -> Iterator[Advice]:
+    if isinstance(rule.condition, Count) and rule.resolve is None and rule.for_ >= rule.condition.within:
+        yield Advice(
+            ("for",),
+            f"what was counted has left the window by then ({length(rule.condition.within)}): a single burst never opens it",
+            "write a for that is shorter than within, or say with resolve how it ends",
+        )
+
+
+def silence_is_no_recovery(rule: Rule) -> Iterator[Advice]:
+    condition = rule.condition
+    if (
+        not isinstance(condition, Count)
+        or condition.distinct is not None
+        or not rule.actions
+        or rule.resolve is not None
+    ):
+        return
+    if (condition.matcher.kinds or frozenset()) & FAILURES:
+        yield Advice(
+            ("actions",),
+            "what is paused makes no more failures, and without resolve this silence ends the alert, and the pause",
+            "add what says that it is well again, such as resolve: {event: {kind: [token.refresh_succeeded, account.authorized]}}",
             on_key=True,
         )
 

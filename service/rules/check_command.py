@@ -12,15 +12,15 @@ from service.rules.files import PATH, read_rules
 
 
 @click.command()
-@click.argument("path", required=False, type=PATH)
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=PATH)
 @click.option("--strict", is_flag=True, help="Warnings count as well.")
-def check(path: Path | None, strict: bool) -> None:
+def check(paths: tuple[Path, ...], strict: bool) -> None:
     """Say what is wrong in PATH, and where, and how to mend it.
 
-    PATH is a rule file or a folder of them; without it, what AUTHWATCH_RULES names, or alert_rules. Exit status: 0 if all
-    is good, 1 if anything is wrong, 2 if there is nothing to read.
+    Each PATH is a rule file or a folder of them, and all are read as one; without any, what AUTHWATCH_RULES names, or
+    alert_rules. Exit status: 0 if all is good, 1 if anything is wrong, 2 if there is nothing to read.
     """
-    read = read_rules(path)
+    read = read_rules(*paths)
     problems, warnings = read.problems, read.warnings
     for problem in sorted([*problems, *warnings], key=lambda one: (one.file, one.line, one.column)):
         show(problem)

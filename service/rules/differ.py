@@ -15,6 +15,10 @@ from service.rules.model import Rule
 GO_ON = "condition unchanged: open alerts go on"
 CLOSE = "condition changed: open alerts close as rule_changed"
 GONE = "open alerts close as rule_changed"
+LOUD = "no longer in shadow: what it recorded so far ends there, and what still holds fires anew, to be heard"
+HUSHED = (
+    "condition unchanged: open alerts go on and are told to their end; what fires anew is recorded alone, in shadow"
+)
 NOTHING = "-"
 
 
@@ -52,6 +56,8 @@ def changed(id_: str, old: Rule | None, new: Rule | None) -> Change | None:
         return Change(id_, "changed", keys, f"no longer in force: {GONE}")
     if old.enabled is False and new.enabled is not False:
         return Change(id_, "changed", keys, in_force(new))
+    if old.condition_version == new.condition_version and old.shadow != new.shadow:
+        return Change(id_, "changed", keys, LOUD if old.shadow else HUSHED)
     return Change(id_, "changed", keys, GO_ON if old.condition_version == new.condition_version else CLOSE)
 
 

@@ -43,6 +43,8 @@ CONSTANTS: dict[str, Any] = {
 }
 DIGITS_MAX = 18
 TEXT_TAG = "tag:yaml.org,2002:str"
+# An escape such as `"\0"` can write what Postgres keeps in no text, and what would steer a terminal.
+UNKEPT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 Path: TypeAlias = Sequence[str | int]
 
 
@@ -176,7 +178,9 @@ def read_document(raw: bytes, name: str) -> Document | Problem:
         mark = error.problem_mark or error.context_mark
         index = mark.index if mark is not None else 0
         said = (error.problem or "it cannot be read").splitlines()[0]
-        return document.problem((index, index + 1), f"not YAML: {said}", mend_of(document.text, index, said))
+        if (opened := unclosed(error)) is not None:
+            return document.problem((opened, opened + 1), "not YAML: what begins here is not closed", "close it")
+        return document.problem((index, index + 1), f"not YAML: {said}", mend_of(document.text, error, index, said))
     except ReaderError as error:
         return document.problem(
             (error.position, error.position + 1), "a character that YAML does not allow", "take it out"
@@ -187,11 +191,20 @@ def read_document(raw: bytes, name: str) -> Document | Problem:
     return document
 
 
-def mend_of(text: str, index: int, said: str) -> str | None:
+def unclosed(error: MarkedYAMLError) -> int | None:
+    """Where the quote or bracket stands for whose end the whole file was looked through: there is the mistake."""
+    said = error.problem or ""
+    at_end = "<stream end>" in said or "unexpected end of stream" in said
+    return error.context_mark.index if at_end and error.context_mark is not None else None
+
+
+def mend_of(text: str, error: MarkedYAMLError, index: int, said: str) -> str | None:
     if text[index : index + 1] == "\t":
         return "indent with spaces"
     if "mapping values are not allowed" in said:
         return 'put text that holds ": " in quotes, or mend the indentation'
+    if said.startswith("expected ','") and (opened := error.context_mark) is not None:
+        return f"put a comma here, or close what begins at {opened.line + 1}:{opened.column + 1}"
     if text[index : index + 1] in ("{", "@", "`", "%", "*"):
         return "put the text in quotes"
     return None
@@ -300,6 +313,10 @@ def scalar_of(event: ScalarEvent, *, as_key: bool) -> Any:
     """What a scalar means. A key is always text: `on: x` has the key "on", and `1: x` the key "1"."""
     text: str = event.value
     start = event.start_mark.index
+    if (unkept := UNKEPT.search(text)) is not None:
+        raise Unreadable(
+            start, f"holds the character U+{ord(unkept[0]):04X}, which no text may", "take it out, or write it plainly"
+        )
     if event.tag is not None and str(event.tag) not in (TEXT_TAG, "!"):
         raise Unreadable(start, f"the tag {event.tag} means nothing here", "take it out, or quote the text")
     if as_key:

@@ -74,6 +74,7 @@ SLIPS: Mapping[str, tuple[str, ...]] = {
     "alerts": ("rules",),
 }
 MORE_THAN = ("gt", "above", "more_than", "over")
+SHARES = (("quantile", "q"), ("ratio", "lt"))  # between 0 and 1
 SHARE = re.compile(r"[pP]?([0-9]{1,2}(?:\.[0-9]{1,6})?)\s*%?")
 # What a key that is missing could say.
 EXAMPLES: Mapping[str | tuple[str, str], str] = {
@@ -192,9 +193,9 @@ def sentence(kind: str, error: Any, path: Path) -> tuple[str, str | None]:
         case "greater_than":
             return f"{name} is more than {context['gt']:g}, and this is {quoted(value)}", None
         case "less_than_equal":
-            return f"{name} is at most {context['le']:g}, and this is {quoted(value)}", None
+            return f"{name} is at most {context['le']:g}, and this is {quoted(value)}", as_share(value, path)
         case "less_than":
-            return f"{name} is less than {context['lt']:g}, and this is {quoted(value)}", None
+            return f"{name} is less than {context['lt']:g}, and this is {quoted(value)}", as_share(value, path)
         case "finite_number":
             return f"{name} is a finite number", None
         case "too_long":
@@ -231,15 +232,21 @@ def in_unit(value: Any, path: Path) -> str | None:
     """A length of time, a share or a percentile written as people say them."""
     if not isinstance(value, str) or len(value) > 20:
         return None
-    if (share := SHARE.fullmatch(value)) is not None and path[-2:] in (("quantile", "q"), ("ratio", "lt")):
-        part = float(share[1]) / 100
-        return f"write {part:g}" if 0 < part < 1 else None
+    if (share := SHARE.fullmatch(value)) is not None and path[-2:] in SHARES:
+        return as_share(float(share[1]), path)
     if (length := DURATION.fullmatch(value)) is not None:
         seconds = int(length[1]) * UNIT_SECONDS[length[2]]
         if "gauge" in path:
             return f"write {seconds}: a metric of time is in seconds"
         return f"write a number in the field's own unit, such as {seconds} for seconds or {seconds * 1000} for milliseconds"
     return None
+
+
+def as_share(value: Any, path: Path) -> str | None:
+    """99 where 0.99 is meant."""
+    if path[-2:] not in SHARES or isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return f"write {value / 100:g}" if 0 < value < 100 else None
 
 
 def what_to_add(root: Model, path: Path, key: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from service.rules.document import Problem
-from service.rules.load import Loaded, load_file, rule_files
+from service.rules.load import SUFFIXES, Loaded, load_file, rule_files
 from service.rules.model import Rule
 from service.settings import default_rules_folder
 
@@ -20,9 +20,11 @@ PATH = click.Path(path_type=Path)
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Every file with what it gave. `problems` and `warnings` name files as they were given on the command line."""
+    """Every file with what it gave. `problems` and `warnings` name files as they were given on the command line. `left_out`:
+    what somebody may have meant as a rule file, and nobody reads."""
 
     files: dict[Path, Loaded]
+    left_out: tuple[Problem, ...] = ()
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -34,7 +36,7 @@ class Read:
 
     @property
     def warnings(self) -> list[Problem]:
-        return list(self._told("warnings"))
+        return [*self._told("warnings"), *self.left_out]
 
     def _told(self, which: str) -> Iterator[Problem]:
         for path, loaded in self.files.items():
@@ -61,15 +63,42 @@ def rules_folder() -> Path:
     return Path(named) if named else default_rules_folder()
 
 
-def read_rules(path: Path | None) -> Read:
-    """Raises Nothing where there is no rule file at `path` (default: the folder of rules in force)."""
-    target = path or rules_folder()
+def read_rules(*paths: Path | None) -> Read:
+    """Raises Nothing where there is no rule file at one of `paths` (default: the folder of rules in force)."""
+    read: dict[Path, Loaded] = {}
+    left_out: list[Problem] = []
+    for target in [path for path in paths if path is not None] or [rules_folder()]:
+        try:
+            files = rule_files(target) if target.is_dir() else [target]
+            left_out += not_read(target) if target.is_dir() else ()
+            read |= {file: load_file(file) for file in files if file not in read}
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            what = "is not there" if gone else f"cannot be read ({type(error).__name__})"
+            raise Nothing(f"{error.filename or target} {what}; name a rule file, or a folder of them") from error
+        if not files:
+            raise Nothing(f"{target} holds no rule file; their names end in .yml or .yaml")
+    return Read(read, tuple(left_out))
+
+
+def not_read(folder: Path) -> Iterator[Problem]:
+    """What lies in a folder of rules as if it were in force. Raises OSError."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if holds_rules(path):
+                yield Problem(str(path), 1, 1, "a folder in the folder is not read", "move its files up", warning=True)
+        elif path.suffix in SUFFIXES:
+            if not path.exists():
+                yield Problem(str(path), 1, 1, "a link that leads nowhere", "mend it, or take it out", warning=True)
+        elif path.suffix.lower() in SUFFIXES:
+            mend = f"name it {path.with_suffix(path.suffix.lower()).name}"
+            yield Problem(str(path), 1, 1, "not read: rule files end in .yml or .yaml", mend, warning=True)
+
+
+def holds_rules(folder: Path) -> bool:
     try:
-        files = rule_files(target) if target.is_dir() else [target]
-        read = Read({file: load_file(file) for file in files})
-    except OSError as error:
-        what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
-        raise Nothing(f"{error.filename or target} {what}; name a rule file, or a folder of them") from error
-    if not files:
-        raise Nothing(f"{target} holds no rule file; their names end in .yml or .yaml")
-    return read
+        return any(one.suffix in SUFFIXES for one in folder.iterdir())
+    except OSError:
+        return False  # such as `lost+found`: what we may not read is not meant for us

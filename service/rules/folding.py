@@ -25,10 +25,12 @@ TICK = timedelta(microseconds=1)  # the smallest step of a clock here
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """An episode, and whether it was over before we could have known of it."""
+    """An episode, and whether it was over before we could have known of it. `told_after`: how long after it began what it
+    rests on had all arrived; None where that is not kept."""
 
     episode: Episode
     discovered_late: bool
+    told_after: timedelta | None = None
 
 
 class Fold:
@@ -51,6 +53,7 @@ class Fold:
         self._initial = Initial()
         self._armed: Armed | None = None
         self._open: Episode | None = None
+        self._open_told_after: timedelta | None = None
         self._recent: list[datetime] = []
         self._arrived: dict[str, tuple[datetime, datetime]] = {}  # id -> occurred_at, received_at
         # Whether an earlier quiet has emptied the window shows only where that quiet's own window is in sight.
@@ -83,7 +86,7 @@ class Fold:
         """Every episode there was, the last of them perhaps open."""
         self._judge(now)
         if self._open is not None:
-            self.pasts.append(Past(self._open, False))
+            self.pasts.append(Past(self._open, False, self._open_told_after))
         return self.pasts
 
     def _add_to_bucket(self, rolling: Rolling, sample: Sample) -> None:
@@ -138,27 +141,32 @@ class Fold:
         for found in judged.episodes:
             episode = found
             if carried is not None and found.opened_at == carried.opened_at:
-                episode, carried = continued(carried, found), None
+                episode, carried, told_after = continued(carried, found), None, self._open_told_after
             else:
+                told_after = self._told_after(episode)
                 self._recent.append(episode.opened_at)
             if episode.ended_at is None:
-                self._open = episode
+                self._open, self._open_told_after = episode, told_after
             else:
                 self._recent.append(episode.ended_at)
-                self.pasts.append(Past(episode, self._late(episode)))
+                self.pasts.append(Past(episode, self._late(episode), told_after))
         # Whether an open episode flaps is asked as of the last transition, however long ago that is.
         self._recent = [at for at in sorted(self._recent) if at > max(self._recent) - FLAPPING_WITHIN]
+
+    def _begun(self, episode: Episode) -> list[datetime]:
+        """When what began it arrived."""
+        known = (self._arrived[id_] for id_ in episode.evidence if id_ in self._arrived)
+        return [received for occurred, received in known if occurred <= episode.opened_at]
+
+    def _told_after(self, episode: Episode) -> timedelta | None:
+        begun = self._begun(episode)
+        return max([*begun, episode.opened_at]) - episode.opened_at if begun else None
 
     def _late(self, episode: Episode) -> bool:
         """Whether what ended it had come before the last of what began it: then nobody could have been told in time."""
         assert episode.ended_at is not None
-        begun = [
-            received
-            for occurred, received in (self._arrived[id_] for id_ in episode.evidence if id_ in self._arrived)
-            if occurred <= episode.opened_at
-        ]
         ended = [received for occurred, received in self._arrived.values() if occurred == episode.ended_at]
-        known = max([*begun, episode.opened_at])
+        known = max([*self._begun(episode), episode.opened_at])
         return known >= min(ended, default=episode.ended_at)
 
 

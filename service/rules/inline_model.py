@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, mo
 
 from service.event import PROVIDER_KINDS
 from service.rules.fields import DURATION, DURATION_MAX, UNIT_SECONDS, Number, Strict, one_or_many
-from service.rules.mistake import nearest
+from service.rules.mistake import Mistake, nearest
 
+EVENTS_MAX = 20_000  # of one test, each turn and each account counted: it is judged at every arrival
 OFFSET = re.compile(r"(?:\d{1,6}[smhd]){1,4}")
 
 
@@ -118,3 +119,11 @@ class RuleTest(Strict):
     readings: list[TestReading] = Field(default_factory=list, max_length=1000)
     active_workflows: int = Field(1, ge=0, le=1, strict=True)
     expect: Annotated[list[TestExpectation], BeforeValidator(one_or_many), Field(min_length=1, max_length=200)]
+
+    @model_validator(mode="after")
+    def ends_some_day(self) -> Self:
+        events = sum(event.repeat * len(event.account_id) for event in self.events)
+        if events > EVENTS_MAX:
+            message = f"a test has at most {EVENTS_MAX} events, and here are {events}"
+            raise Mistake(message, "repeat less, or name fewer accounts", path=("events",), on_key=True)
+        return self

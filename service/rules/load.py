@@ -20,6 +20,7 @@ FILE_BYTES_MAX = 256 * 1024
 FILES_MAX = 500
 RULES_MAX = 1000
 SUFFIXES = (".yml", ".yaml")
+UNREADABLE_MEND = "let the user that Authwatch runs as read it"
 
 
 class RuleFile(Strict):
@@ -57,6 +58,7 @@ class RuleBook:
         self._set = Ruleset()
         self._from: dict[str, str] = {}
         self._missing: tuple[Problem, ...] = ()
+        self._unreadable: dict[Path, Problem] = {}
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -110,7 +112,7 @@ class RuleBook:
         changed = False
         for gone in set(self._stamps) - set(paths):
             changed = True
-            for known in (self._stamps, self._good, self._problems):
+            for known in (self._stamps, self._good, self._problems, self._unreadable):
                 known.pop(gone, None)
         for path in paths:
             try:
@@ -119,9 +121,13 @@ class RuleBook:
                 if self._stamps.get(path) == stamp:
                     continue
                 loaded = load_file(path)
+                self._unreadable.pop(path, None)
             except OSError as exc:
-                loaded = Loaded(problems=(Problem(path.name, 1, 1, f"cannot be read ({type(exc).__name__})"),))
+                unreadable = Problem(path.name, 1, 1, f"cannot be read ({type(exc).__name__})", UNREADABLE_MEND)
+                loaded = Loaded(problems=(unreadable,))
                 stamp = (0, 0, 0)
+                if not isinstance(exc, FileNotFoundError):  # which an editor was just replacing
+                    self._unreadable[path] = unreadable
             changed = True
             self._stamps[path] = stamp
             self._problems[path] = loaded.problems
@@ -135,6 +141,11 @@ class RuleBook:
     def missing(self) -> tuple[Problem, ...]:
         """What is wrong with the folder itself."""
         return self._missing
+
+    @property
+    def unreadable(self) -> tuple[Problem, ...]:
+        """Files that are there, and that this process may not read."""
+        return tuple(self._unreadable[path] for path in sorted(self._unreadable))
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -41,6 +41,18 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "lte": operators.le,
 }
 OPERATORS = ("ne", *COMPARISONS, "exists", "glob")
+# What other languages call it, and how it is written here.
+OTHERS_OPERATORS = {
+    **dict.fromkeys(("in", "any", "any_of", "one_of"), "write the list itself: any of its values matches"),
+    **dict.fromkeys(("eq", "equals", "is", "=", "=="), "write the value itself"),
+    **dict.fromkeys(("not", "not_in", "nin", "!=", "neq", "is_not"), 'did you mean "ne"?'),
+    **dict.fromkeys(("regex", "matches", "like", "contains", "pattern", "~"), 'did you mean "glob"? It knows * and ?'),
+    **dict.fromkeys((">", "above", "over"), 'did you mean "gt"?'),
+    **dict.fromkeys((">=", "min"), 'did you mean "gte"?'),
+    **dict.fromkeys(("<", "below", "under"), 'did you mean "lt"?'),
+    **dict.fromkeys(("<=", "max"), 'did you mean "lte"?'),
+    "present": 'did you mean "exists"?',
+}
 NUMBERS = ("lag_seconds",)
 WORDS = {"kind": KINDS, "origin": ORIGINS}  # fields of which every value is known
 
@@ -156,7 +168,8 @@ def plain(value: Any) -> Any:
 def compile_operator(name: str, operator: str, wanted: Any) -> Callable[[Any], bool]:
     path = (name, operator)
     if operator not in OPERATORS:
-        raise Mistake(f"unknown operator {quoted(operator)}", nearest(operator, OPERATORS), path=path, on_key=True)
+        mend = OTHERS_OPERATORS.get(operator.lower()) or nearest(operator, OPERATORS)
+        raise Mistake(f"unknown operator {quoted(operator)}", mend, path=path, on_key=True)
     if operator == "exists":
         if not isinstance(wanted, bool):
             raise Mistake(f"exists takes true or false, and {quoted(wanted)} is neither", path=path)
@@ -174,7 +187,8 @@ def compile_operator(name: str, operator: str, wanted: Any) -> Callable[[Any], b
             raise Mistake("glob takes text with * and ?", path=path)
         if name in NUMBERS:
             raise Mistake(f"{name} is a number", f"compare it with {', '.join(COMPARISONS)}", path=path, on_key=True)
-        return lambda value: isinstance(value, str) and fnmatch.fnmatchcase(value, wanted)
+        looks_so = re.compile(fnmatch.translate(wanted.replace("[", "[[]"))).match  # only * and ? mean something
+        return lambda value: isinstance(value, str) and looks_so(value) is not None
     if isinstance(wanted, bool) or not isinstance(wanted, int | float):
         raise Mistake(
             f"{operator} takes a number, and {quoted(wanted)} is none", "write a number, no quotes", path=path

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from service.event import WELL
-from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, one_or_many
+from service.rules.fields import PLACEHOLDER, Duration, Enabled, Match, Number, Strict, Template, Window, one_or_many
 from service.rules.given import Armed, Given, Judged, Sample
 from service.rules.inline_model import RuleTest
 from service.rules.latch import FLAPPING_QUIET
@@ -37,7 +37,7 @@ class Resolve(Strict):
     the window. `after`: so long without a match. `manual`: only a person. A threshold: what the value must reach."""
 
     event: Annotated[list[Match], BeforeValidator(one_or_many), Field(min_length=1, max_length=50)] | None = None
-    after: Duration | None = None
+    after: Window | None = None
     manual: bool = Field(False, strict=True)
     gt: Number | None = None
     gte: Number | None = None
@@ -50,6 +50,14 @@ class Resolve(Strict):
         if value is not None:
             compile_matches(value)
         return value
+
+    @model_validator(mode="after")
+    def says_something(self) -> Self:
+        """Nothing would ever end what only this may end."""
+        if self.event is None and self.after is None and not self.manual and not self.has_threshold:
+            mend = "take resolve out, or say what ends it; manual: true is a person"
+            raise Mistake("resolve names nothing that ends the alert, so that it would never end", mend)
+        return self
 
     @cached_property
     def matcher(self) -> Matcher | None:
@@ -185,6 +193,11 @@ class Rule(Conditions):
             bound = getattr(condition, name, None)
             if bound is None or condition.NAME == "count":
                 continue
+            for same in ("lt", "lte") if name.startswith("l") else ("gt", "gte"):
+                if getattr(resolve, same) is not None:
+                    mend = f"write {'gte' if name.startswith('l') else 'lte'}: {bound:g}, or further off"
+                    message = f"resolve.{same} ends it on the side where it fires ({name} {bound:g})"
+                    raise Mistake(message, mend, path=("resolve", same), on_key=True)
             for ends in ("gt", "gte") if name.startswith("l") else ("lt", "lte"):
                 value = getattr(resolve, ends)
                 if value is not None and (value < bound if name.startswith("l") else value > bound):
@@ -193,20 +206,25 @@ class Rule(Conditions):
                     raise Mistake(message, mend, path=("resolve", ends))
 
     def _check_tests(self, condition: Condition) -> None:
-        names = [test.name for test in self.tests]
-        for test in self.tests:
-            if names.count(test.name) > 1:
-                raise ValueError(f'two tests are called "{test.name}"; say how they differ')
+        names: set[str] = set()
+        for number, test in enumerate(self.tests):
+            here = ("tests", number)
+            if test.name in names:
+                message = f"two tests are called {quoted(test.name)}"
+                raise Mistake(message, "say how they differ", path=(*here, "name"))
+            names.add(test.name)
             if bool(test.readings) and not isinstance(condition, Gauge):
-                raise ValueError(f'test "{test.name}": readings go with gauge; give {condition.NAME} events')
+                message = "readings go with gauge"
+                raise Mistake(message, f"give {condition.NAME} events", path=(*here, "readings"), on_key=True)
             if bool(test.events) and isinstance(condition, Gauge):
-                raise ValueError(f'test "{test.name}": a gauge is read, not told; give it readings')
-            for expected in test.expect:
+                message = "a gauge is read, not told"
+                raise Mistake(message, "give it readings", path=(*here, "events"), on_key=True)
+            for index, expected in enumerate(test.expect):
                 for name in expected.group or {}:
                     if name not in self.group_by:
-                        raise ValueError(
-                            f'test "{test.name}": it groups by {", ".join(self.group_by)}, not by "{name}"'
-                        )
+                        message = f"it groups by {', '.join(self.group_by) or 'nothing'}, not by {quoted(name)}"
+                        mend = nearest(name, self.group_by) if self.group_by else "take group out"
+                        raise Mistake(message, mend, path=(*here, "expect", index, "group", name), on_key=True)
 
     def _check_groups(self, condition: Condition) -> None:
         if isinstance(condition, Gauge):
@@ -218,12 +236,18 @@ class Rule(Conditions):
         elif not condition.GROUPS and self.group_by != ["account_id"]:
             message = f"{condition.NAME} groups by account_id"
             raise Mistake(message, "take group_by out", path=("group_by",))
-        if self.group_by != ["account_id"]:
+        if not isinstance(condition, Gauge):
+            for index, name in enumerate(self.group_by):
+                if name not in GROUP_FIELDS and not DETAIL.fullmatch(name):  # a label that gauges alone have
+                    mend = f"known: {', '.join(GROUP_FIELDS)}, details.NAME"
+                    raise Mistake(f"no event has a {name} to group by", mend, path=("group_by", index))
+        if self.group_by != ["account_id"] or condition.STORED:  # judged without the account's own story
+            message = "became is known only where a count or an absence groups by account_id"
+            if getattr(condition, "distinct", None) == "became":
+                raise Mistake(message, "count different values of status", path=(condition.NAME, "distinct"))
             for path, match in self.matches_of(condition):
                 if "became" in match:
-                    message = "became is known only where a rule groups by account_id"
-                    mend = "match status and kind instead, or group by account_id"
-                    raise Mistake(message, mend, path=(*path, "became"), on_key=True)
+                    raise Mistake(message, "match status and kind instead", path=(*path, "became"), on_key=True)
 
     def matches_of(self, condition: Condition) -> Iterator[tuple[tuple[str | int, ...], Match]]:
         """Every match of the rule, and the path that leads to it."""

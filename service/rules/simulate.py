@@ -399,9 +399,9 @@ def group_of(rule: Rule, step: Step) -> dict[str, str] | None:
         group = {"source": step.event.source, "environment_id": step.event.environment_id or ""}
     for name in rule.group_by:
         value = reader(name)(step)
-        if value is None and name not in group:
+        if value is None:
             return None
-        group[name] = str(value) if value is not None else ""
+        group[name] = str(value)
     return group
 
 

@@ -15,13 +15,13 @@ TIMELINE_LINES_MAX = 60
 
 
 @click.command("test")
-@click.argument("path", required=False, type=PATH)
-def test_rules(path: Path | None) -> None:
-    """Run the inline tests of PATH, a file or a folder; without it, what AUTHWATCH_RULES names, or alert_rules.
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=PATH)
+def test_rules(paths: tuple[Path, ...]) -> None:
+    """Run the inline tests of each PATH, a file or a folder; without any, what AUTHWATCH_RULES names, or alert_rules.
 
     Exit 0: all were met. 1: one was not. 2: a file cannot be read or has a mistake, or there is nothing to test.
     """
-    read = read_rules(path)
+    read = read_rules(*paths)
     outcomes = []
     for rule in read.rules:
         for one in rule.tests:
@@ -39,6 +39,8 @@ def test_rules(path: Path | None) -> None:
         click.echo(f"{len(outcomes) - failed} of {count(len(outcomes), 'test')} of {rules} passed")
     elif read.rules:
         click.echo(f"no tests in {count(len(read.rules), 'rule')}; write them under `tests:`, see docs/rules.md")
+    elif not problems:
+        click.echo(f"no rule in {count(len(read.files), 'file')}, and so nothing to test")
     for file, loaded in read.files.items():
         if loaded.problems:
             click.echo(f"not run: {count(len(loaded.problems), 'mistake')} in {file}")

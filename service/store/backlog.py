@@ -131,11 +131,18 @@ class Dependents:
             self._by.setdefault((kind, target), []).append((source, environment, workflow))
 
     def of(self, key: AccountKey, connection_id: str | None) -> set[str]:
-        found = [*self._by.get(("account", key.account_id), ())]
-        if connection_id is not None:
-            found += self._by.get(("connection", connection_id), ())
+        own = self._named("account", key.source, key.environment_id, key.account_id)
+        if connection_id is None:
+            return own
+        return own | self.of_connection(key.source, key.environment_id, connection_id)
+
+    def of_connection(self, source: str, environment_id: str, connection_id: str) -> set[str]:
+        """The workflows that serve users through it."""
+        return self._named("connection", source, environment_id, connection_id)
+
+    def _named(self, kind: str, source: str, environment_id: str, target: str) -> set[str]:
         return {
             workflow
-            for source, environment, workflow in found
-            if source in (None, key.source) and environment in (None, key.environment_id)
+            for in_source, environment, workflow in self._by.get((kind, target), ())
+            if in_source in (None, source) and environment in (None, environment_id)
         }

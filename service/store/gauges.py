@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, or_, select, tuple_
+from sqlalchemy import Row, delete, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -37,7 +37,8 @@ class GaugeState:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """An alert as the gauges must know it. `ruled`: a rule opened it; the built-in alerts have no version of one.
-    `lasts`: its condition was not said to be over. `resolved`: a person, or we, said that the alert is."""
+    `lasts`: its condition was not said to be over. `resolved`: a person, or we, said that the alert is. `changed`: an edit
+    of its rule ended it, so that what still holds is news."""
 
     id: str
     rule_id: str
@@ -45,11 +46,21 @@ class Standing:
     ruled: bool
     lasts: bool
     resolved: bool
+    changed: bool
 
 
 async def load(conn: AsyncConnection) -> dict[tuple[str, str], GaugeState]:
     rows = await conn.execute(select(gauge_states))
     return {(row.rule_id, row.group_key): GaugeState(**row._mapping) for row in rows}
+
+
+async def state_of(conn: AsyncConnection, rule_id: str, group_key: str) -> GaugeState | None:
+    """What is remembered of one group; None where it was never measured, or is no more."""
+    rows = await conn.execute(
+        select(gauge_states).where(gauge_states.c.rule_id == rule_id, gauge_states.c.group_key == group_key)
+    )
+    row = rows.one_or_none()
+    return GaugeState(**row._mapping) if row is not None else None
 
 
 async def readings_of(conn: AsyncConnection, label: str, since: datetime) -> dict[str, tuple[float, datetime]]:
@@ -100,11 +111,12 @@ async def standing(conn: AsyncConnection, rule_ids: Collection[str], alert_ids: 
             alerts.c.rule_version.is_not(None).label("ruled"),
             lasts.label("lasts"),
             (alerts.c.state == "resolved").label("resolved"),
+            func.coalesce(alerts.c.resolved_reason == "rule_changed", False).label("changed"),
         )
         .where(or_(alerts.c.rule_id.in_(list(rule_ids)) & lasts & ~alerts.c.drill, alerts.c.id.in_(list(alert_ids))))
         .limit(EPISODES_READ_MAX)
     )
-    return [Standing(row.id, row.rule_id, row.group_key, row.ruled, row.lasts, row.resolved) for row in rows]
+    return [Standing(*row) for row in rows]
 
 
 async def locked(conn: AsyncConnection, alert_ids: Collection[str]) -> list[Alert]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
+from service.store.session import begin
 from tests.end_to_end.test_api import Api, opened, problem
 from tests.make_requests import event_body
 from tests.workers.editing import HOUR, age, save
 from workers.evaluate import evaluate
+from workers.gauges import look_at_gauges
 from workers.rules import keep_rules
 
 FAILED = "connected_account.token_refresh_failed"
@@ -29,6 +33,21 @@ rules:
   group_by: [connection_id]
   labels: {team: mail}
   annotations: {summary: "They fail"}
+- id: by-hand
+  severity: P3
+  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 1}
+  resolve: {manual: true}
+  annotations: {summary: "A person looks at each"}
+- id: behind
+  severity: P3
+  gauge: {metric: evaluator_lag_seconds, gt: 10}
+  for: 5m
+  annotations: {summary: "Behind"}
+- id: switched-off
+  severity: P3
+  enabled: false
+  count: {match: {kind: token.refresh_failed}, within: 15m, gte: 1}
+  annotations: {summary: "Off"}
 - id: in-shadow
   severity: P3
   enabled: shadow
@@ -109,3 +128,66 @@ async def test_an_alert_shows_its_labels_and_whether_it_is_in_shadow(api: Api) -
     by_rule = {one["rule"]: one for one in listed}
     assert by_rule["by-connection"]["labels"]["team"] == "mail"
     assert (by_rule["by-connection"]["shadow"], by_rule["in-shadow"]["shadow"]) == (False, True)
+
+
+async def test_why_a_gauge_does_not_fire_is_what_it_read_last(api: Api) -> None:
+    await look_at_gauges(api.runtime)
+    said = await ask(api, rule="behind", group={})
+    assert (said["state"], said["needs"], said["value"]) == ("inactive", "> 10", 0.0)
+    assert said["missing"][0].startswith("evaluator_lag_seconds read 0 at ")
+    assert said["missing"][0].endswith("needs > 10")
+    await api.send(event_body(FAILED, data={"id": "ca_1", "connection_id": "conn_1"}))
+    async with begin(api.runtime.engine) as conn:
+        await conn.execute(text("UPDATE events SET received_at = clock_timestamp() - interval '40 seconds'"))
+    await look_at_gauges(api.runtime)
+    said = await ask(api, rule="behind", group={})
+    assert (said["state"], said["value"]) == ("pending", pytest.approx(40, abs=5))
+    assert said["missing"][0].startswith("true for 0 s of 5m")
+    long_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    assert (await ask(api, rule="behind", group={}, at=long_ago))["state"] == "unknown", "readings are not kept"
+
+
+async def test_why_nobody_heard_of_what_fired_is_in_the_same_answer(api: Api) -> None:
+    """It fired, and a silence muted it: "why did I not get it" is one call."""
+    await fail(api, "ca_1")
+    await fail(api, "ca_2")
+    silence = {
+        "matchers": ["rule_id=by-connection"],
+        "end": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+        "comment": "maintenance",
+    }
+    answer = await api.client.post("/v1/silences", json=silence)
+    assert answer.status_code in (200, 201), answer.text
+    said = await ask(api, rule="by-connection", group={"connection_id": "conn_1"})
+    assert [one["comment"] for one in said["routing"]["silences"]] == ["maintenance"]
+    assert (await ask(api, rule="saved-while-it-runs", account_id="ca_1"))["routing"] is None
+
+
+async def test_an_edit_of_the_words_takes_nothing_from_why_it_fired(api: Api) -> None:
+    await fail(api, "ca_1")
+    await fail(api, "ca_2")
+    (alert,) = [one for one in await api.items("/v1/alerts") if one["rule"] == "by-connection"]
+    before = await api.get(f"/v1/alerts/{alert['id']}/explain")
+    save(api.runtime.settings.rules_folder, NEW.replace("They fail", "They fail together"))
+    await keep_rules(api.runtime)
+    said = await api.get(f"/v1/alerts/{alert['id']}/explain")
+    for name in ("because", "value", "needs", "window"):
+        assert said[name] == before[name]
+    assert said["needs"] == ">= 2"
+    assert any("it was fired by version" in note for note in said["notes"])
+
+
+async def test_what_a_person_has_dealt_with_does_not_read_as_firing(api: Api) -> None:
+    await fail(api, "ca_1")
+    (alert,) = [one for one in await api.items("/v1/alerts") if one["rule"] == "by-hand"]
+    assert (await ask(api, rule="by-hand", account_id="ca_1"))["state"] == "firing"
+    await api.post(f"/v1/alerts/{alert['id']}/resolve")
+    said = await ask(api, rule="by-hand", account_id="ca_1")
+    assert said["state"] == "resolved"
+    assert any(f"a person resolved alert {alert['id']}" in note for note in said["notes"])
+
+
+async def test_a_rule_that_is_switched_off_says_so(api: Api) -> None:
+    await fail(api, "ca_1")
+    answer = await api.client.post("/v1/explain", json={"rule": "switched-off", "account_id": "ca_1"})
+    assert "switched off (enabled: false)" in problem(answer, 404, "unknown_rule")["detail"]

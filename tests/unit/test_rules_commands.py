@@ -62,6 +62,40 @@ def test_an_id_of_two_files_is_a_mistake_of_the_second(folder: Path) -> None:
     assert f'{folder}/b.yaml:3:7: error: rule id "failing" is already used in {folder}/a.yml' in result.output
 
 
+def test_what_nobody_reads_is_said(folder: Path) -> None:
+    """It lies there as if it were in force."""
+    (folder / "team").mkdir()
+    (folder / "team" / "b.yml").write_text(GOOD)
+    (folder / "docs").mkdir()
+    (folder / ".git").mkdir()
+    (folder / "C.YML").write_text(GOOD)
+    (folder / "d.yml").symlink_to(folder / "nowhere")
+    result = run("check")
+    assert (result.exit_code, run("check", "--strict").exit_code) == (0, 1)
+    assert (
+        f"{folder}/C.YML:1:1: warning: not read: rule files end in .yml or .yaml\n    mend: name it C.yml"
+        in result.output
+    )
+    assert (
+        f"{folder}/team:1:1: warning: a folder in the folder is not read\n    mend: move its files up" in result.output
+    )
+    assert f"{folder}/d.yml:1:1: warning: a link that leads nowhere" in result.output
+    assert result.output.endswith("1 rule in 1 file: good, 3 warnings\n")
+
+
+@pytest.mark.parametrize("command", ["check", "test"])
+def test_several_files_are_read_as_one_as_a_shell_names_them(folder: Path, command: str) -> None:
+    (folder / "b.yml").write_text(with_change("failing", "another"))
+    (folder / "c.yml").write_text(GOOD)
+    both = run(command, folder / "a.yml", folder / "b.yml", folder / "a.yml")
+    assert "another" in both.output or "2 rules in 2 files: good" in both.output
+    assert "already used" not in both.output, "a file that is named twice is read once"
+    clash = run(command, folder / "a.yml", folder / "c.yml")
+    assert clash.exit_code == (1 if command == "check" else 2)
+    assert "already used in" in clash.output
+    assert run(command, folder / "a.yml", folder / "nowhere.yml").exit_code == 2
+
+
 def test_nothing_to_read_is_another_exit_status(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, said in ((tmp_path / "nowhere", "is not there"), (tmp_path / "empty", "holds no rule file")):
@@ -88,7 +122,7 @@ EDITS = [
     ("  severity", "  resolve: {event: {kind: other}}\n  severity", "resolve.event.kind: - -> other", "condition changed"),
     ("severity: P2", "severity: P1", "severity: P2 -> P1", "condition unchanged: open alerts go on"),
     ("It fails", "It broke", "annotations.summary: It fails", "condition unchanged: open alerts go on"),
-    ("  severity", "  enabled: shadow\n  severity", "enabled: - -> shadow", "condition unchanged: open alerts go on"),
+    ("  severity", "  enabled: shadow\n  severity", "enabled: - -> shadow", "condition unchanged: open alerts go on and are told to their end"),
     ("  severity", "  enabled: false\n  severity", "enabled: - -> false", "no longer in force: open alerts close"),
 ]  # fmt: skip
 
@@ -106,6 +140,18 @@ def test_an_edit_is_shown_with_what_becomes_of_open_alerts(
     assert lines[1].startswith(f"    {shown}")
     assert lines[2].startswith(f"    {consequence}")
     assert lines[3] == "0 added, 0 removed, 1 changed"
+
+
+def test_a_rule_that_leaves_the_shadow_is_heard(folder: Path, tmp_path: Path) -> None:
+    """rule_changes.py ends what it recorded, and judges anew."""
+    edited = tmp_path / "new.yml"
+    edited.write_text(with_change("  severity", "  enabled: shadow\n  severity"))
+    result = run("diff", edited, folder)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[1:3] == [
+        "    enabled: shadow -> -",
+        "    no longer in shadow: what it recorded so far ends there, and what still holds fires anew, to be heard",
+    ]
 
 
 def test_rules_come_and_go(folder: Path, tmp_path: Path) -> None:

@@ -141,12 +141,23 @@ def test_one_alert_for_all_has_no_group_to_name(tmp_path: Path) -> None:
     assert "seen firing, value 4\n" in output
 
 
-@pytest.mark.parametrize("what", ["no such folder", "empty", "no tests"])
-def test_nothing_to_test_is_2(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("no such folder", "is not there"),
+        ("empty", "holds no rule file"),
+        ("no tests", "no tests in 1 rule"),
+        ("no rules", "no rule in 1 file"),
+    ],
+)
+def test_nothing_to_test_is_2_and_says_so(tmp_path: Path, what: str, said: str) -> None:
     if what == "no tests":
         (tmp_path / "a.yml").write_text(RULE.split("  tests:")[0])
+    if what == "no rules":
+        (tmp_path / "a.yml").write_text("version: 1\nrules: []\n")
     result = run(str(tmp_path / "nowhere") if what == "no such folder" else str(tmp_path))
     assert result.exit_code == 2
+    assert said in result.output
 
 
 GAUGE = """\

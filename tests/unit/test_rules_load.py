@@ -304,3 +304,15 @@ def test_a_rule_needs_no_words_and_is_advised_to_have_some() -> None:
     assert loaded.problems == ()
     assert loaded.rules[0].summary == "Failing"
     assert any("people will read its id" in warning.message for warning in loaded.warnings)
+
+
+@pytest.mark.parametrize(("escape", "named"), [(r"\0", "U+0000"), (r"\ud800", "U+D800"), (r"\e[31m", "U+001B")])
+@pytest.mark.parametrize("where", ['summary: "{}"', 'summary: s, "{}": x', 'summary: s, reason: "{}"'])
+def test_text_that_the_database_cannot_keep_is_a_problem_of_its_file(escape: str, named: str, where: str) -> None:
+    """The alert of such a rule could not be written, and no other rule of its batch would be heard either."""
+    text = GOOD[: GOOD.index("  annotations")] + f"  annotations: {{{where.format(escape)}}}\n"
+    loaded = load_text(text.encode(), "x.yml")
+    assert loaded.rules == ()
+    [problem] = loaded.problems
+    assert f"holds the character {named}" in problem.message
+    assert problem.line == text.count("\n")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from service.rules import Problem, load_text
+from service.rules import Problem, Rule, load_text
 from service.rules.advice import STATUSES
+from service.rules.story import Step
 from service.rules.triggers.count import Count
 from tests.unit.rule_texts import GOOD, HEAD, MATCH, rule, with_change
+from tests.unit.told import make_events
 
 
 def problem(text: str) -> Problem:
@@ -55,6 +59,9 @@ MISTAKES = [
     (HEAD, HEAD + "  for_: 3m\n", "for_", 'did you mean "for"?'),
     (HEAD, HEAD + "  resolve:\n", "resolve", "resolve has no value"),
     (HEAD, HEAD + "  within: 3m\n", "within", 'it belongs under "count"'),
+    (HEAD, HEAD + "  resolve: {}\n", "{}", "names nothing that ends the alert"),
+    (HEAD, HEAD + "  resolve: {manual: false}\n", "{manual: false}", "take resolve out"),
+    (HEAD, HEAD + "  resolve: {after: 0s}\n", "0s", "a window has a length"),
     (HEAD, HEAD + "  resolve: {gte: 3}\n", "gte", "resolve.gte does not go with count"),
     (HEAD, HEAD + "  resolve: {on: {kind: other}}\n", "on", 'did you mean "event"?'),
     (HEAD, HEAD + "  resolve: {event: {kind: othr}}\n", "othr", 'did you mean "other"?'),
@@ -82,6 +89,8 @@ MISTAKES = [
     (MATCH, "{details.Bad: x}", "details.Bad", "unknown field"),
     (MATCH, "{account_id: 007}", "007", "account_id is text, and 7 is a number; put it in quotes"),
     (MATCH, "[{kind: other}, {status: [EXPIRED, 3]}]", "3", "status is text"),
+    (MATCH, "{status: {in: [ACTIVE]}}", "in", "write the list itself"),
+    (MATCH, "{identifier: {regex: '.*'}}", "regex", 'did you mean "glob"?'),
     (MATCH, "{lag_seconds: {gtee: 3}}", "gtee", 'did you mean "gte"?'),
     (MATCH, "{lag_seconds: {gte: '3'}}", "'3'", "gte takes a number"),
     (MATCH, "{lag_seconds: '3'}", "'3'", "lag_seconds is a number"),
@@ -123,6 +132,14 @@ def test_a_placeholder_is_named_in_its_own_line() -> None:
         (rule("absence", of="{after: {kind: other}, expect: {kind: other}, deadline: soon}"), "soon", "details."),
         (rule("gauge", of="{metric: delivery_lag_seconds}"), "{", "a gauge has one threshold"),
         (rule("gauge", "  group_by: [provider]\n"), "[provider]", "write group_by: [source]"),
+        *(
+            (rule(condition, f"  group_by: [source, {label}]\n"), label, f"no event has a {label} to group by; known: account_id")
+            for condition in ("count", "ratio", "quantile")
+            for label in ("sink", "notifier", "destination", "token")
+        ),
+        (rule("ratio", of="{good: {became: ACTIVE}, total: {kind: other}, within: 5m, lt: 0.9, min_total: 1}"), "became", "match status and kind instead"),
+        (rule("quantile", of="{match: {became: ACTIVE}, field: lag_seconds, q: 0.9, within: 5m, gt: 1, min_total: 1}"), "became", "match status and kind instead"),
+        (rule("count", "  group_by: [provider]\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: became}"), "became", "different values of status"),
         (rule("gauge", of="{metric: delivery_lag_seconds, gt: .inf}"), ".inf", "gt is a number"),
         (rule("state", "  resolve: {manual: true}\n"), "resolve", "take resolve out"),
         (rule("state", "  group_by: [source]\n"), "[source]", "state groups by account_id"),
@@ -130,7 +147,10 @@ def test_a_placeholder_is_named_in_its_own_line() -> None:
         (rule("state", of="{of: account, match: {status: EXPIRED, kind: x}}"), "kind", "unknown key"),
         (rule("quantile", of="{match: {kind: other}, field: provider, q: 0.9, within: 5m, gt: 1, min_total: 1}"), "provider", "has no quantile"),
         (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: '0.9', min_total: 1}"), "'0.9'", "write 0.9"),
-        (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 95, min_total: 1}"), "95", "lt is at most 1"),
+        (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 95, min_total: 1}"), "95", "lt is at most 1, and this is 95; write 0.95"),
+        (rule("quantile", of="{match: {kind: other}, field: lag_seconds, q: 99, within: 5m, gt: 1, min_total: 1}"), "99", "write 0.99"),
+        (rule("gauge", "  resolve: {gt: 10}\n"), "gt", "ends it on the side where it fires (gt 30); write lte: 30, or further off"),
+        (rule("gauge", "  resolve: {lte: 0.5}\n", of="{metric: tool_call_success_rate, lt: 0.9}"), "lte", "write gte: 0.9"),
         (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 95%, min_total: 1}"), "95%", "write 0.95"),
         (rule("ratio", of="{good: {status: ACTIVE}, total: {kind: other}, within: 5m, lt: 0.9}"), "ratio", "write min_total: 20, for instance (With fewer events"),
         (rule("quantile", of="{match: {kind: other}, field: duration, q: 0.9, within: 5m, gt: 1, min_total: 1}"), "duration", "known: lag_seconds, details.NAME"),
@@ -146,6 +166,83 @@ def test_what_only_one_condition_refuses(text: str, at: str, said: str) -> None:
     found = problem(text)
     assert said in str(found)
     assert word(found).startswith(at)
+
+
+TEST = "  tests:\n  - name: one\n    events: []\n    expect: {at: 0s, state: inactive}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "at", "said"),
+    [
+        (rule("count", TEST + TEST.split("tests:\n")[1]), 10, "one", "two tests are called"),
+        (
+            rule("count", TEST.replace("events: []", "readings: [{at: 0s, value: 1}]")),
+            8,
+            "readings",
+            "give count events",
+        ),
+        (
+            rule(
+                "count",
+                TEST.replace(
+                    "[]",
+                    "[{at: 0s, kind: other, repeat: 1000, every: 1s, account_id: ["
+                    + ", ".join(f"a{n}" for n in range(21))
+                    + "]}]",
+                ),
+            ),
+            8,
+            "events",
+            "at most 20000 events, and here are 21000; repeat less",
+        ),
+        (rule("gauge", TEST.replace("[]", "[{at: 0s, kind: other}]")), 8, "events", "give it readings"),
+        (
+            rule("count", TEST.replace("inactive", "inactive, group: {acount_id: a}")),
+            9,
+            "acount_id",
+            'did you mean "account_id"?',
+        ),
+        (
+            rule("count", "  group_by: []\n" + TEST.replace("{at: 0s", "\n    - {at: 0s, group: {source: a}")),
+            11,
+            "source",
+            "take group out",
+        ),
+    ],
+)
+def test_a_mistake_in_a_test_is_named_where_the_test_stands(text: str, line: int, at: str, said: str) -> None:
+    found = problem(text)
+    assert (found.line, word(found)) == (line, at)
+    assert said in str(found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "column"),
+    [('{summary: "It fails for {{ identifier }}"}', "{summary: x", 16), ('"It fails for {{ identifier }}"', '"x', 26)],
+)
+def test_what_is_not_closed_is_named_where_it_begins_and_not_at_the_end_of_the_file(
+    old: str, new: str, column: int
+) -> None:
+    found = problem(with_change(old, new))
+    assert (found.message, found.mend) == ("not YAML: what begins here is not closed", "close it")
+    assert found.line == GOOD[: GOOD.index(old)].count("\n") + 1
+    assert found.column == column
+
+
+def test_what_is_not_closed_before_the_next_key_is_named_in_the_mend() -> None:
+    found = problem(with_change("match: {kind: token.refresh_failed}", "match: {kind: other"))
+    assert (found.line, found.mend) == (7, "put a comma here, or close what begins at 6:12")
+
+
+def test_a_glob_knows_two_signs_and_every_other_is_itself() -> None:
+    [loaded] = load_text(with_change(MATCH, '{identifier: {glob: "[a]?-*"}}').encode(), "t.yml").rules
+    told = [name for name in ("[a]x-", "[a]x-yz", "ax-yz", "[a]-y") if meets(loaded, name)]
+    assert told == ["[a]x-", "[a]x-yz"]
+
+
+def meets(rule: Rule, identifier: str) -> bool:
+    [event] = make_events([("fail", 0.0)])
+    return bool(rule.samples(Step(replace(event, identifier=identifier), None, None)))
 
 
 def test_a_misspelt_key_is_not_missing_as_well() -> None:
@@ -195,6 +292,28 @@ WARNINGS = [
         "token_expires_at",
     ),
     (rule("count", "  group_by: [details.team]\n"), "details.team", "no provider is known to send details.team"),
+    (
+        rule("count", of='{match: {details.http_status: "500"}, within: 5m, gte: 2}'),
+        '"500"',
+        "write a number, no quotes",
+    ),
+    (rule("count", of="{match: {details.http_status: [500, true]}, within: 5m, gte: 2}"), "true", "holds a number"),
+    (rule("count", of='{match: {details.partial: "true"}, within: 5m, gte: 2}'), '"true"', "write true or false"),
+    (rule("count", of="{match: {details.tool: {ne: [a, 3]}}, within: 5m, gte: 2}"), "3", "put it in quotes"),
+    (rule("count", "  for: 5m\n"), "5m", "a single burst never opens it"),
+    (
+        rule(
+            "count", "  actions: [{pause_workflows: {}}]\n", of="{match: {kind: auth.failed}, within: 5m, gte: 2}"
+        ).replace("summary: s", "summary: s, what_to_do: w"),
+        "actions",
+        "this silence ends the alert, and the pause",
+    ),
+    (
+        rule("ratio", of="{good: {kind: other}, total: {kind: auth.failed}, within: 5m, lt: 0.9, min_total: 10}"),
+        "total",
+        "add to total what is good: kind: [auth.failed, other]",
+    ),
+    (rule("count", of="{match: {details.last_used_at: {gt: 3}}, within: 5m, gte: 2}"), "gt", "holds a time"),
     (
         rule("count", of="{match: {kind: other}, within: 5m, gte: 2, distinct: details.x}"),
         "details.x",
@@ -268,6 +387,8 @@ def test_what_is_seldom_meant_is_a_warning(text: str, at: str, said: str) -> Non
         rule("count", "  group_by: [connection_id]\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: account_id}"),
         rule("count", "  allowed_lateness: 25m\n"),
         rule("count", of="{match: {details.connection_name: x}, within: 5m, gte: 2}"),
+        rule("count", of="{match: {details.retries: {gt: 1, ne: 3}, details.partial: true}, within: 5m, gte: 2}"),
+        rule("count", of='{match: {details.tool: {glob: "a*"}, details.workflow_id: "3"}, within: 5m, gte: 2}'),
         rule("absence", of="{after: {kind: other}, expect: [{kind: other}, {became: ACTIVE}], within: 5m}"),
         rule("count", "  group_by: [provider]\n  resolve: {event: {kind: other}}\n", of="{match: {kind: other}, within: 5m, gte: 2, distinct: account_id}"),
         rule("count", "  group_by: [connection_id, account_id]\n").replace("summary: s", 'summary: "{{ identifier }}"'),

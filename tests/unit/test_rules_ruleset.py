@@ -6,8 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from service.rules import Rule, Ruleset
+from service import grouped
+from service.rules import Rule, Ruleset, load_text
+from service.rules.model import GROUP_FIELDS
+from service.rules.simulate import group_of
 from service.rules.story import Step
+from service.rules.triggers.gauge import METRICS
+from tests.unit.rule_texts import CONDITIONS
+from tests.unit.rule_texts import rule as rule_text
 from tests.unit.test_rules_explaining import make_rule
 from tests.unit.told import make_events
 
@@ -75,3 +81,31 @@ def test_what_ends_an_episode_is_found_whatever_its_provider() -> None:
 def test_a_rule_of_several_values_is_shown_once() -> None:
     rules = Ruleset([counting("twice", f"{{{FAILED}, provider: [GMAIL, GMAIL], status: [ACTIVE, EXPIRED, DELETED]}}")])
     assert len(rules.told_for(step(provider="GMAIL", status="ACTIVE"))) == 1
+
+
+@pytest.mark.parametrize("condition", sorted(CONDITIONS))
+@pytest.mark.parametrize(
+    "name", [*GROUP_FIELDS, "details.tool", *sorted({one for _, of in METRICS.values() for one in of})]
+)
+def test_what_loads_can_be_grouped(condition: str, name: str) -> None:
+    """One rule whose group cannot be read would stop the evaluator for all of them."""
+    for rule in load_text(rule_text(condition, f"  group_by: [{name}]\n").encode(), "a.yml").rules:
+        if rule.kind != "gauge":
+            assert group_of(rule, STEPS[0]) is None or name in (group_of(rule, STEPS[0]) or {})
+
+
+@pytest.mark.parametrize(
+    "by",
+    ["connection_id", "connection_id, environment_id", "environment_id", "provider, source", "account_id, provider"],
+)
+@pytest.mark.parametrize("environment_id", ["env_1", None])
+@pytest.mark.parametrize("connection_id", ["conn_1", None])
+def test_tests_and_backtests_group_as_the_evaluator_does(
+    by: str, environment_id: str | None, connection_id: str | None
+) -> None:
+    rule, shown = (
+        counting("x", f"{{{FAILED}}}", by=by),
+        step(environment_id=environment_id, connection_id=connection_id),
+    )
+    live = grouped.group_of(rule, shown)
+    assert group_of(rule, shown) == (live.values if live is not None else None)

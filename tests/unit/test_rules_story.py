@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.event import AccountKey
-from service.rules.story import Initial, tell
+from service.event import AccountKey, Event, order_key
+from service.rules.story import Initial, believed, believed_in_order, tell
 from tests.unit.told import at, make_events, words
 
 
@@ -59,3 +59,24 @@ def test_the_providers_word_outweighs_a_report_within_a_minute(random_: random.R
     events.append(replace(events[0], id="call", kind="tool_call.completed"))
     random_.shuffle(events)
     assert {step.event.id for step in tell(Initial(), events).steps} == {"1", "2", "3", "call"}
+
+
+TOLD = st.tuples(
+    words, st.integers(0, 400), st.sampled_from(["webhook", "report", "recovery"]), st.sampled_from(["env_1", "env_2"])
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ca_1", "ca_2"]), TOLD), max_size=30))
+def test_a_log_read_in_order_is_believed_as_a_story_is(said: list[tuple[str, tuple[str, int, str, str]]]) -> None:
+    made = make_events([(word, second) for _, (word, second, _, _) in said])
+    events = [
+        replace(event, account_id=account, origin=origin, environment_id=environment)
+        for event, (account, (_, _, origin, environment)) in zip(made, said, strict=True)
+    ]
+    log = sorted(events, key=lambda event: (event.account_id, order_key(event)))
+    kept = list(believed_in_order(log))
+    of_accounts: list[Event] = []
+    for key in {event.account for event in log}:
+        of_accounts += believed([event for event in log if event.account == key])
+    assert {event.id for event in kept} == {event.id for event in of_accounts}
+    assert kept == [event for event in log if event in kept], "and in the order in which it was read"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -15,7 +16,10 @@ from click.testing import CliRunner, Result
 
 from service import backtest
 from service.cli import authwatch
+from service.errors import Unavailable
+from service.rules import Ruleset, load_text
 from service.rules.folding import BEGINNING
+from service.rules.model import Objective
 from service.store.backlog import snapshot
 from tests.make import make_receipt
 from tests.workers.house import House, make_event, open_house
@@ -135,6 +139,53 @@ async def test_groups_other_than_accounts(house: House, tmp_path: Path) -> None:
     assert said["not_in_the_log"] == ["lag"]
 
 
+async def test_a_connection_is_itself_in_its_environment_and_pauses_what_it_serves(house: House) -> None:
+    """As the evaluator has it (grouped.py): the same id in development adds nothing to production."""
+    text = GROUPED.replace("gte: 3,", "gte: 2,").replace(
+        "  group_by: [connection_id]\n  annotations: {summary: Many}",
+        "  group_by: [connection_id]\n  actions: [{pause_workflows: {depends_on: connection_id}}]\n  annotations: {summary: Many}",
+    )
+    loaded = load_text(text.encode(), "grouped.yml")
+    assert loaded.problems == ()
+    ruleset = Ruleset(loaded.rules)
+    await house.put("w1", connection_ids=["conn_1"])
+    await house.put("w2", connection_ids=["conn_1"], active=False)
+    await house.put("w3", account_ids=["ca_1"])
+    at = datetime.now(UTC) - timedelta(seconds=5)
+
+    async def fail(account_id: str, environment_id: str) -> None:
+        await house.accept(
+            make_receipt(
+                kind="token.refresh_failed",
+                type="f",
+                occurred_at=at,
+                account_id=account_id,
+                environment_id=environment_id,
+            )
+        )
+
+    def many() -> tuple[int, int]:
+        tally = backtest.run(url_of(house), ruleset, lambda _now: BEGINNING).tallies[0]
+        return tally.episodes, tally.pauses
+
+    await fail("ca_1", "env_1")
+    await fail("ca_2", "env_2")
+    assert many() == (0, 0)
+    await fail("ca_3", "env_1")
+    assert many() == (1, 1)
+    await fail("ca_4", "env_2")
+    tally = backtest.run(url_of(house), ruleset, lambda _now: BEGINNING).tallies[0]
+    assert dict(tally.worst) == {"scalekit:env_1:conn_1": 1, "scalekit:env_2:conn_1": 1}
+
+
+async def test_a_database_without_our_tables_is_said_in_a_sentence(house: House) -> None:
+    bare = urlsplit(url_of(house))._replace(path="/postgres").geturl()
+    folder = str(house.runtime.settings.rules_folder)
+    answer = CliRunner().invoke(authwatch, ["rules", "backtest", folder], env={"DATABASE_URL": bare})
+    assert isinstance(answer.exception, Unavailable)
+    assert "run `authwatch migrate`" in str(answer.exception)
+
+
 async def test_the_command_says_it_in_words_and_changes_nothing(house: House, tmp_path: Path) -> None:
     for ago in (300, 299, 298):
         await house.told("failed", ago=ago)
@@ -160,6 +211,32 @@ async def test_the_command_says_it_in_words_and_changes_nothing(house: House, tm
     assert (bad.exit_code, "bad.yml:2:" in bad.stderr) == (1, True)
     with snapshot(url_of(house)) as conn, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         conn.execute("DELETE FROM alerts")
+
+
+async def test_a_report_that_the_providers_word_outweighs_counts_for_none_of_both(house: House) -> None:
+    """Two failures that the agent reported too, at nearly the same instants: two, and not four."""
+    began = datetime.now(UTC) - timedelta(minutes=9)
+    for minutes in (0, 5):
+        for origin, seconds in (("webhook", 0), ("report", 10)):
+            at = began + timedelta(minutes=minutes, seconds=seconds)
+            await house.accept(make_receipt(kind="token.refresh_failed", type="f", occurred_at=at, origin=origin))
+    await evaluate(house.runtime)
+    assert await house.alerts() == []
+    done = backtest.run(url_of(house), house.runtime.rules.ruleset, lambda _now: BEGINNING)
+    assert [tally.episodes for tally in done.tallies] == [0, 0]
+    assert done.rows == 4
+
+
+async def test_the_objective_is_measured_by_when_the_events_came(house: House) -> None:
+    rules = [
+        rule.model_copy(update={"objective": Objective(detect_within=timedelta(seconds=30))})
+        for rule in house.runtime.rules.ruleset.rules
+    ]
+    await house.put(account_ids=["ca_1", "ca_2"])
+    await house.tell("DISCONNECTED", ago=1)
+    await house.tell("DISCONNECTED", ago=60, account="ca_2")
+    done = backtest.run(url_of(house), Ruleset(rules), lambda _now: BEGINNING)
+    assert [(tally.episodes, tally.objective_missed) for tally in done.tallies] == [(0, 0), (2, 1)]
 
 
 async def test_a_thousand_ties_and_namesakes(house: House) -> None:

@@ -59,9 +59,27 @@ async def test_an_edit_ends_a_shadow_alert_without_a_word(house: House) -> None:
     assert [kind for kind in await house.kinds() if kind != "audit"] == []
 
 
-@pytest.mark.parametrize(("first", "then", "said"), [("true", "shadow", 2), ("shadow", "true", 0)])
+async def test_what_still_holds_when_a_rule_leaves_the_shadow_is_told(house: House) -> None:
+    """As `rules diff` says of such an edit."""
+    save(house.runtime.settings.rules_folder, TWO_FAILURES)
+    await keep_rules(house.runtime)
+    await evaluate(house.runtime)
+    said = [(row["shadow"], row["state"], row["resolved_reason"]) for row in await house.alerts()]
+    assert said == [(True, "resolved", "rule_changed"), (False, "firing", None)]
+    assert len(await told_to(house)) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "alerts", "said"),
+    [
+        ("true", "shadow", [(False, "recovered")], 2),
+        # What a rule that is one no longer had noticed in shadow is news: whoever should have heard of it hears of it.
+        ("shadow", "true", [(True, "rule_changed"), (False, "recovered")], 2),
+        ("shadow", "shadow", [(True, "recovered")], 0),
+    ],
+)
 async def test_a_gauge_is_told_to_its_end_by_what_was_told_of_its_begin(
-    database_url: str, tmp_path: Path, first: str, then: str, said: int
+    database_url: str, tmp_path: Path, first: str, then: str, alerts: list[tuple[bool, str]], said: int
 ) -> None:
     rule = gauge("evaluator_lag_seconds", "gt: 10", f"enabled: {first}")
     async with open_house(database_url, tmp_path / "gauge", rules=rule) as house:
@@ -69,9 +87,10 @@ async def test_a_gauge_is_told_to_its_end_by_what_was_told_of_its_begin(
         await waits(house, 12)
         await look_at_gauges(house.runtime)
         await act(house.runtime)
-        await change_rules(house, rule.replace(f"enabled: {first}", f"enabled: {then}"))
+        await change_rules(house, rule.replace(f"enabled: {first}", f"enabled: {then}").replace("P3", "P4"))
         await look_at_gauges(house.runtime)
+        await act(house.runtime)
         await evaluate(house.runtime)
         await look_at_gauges(house.runtime)
-        assert [row["state"] for row in await house.alerts()] == ["resolved"]
+        assert [(row["shadow"], row["resolved_reason"]) for row in await house.alerts()] == alerts
         assert len(await told_to(house)) == said

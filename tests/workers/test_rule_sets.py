@@ -162,6 +162,35 @@ async def test_the_alert_about_a_broken_file_is_posted_once_and_resolves_when_it
     assert await ids(house.runtime) == (["another"] if mended is None else ["another", "two-failures"])
 
 
+async def test_a_file_that_may_not_be_read_is_an_alert_and_loses_no_rule(
+    house: House, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved by another user, with a mode that is closed to us: nothing would happen, and nobody would know why."""
+    await keep_rules(house.runtime)
+    opens, locked = Path.open, {"rules.yml"}
+
+    def open_(path: Path, *rest: Any, **more: Any) -> Any:
+        if path.name in locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opens(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", open_)
+    save(folder, THREE_FAILURES)
+    for _ in range(2):
+        house.runtime.rules.reload()
+        await keep_rules(house.runtime)
+    (alert,) = await own(house, INVALID)
+    assert (alert["state"], alert["group_key"]) == ("firing", "rules.yml")
+    assert alert["summary"] == "The rule file rules.yml cannot be read (PermissionError)"
+    assert (await in_set(house.runtime, "two-failures")).count.gte == 2
+    locked.clear()
+    house.runtime.rules.reload()
+    await keep_rules(house.runtime)
+    assert [alert["state"] for alert in await own(house, INVALID)] == ["resolved"]
+    assert await ids(house.runtime) == ["two-failures"]
+    assert (await in_set(house.runtime, "two-failures")).count.gte == 3
+
+
 async def test_the_same_id_in_another_file_is_that_files_mistake(house: House, folder: Path) -> None:
     await keep_rules(house.runtime)
     save(folder, TWO_FAILURES.replace("gte: 2", "gte: 9"), "zz.yml")
