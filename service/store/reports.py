@@ -111,6 +111,7 @@ async def add_calls(
     columns: dict[str, list[Any]] = {name: [getattr(call, name) for call in calls] for name in CALL_COLUMNS}
     columns["occurred_at"] = [in_calendar(call.occurred_at) for call in calls]
     columns["error"] = list(errors)
+    columns["retries"] = [value or 0 for value in columns["retries"]]
     columns["verification"] = [value or "none" for value in columns["verification"]]
     return await add(conn, KEEP_CALLS, now, columns)
 

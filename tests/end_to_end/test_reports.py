@@ -109,6 +109,25 @@ async def test_bodies_are_bounded(api: Api) -> None:
     problem(await api.client.post("/v1/token-refreshes", json={"items": [call(1)]}), 400, "invalid_body")
 
 
+async def test_what_is_optional_may_be_null(api: Api) -> None:
+    """As clients write it that write every field they know."""
+    optional = (
+        "connection_id",
+        "workflow_id",
+        "provider",
+        "http_status",
+        "error_class",
+        "error",
+        "retries",
+        "latency_ms",
+    )
+    nothing = dict.fromkeys((*optional, "verification", "idempotency_key", "params", "schema"))
+    assert await report(api, call(1, **nothing), call(2, **nothing | {"outcome": "error"})) == (2, 0)
+    assert await value(api, "SELECT sum(retries) FROM tool_calls") == 0
+    [event] = await logged(api)
+    assert (await api.get(f"/v1/events/{event['id']}"))["details"]["retries"] == 0
+
+
 # Once by id.
 
 
