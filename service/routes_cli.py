@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from datetime import timedelta
 
 import click
 
-from service.routing.matchers import BadMatcher, parse_matcher
+from service.routing.matchers import BadMatcher, Matcher, parse_matcher
 from service.routing.tree import GROUP_BY, Node, Routing, picture
 from service.settings import Environment, built_in_notifiers, config_file, routing_of
 
@@ -51,10 +52,9 @@ def test(labels: tuple[str, ...], verify_receivers: str | None) -> None:
 
 def read_label(text: str) -> tuple[str, str]:
     """As matchers are written, quoted or not: what a person copies from a route means the same here."""
-    try:
+    label: Matcher | None = None
+    with contextlib.suppress(BadMatcher):
         label = parse_matcher(text)
-    except BadMatcher:
-        label = None
     if label is None or label.op != "=":
         raise click.UsageError(f'"{text}" is no label; write NAME=VALUE, such as severity=P2')
     return label.name, label.value
