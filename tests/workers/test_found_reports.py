@@ -147,7 +147,7 @@ async def test_what_its_reports_paused_goes_on_once_they_tell_of_a_refresh_that_
     assert [(alert["state"], alert["resolved_reason"]) for alert in await house.alerts()] == [("resolved", "recovered")]
     await settled(house)
     assert (await house.workflow())["state"] == "active"
-    assert (await house.kinds())[-1] == "workflow.resumed"
+    assert (await house.kinds()).count("workflow.resumed") == 1
 
 
 async def test_a_refresh_that_failed_since_keeps_it_paused(house: House) -> None:
@@ -205,9 +205,10 @@ async def test_a_report_that_was_not_counted_yet_when_the_provider_told_of_it_is
     assert sum(value or 0 for (written, _), value in rows.items() if written) == 1
 
 
-async def test_a_report_and_the_providers_word_that_were_committed_at_once_count_once(house: House) -> None:
+async def test_a_report_and_the_providers_word_that_were_committed_at_once_count_once(partitioned: House) -> None:
     """Neither saw the other: the report looked before the event was there, and the counting of the log before the report
     was."""
+    house = partitioned
     await house.told("ACTIVE", ago=300)
     await house.told("succeeded", ago=90)
     await count_once(house.runtime, rollups.LOG)
