@@ -367,7 +367,7 @@ async def test_a_start_that_names_nobody_new_tells_nobody_anything(database_url:
 async def test_a_drill_keeps_nothing_real_quiet_and_explain_does_not_say_that_it_does(
     database_url: str, tmp_path: Path
 ) -> None:
-    rule = {"source_matchers": [f"rule_id={FAILING}"], "target_matchers": [f"rule_id={DOWN}"], "equal": ["account_id"]}
+    rule = {"source_matchers": [f"rule_id={FAILING}"], "target_matchers": [f"rule_id={DOWN}"]}
     async with routed(database_url, tmp_path, route={"receiver": "team"}, inhibit_rules=[rule]) as house:
         await house.told("ACTIVE", ago=60)
         await start_drill(house, account="ca_1")
