@@ -14,8 +14,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import silencing
-from service.event import WELL, AccountKey, rfc3339
-from service.report import SOURCE
+from service.event import AccountKey, rfc3339
+from service.report import is_well
 from service.store import actions as action_store
 from service.store import alerts as alert_store
 from service.store import asks as ask_store
@@ -132,13 +132,10 @@ async def follow(
 
 
 def well_since(account: Account) -> datetime | None:
-    """Since when it has been well; None where it is not. Of an account that only reports tell of nobody ever says a
-    status: there the last refresh that was reported says it, if it succeeded."""
-    if account.status == WELL:
-        return account.status_since or BEGINNING
-    if account.status is None and account.key.source == SOURCE and account.last_refresh_outcome == "success":
-        return account.last_refresh_at
-    return None
+    """Since when it has been well; None where it is not."""
+    if not is_well(account.key.source, account.status, account.last_refresh_outcome):
+        return None
+    return (account.status_since if account.status is not None else account.last_refresh_at) or BEGINNING
 
 
 def release_at(

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.errors import BadRequest
-from service.event import YEAR_MAX, YEAR_MIN, rfc3339
+from service.event import WELL, YEAR_MAX, YEAR_MIN, rfc3339
 from service.redact import redact_text
 
 SOURCE = "report"  # the source of an account that nothing but reports tell of
@@ -206,6 +206,12 @@ def explained(exc: Exception, item: type[Struct]) -> BadRequest:
     else:
         what = what[0].lower() + what[1:].replace("`", '"')
     return BadRequest(f"body: {where}: {what}" if where else f"body: {what}", code="invalid_body")
+
+
+def is_well(source: str, status: str | None, last_refresh_outcome: str | None) -> bool:
+    """Whether an account is (contract.md: well means ACTIVE). Of one that only reports tell of nobody ever says a status:
+    there the last refresh that was reported says it, if it succeeded."""
+    return status == WELL or (status is None and source == SOURCE and last_refresh_outcome == "success")
 
 
 UNBELIEVED = datetime(1900, 1, 1, tzinfo=UTC)

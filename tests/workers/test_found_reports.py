@@ -16,6 +16,7 @@ from service.store.session import begin
 from tests.workers.house import House, open_house
 from tests.workers.passing import let_pass
 from tests.workers.test_rollups import call, count_all, counted, refresh
+from workers.act import act
 from workers.evaluate import evaluate
 from workers.measure import MEASURES, Look
 from workers.rollups import count_once
@@ -165,6 +166,8 @@ async def test_what_only_a_person_resumes_waits_for_one_there_too(house: House) 
     await evaluate(house.runtime)
     await settled(house)
     assert (await house.workflow())["state"] == "paused"
+    await act(house.runtime)
+    assert "stays paused until somebody resumes it" in house.slack.text_of(house.slack.messages[0])
 
 
 async def test_a_refresh_is_no_word_of_an_account_whose_provider_says_its_status(house: House) -> None:
