@@ -58,10 +58,11 @@ async def get_metric(request: Request) -> Response:
     items = []
     at = since
     while at <= now:
-        items.append({"at": rfc3339(at), **(metric.point(found[at]) if at in found else nothing)})
+        items.append({"at": at, **(metric.point(found[at]) if at in found else nothing)})
         at += step
     said = {"name": metric.name, "unit": metric.unit, "step_seconds": step.total_seconds(), "items": items}
-    return Response(orjson.dumps(said), media_type="application/json")
+    # `at` is in UTC and written as `rfc3339` does, which for a thousand points takes milliseconds.
+    return Response(orjson.dumps(said, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 def unknown(written: str) -> AccountKey:

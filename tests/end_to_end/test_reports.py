@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -370,6 +371,7 @@ async def test_without_reports_latency_is_unknown_and_lag_is_the_logs(api: Api) 
 async def test_a_series_has_every_step_and_null_where_nothing_is_known(api: Api) -> None:
     said = await api.get("/v1/metrics/tool_call_success_rate")
     assert len(said["items"]) == 61
+    assert {re.sub(r"\d", "0", item["at"]) for item in said["items"]} == {"0000-00-00T00:00:00Z"}
     assert {item["value"] for item in said["items"]} == {None}
     assert said["step_seconds"] == 60
     for query, least in (("since=2020-01-01T00:00:00Z", 90), ("step=1d&since=2020-01-01T00:00:00Z", 90)):
