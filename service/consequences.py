@@ -14,12 +14,13 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import silencing
-from service.event import WELL, AccountKey, rfc3339
+from service.event import AccountKey, rfc3339
+from service.report import is_well
 from service.store import actions as action_store
 from service.store import alerts as alert_store
 from service.store import asks as ask_store
 from service.store import workflows as workflow_store
-from service.store.accounts import Account
+from service.store.accounts import BEGINNING, Account
 from service.store.actions import PAUSE, RESUME, NewAction
 from service.store.alerts import Alert
 from service.store.asks import Place
@@ -130,6 +131,13 @@ async def follow(
     return out
 
 
+def well_since(account: Account) -> datetime | None:
+    """Since when it has been well; None where it is not."""
+    if not is_well(account.key.source, account.status, account.last_refresh_outcome):
+        return None
+    return (account.status_since if account.status is not None else account.last_refresh_at) or BEGINNING
+
+
 def release_at(
     hold: Hold, alerts: Mapping[str, Alert], workflows: Mapping[str, Workflow], accounts: Mapping[AccountKey, Account]
 ) -> datetime | None:
@@ -137,12 +145,12 @@ def release_at(
     alert = alerts.get(hold.alert_id or "")
     workflow = workflows.get(hold.workflow_id)
     account = accounts.get(hold.account) if hold.account else None
-    if alert is None or alert.condition_ended_at is None or account is None or account.status != WELL:
+    well_at = well_since(account) if account is not None else None
+    if alert is None or alert.condition_ended_at is None or well_at is None:
         return None
     if workflow is not None and workflow.resume != "auto":
         return None
-    well_since = max(alert.condition_ended_at, account.status_since or alert.condition_ended_at)
-    return well_since + timedelta(seconds=alert.stable_for_seconds)
+    return max(alert.condition_ended_at, well_at) + timedelta(seconds=alert.stable_for_seconds)
 
 
 def waits(
@@ -153,7 +161,7 @@ def waits(
     account = accounts.get(hold.account) if hold.account else None
     if alert is None or workflow is None or account is None or workflow.resume == "auto":
         return False
-    return alert.condition_ended_at is not None and account.status == WELL
+    return alert.condition_ended_at is not None and well_since(account) is not None
 
 
 async def paused(conn: AsyncConnection, workflows: Collection[str]) -> set[str]:

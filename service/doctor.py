@@ -68,7 +68,7 @@ async def findings(url: str | None, variables: Mapping[str, str]) -> AsyncIterat
 
 
 async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, str]) -> AsyncIterator[Finding]:
-    from service import doctor_clicks
+    from service import doctor_clicks, doctor_routing
 
     database = await of_database(runtime)
     yield database
@@ -94,6 +94,8 @@ async def of_parts(runtime: Runtime, url: str | None, variables: Mapping[str, st
         )
     yield of_public_url(runtime.settings.public_url)
     for finding in await of_rules(runtime, readable):
+        yield finding
+    for finding in doctor_routing.of_routing(runtime.settings.routing, list(runtime.notifiers), runtime.rules.rules):
         yield finding
     for where, plug_ins in (
         ("notifier", runtime.notifiers),

@@ -34,7 +34,8 @@ async def explain_routing(conn: AsyncConnection, alert: Alert, routing: Routing)
     matching = [one for one in await silence_store.live(conn, now) if one.concerns(labels)]
     standing: Mapping[str, Mapping[str, str]] = {}
     if routing.inhibitors:
-        standing = await silencing.labels_of(conn, await alert_store.standing(conn))
+        # Drills keep nothing real quiet (service/tell.py).
+        standing = await silencing.labels_of(conn, [one for one in await alert_store.standing(conn) if not one.drill])
     here = destinations(routing, labels)
     return {
         "labels": labels,

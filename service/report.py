@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.errors import BadRequest
-from service.event import YEAR_MAX, YEAR_MIN, rfc3339
+from service.event import WELL, YEAR_MAX, YEAR_MIN, rfc3339
 from service.redact import redact_text
 
 SOURCE = "report"  # the source of an account that nothing but reports tell of
@@ -81,7 +81,8 @@ Verification = Literal["verified", "pending", "missing", "mismatch", "none"]
 class ToolCall(Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
     """One call of a tool, with all its tries. `error_class` of one that succeeded in the end is why it was retried.
 
-    `params` and `schema` stay as they came: only those of malformed calls are looked at.
+    `params` and `schema` stay as they came: only those of malformed calls are looked at. Whatever is optional may be null:
+    many clients write so what they do not have.
     """
 
     id: Id
@@ -96,7 +97,7 @@ class ToolCall(Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
     http_status: HttpStatus | None = None
     error_class: ErrorClass | None = None
     error: str | None = None
-    retries: Annotated[int, Meta(ge=0, le=1000)] = 0
+    retries: Annotated[int, Meta(ge=0, le=1000)] | None = 0
     latency_ms: Milliseconds | None = None
     verification: Verification | None = None
     idempotency_key: Annotated[str, Meta(max_length=256)] | None = None
@@ -113,7 +114,7 @@ class ToolCall(Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
 
     @property
     def retried_against_rules(self) -> bool:
-        return self.retries > 0 and self.error_class in NEVER_RETRIED
+        return (self.retries or 0) > 0 and self.error_class in NEVER_RETRIED
 
     @property
     def noteworthy(self) -> bool:
@@ -205,6 +206,12 @@ def explained(exc: Exception, item: type[Struct]) -> BadRequest:
     else:
         what = what[0].lower() + what[1:].replace("`", '"')
     return BadRequest(f"body: {where}: {what}" if where else f"body: {what}", code="invalid_body")
+
+
+def is_well(source: str, status: str | None, last_refresh_outcome: str | None) -> bool:
+    """Whether an account is (contract.md: well means ACTIVE). Of one that only reports tell of nobody ever says a status:
+    there the last refresh that was reported says it, if it succeeded."""
+    return status == WELL or (status is None and source == SOURCE and last_refresh_outcome == "success")
 
 
 UNBELIEVED = datetime(1900, 1, 1, tzinfo=UTC)

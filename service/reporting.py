@@ -206,7 +206,7 @@ def call_receipt(call: ToolCall, error: str | None, bound: Bound, now: datetime)
         "http_status": call.http_status,
         "error_class": call.error_class,
         "error": error,
-        "retries": call.retries,
+        "retries": call.retries or 0,
         "latency_ms": call.latency_ms,
         "verification": call.verification or "none",
         "partial": call.partial,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from datetime import timedelta
 
 import click
 
-from service.routing.matchers import LABEL
+from service.routing.matchers import BadMatcher, Matcher, parse_matcher
 from service.routing.tree import GROUP_BY, Node, Routing, picture
 from service.settings import Environment, built_in_notifiers, config_file, routing_of
 
@@ -37,12 +38,7 @@ def test(labels: tuple[str, ...], verify_receivers: str | None) -> None:
 
     Prints the receivers with commas between them, as `amtool config routes test` does, then each route that takes it.
     """
-    named: dict[str, str] = {}
-    for label in labels:
-        name, given, value = label.partition("=")
-        if not given or LABEL.fullmatch(name) is None:
-            raise click.UsageError(f'"{label}" is no label; write NAME=VALUE, such as severity=P2')
-        named[name] = value
+    named = dict(read_label(label) for label in labels)
     routing = read_routing()
     found = routing.root.match(named)
     receivers = ",".join(node.receiver for node in found)
@@ -52,6 +48,16 @@ def test(labels: tuple[str, ...], verify_receivers: str | None) -> None:
     if verify_receivers is not None and verify_receivers.replace(" ", "") != receivers:
         click.echo(f"expected {verify_receivers}", err=True)
         sys.exit(EXIT_MISMATCH)
+
+
+def read_label(text: str) -> tuple[str, str]:
+    """As matchers are written, quoted or not: what a person copies from a route means the same here."""
+    label: Matcher | None = None
+    with contextlib.suppress(BadMatcher):
+        label = parse_matcher(text)
+    if label is None or label.op != "=":
+        raise click.UsageError(f'"{text}" is no label; write NAME=VALUE, such as severity=P2')
+    return label.name, label.value
 
 
 def read_routing() -> Routing:

@@ -69,7 +69,7 @@ def labels_with(alert: Alert, account: Account | Owner | None) -> dict[str, str]
 async def create(conn: AsyncConnection, silence: Silence, routing: Routing, actor: str) -> list[Decision]:
     """Raises BadRequest. The caller appends the decisions to the log as its last act."""
     now = silence.created_at
-    if not now < silence.end <= silence.start + SILENCE_MAX or silence.end <= silence.start:
+    if silence.end <= max(now, silence.start) or silence.end - silence.start > SILENCE_MAX:
         raise BadRequest(
             f"end: after the start, not yet past, and within {SILENCE_MAX.days} days of the start", code="invalid_body"
         )

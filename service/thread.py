@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from service.event import WELL
 from service.notify.plain import DETAIL_CHARS_MAX, NAME_CHARS_MAX, clean, listed, utc
 from service.notify.wording import why_resolved
+from service.report import is_well
 from service.store.actions import PAUSE
 from service.store.changes import Acted, Answered, Changes
 from service.store.workflows import Hold
@@ -115,7 +115,10 @@ def of_holds(parts: AlertParts, changes: Changes, several: bool) -> Iterator[Lin
 def waits_since(parts: AlertParts, hold: Hold) -> datetime | None:
     """Since when nothing but a person's word is missing for this hold to go; None where it goes by itself, or its trouble lasts."""
     alert, shown = parts.alert, parts.workflows.get(hold.workflow_id)
-    well = alert.account is None or (parts.account is not None and parts.account.status == WELL)
+    owner = parts.account
+    well = alert.account is None or (
+        owner is not None and is_well(owner.key.source, owner.status, owner.last_refresh_outcome)
+    )
     if hold.released_at is not None or not well or shown is None or shown.resume != "manual":
         return None
     return alert.condition_ended_at

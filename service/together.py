@@ -22,6 +22,7 @@ from service.store import notifications as store
 from service.store import showing
 from service.store.accounts import Account
 from service.store.actions import NOTIFY, Action
+from service.store.alerts import Alert
 from service.store.changes import NOTHING, Changes
 from service.store.showing import Heard
 from service.thread import Line
@@ -119,9 +120,14 @@ async def changes_of(
 
 
 async def learn(conn: AsyncConnection, found: dict[str, ToTell], changes: Changes) -> None:
-    """The evidence of messages about one alert, and how the account's token refreshes go, where it is about them."""
-    single = {name: one.parts for name, one in found.items() if one.parts is not None and is_single(one.parts)}
-    heard = await showing.evidence(conn, {one.lead.alert.id: one.lead.alert.evidence for one in single.values()})
+    """The evidence of messages about one alert, and how the account's token refreshes go, where it is about them; of those
+    about several, whether it is calls that broke."""
+    known = {name: one.parts for name, one in found.items() if one.parts is not None}
+    heard = await showing.evidence(conn, {one.lead.alert.id: one.lead.alert.evidence for one in known.values()})
+    for name, one in known.items():
+        if one.together is not None and of_calls(one.lead.alert, heard[one.lead.alert.id]):
+            found[name] = replace(found[name], parts=replace(one, together=replace(one.together, of_calls=True)))
+    single = {name: one for name, one in known.items() if is_single(one)}
     keys = {one.lead.alert.account for one in single.values() if refreshes(heard[one.lead.alert.id])}
     accounts = await account_store.load(conn, [one for one in keys if one is not None]) if keys else {}
     for name, one in single.items():
@@ -130,6 +136,11 @@ async def learn(conn: AsyncConnection, found: dict[str, ToTell], changes: Change
         by = thread.resolved_by(one.lead, changes)
         said = replace(one, heard=heard[alert.id], account=account, resolved_by=by)
         found[name] = replace(found[name], parts=said)
+
+
+def of_calls(alert: Alert, heard: Sequence[Heard]) -> bool:
+    """Of what a gauge measured there is no evidence, and of an account it measures how its calls go."""
+    return any(one.kind == CALL for one in heard) or (not alert.evidence and alert.value is not None)
 
 
 def is_single(parts: MessageParts) -> bool:

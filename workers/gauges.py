@@ -20,6 +20,7 @@ from service.observe import log as logger
 from service.rules import Rule
 from service.rules.gauging import Held, Readings, flaps, gauge_of, grouped, step
 from service.runtime import Runtime
+from service.store import accounts as account_store
 from service.store import alerts as alert_store
 from service.store import gauges as gauge_store
 from service.store import log, readers
@@ -165,7 +166,7 @@ async def judge_group(
 
 
 def make_alert(rule: Rule, state: GaugeState, value: float, opened_at: datetime, now: datetime) -> Alert:
-    """Its episode's number is given when it is written."""
+    """Its episode's number and its connection are given when it is written."""
     said = f"{value:.0f}" if abs(value) >= 10 else f"{value:.3g}"
     written = state.group.get("account_id")
     account = parse_key(written) if written is not None and written.count(":") >= 2 else None
@@ -212,9 +213,17 @@ async def write(conn: AsyncConnection, out: Outcome, *, now: datetime, notifiers
         changed.append(over)
         logger.info("gauge.resolved", rule=alert.rule_id, group=alert.group_key, reason=reason)
     numbers = await alert_store.last_episodes(conn, {(alert.rule_id, alert.group_key) for alert in out.opened})
+    # Routes, silences and groups go by the connection of an account, whatever found it broken.
+    owners = await account_store.load(conn, {alert.account for alert in out.opened if alert.account is not None})
     for alert in out.opened:
         number = numbers.get((alert.rule_id, alert.group_key), 0) + 1
-        alert = replace(alert, episode=number, dedup_key=dedup_key(alert.rule_id, alert.group_key, number))
+        owner = owners.get(alert.account) if alert.account is not None else None
+        alert = replace(
+            alert,
+            connection_id=owner.connection_id if owner is not None else None,
+            episode=number,
+            dedup_key=dedup_key(alert.rule_id, alert.group_key, number),
+        )
         if not alert.shadow:
             said.decisions.append(consequences.alert_decision(alert, "alert.firing", now, None))
             loud.append(alert.id)

@@ -58,10 +58,11 @@ async def get_metric(request: Request) -> Response:
     items = []
     at = since
     while at <= now:
-        items.append({"at": rfc3339(at), **(metric.point(found[at]) if at in found else nothing)})
+        items.append({"at": at, **(metric.point(found[at]) if at in found else nothing)})
         at += step
     said = {"name": metric.name, "unit": metric.unit, "step_seconds": step.total_seconds(), "items": items}
-    return Response(orjson.dumps(said), media_type="application/json")
+    # `at` is in UTC and written as `rfc3339` does, which for a thousand points takes milliseconds.
+    return Response(orjson.dumps(said, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 def unknown(written: str) -> AccountKey:
@@ -86,15 +87,18 @@ def span(asked_since: datetime | None, asked_step: timedelta | None, now: dateti
             " such as step=1h",
             code="invalid_query",
         )
-    count = (now - since) / step
+    begin = EPOCH + (since - EPOCH) // step * step
+    count = (now - begin) // step + 1
     if count > POINTS_MAX:
-        least = timedelta(minutes=-(-(now - since) // (POINTS_MAX * MINUTE)))
+        # Whatever the step, one more begins before `since` and one is under way.
+        unit, letter = (MINUTE, "m") if by_minutes else (HOUR, "h")
+        least = -(-(now - since) // ((POINTS_MAX - 2) * unit))
         raise BadRequest(
-            f"query: step: makes {count:.0f} points, and {POINTS_MAX} at most are given; write a step of"
-            f" {max(least, MINUTE) // MINUTE}m or more, or a later since",
+            f"query: step: makes {count} points, and {POINTS_MAX} at most are given; write a step of"
+            f" {least}{letter} or more, or a later since",
             code="too_many_points",
         )
-    return EPOCH + (since - EPOCH) // step * step, step, series.HOURS if step % HOUR == timedelta() else series.MINUTES
+    return begin, step, series.HOURS if step % HOUR == timedelta() else series.MINUTES
 
 
 def default_step(since: datetime, now: datetime, minutes_from: datetime) -> timedelta:

@@ -67,6 +67,7 @@ class Together:
     last_at: datetime | None = None
     names: tuple[str, ...] = ()
     all_accounts: bool = True
+    of_calls: bool = False  # what broke is calls, and not the accounts they were made with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,10 +61,13 @@ def next_step(view: AlertView) -> Step | None:
 
 
 def many_of_one_connector(view: AlertView) -> bool:
-    """One alert about a connector whose accounts fail together, or as many alerts of accounts of one connector."""
+    """One alert about a connector whose accounts fail together, or as many alerts of accounts of one connector. Calls that
+    fail, or writes that are not there, say nothing against its credentials."""
     several = view.together
     if several is not None and several.total > 1:
         standing = several.firing + several.acknowledged
-        return view.connection_id is not None and several.all_accounts and standing >= CONNECTOR_ACCOUNTS_MIN
+        of_accounts = several.all_accounts and not several.of_calls
+        return view.connection_id is not None and of_accounts and standing >= CONNECTOR_ACCOUNTS_MIN
     of_connection = view.connection_id is not None or any(name == "connection_id" for name, _ in view.group)
-    return view.account_id is None and of_connection and sum(one.count for one in view.seen) >= CONNECTOR_ACCOUNTS_MIN
+    failures = sum(one.count for one in view.seen if one.kind != "tool_call.completed")
+    return view.account_id is None and of_connection and failures >= CONNECTOR_ACCOUNTS_MIN

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.playbook.classify import Answer, classify, of_a_class
+from service.playbook.standards import STATUSES
 from service.playbook.words import ERROR_CLASSES
 
 # What the adapters and the agents' reports may keep of a failure (service/providers, POST /v1/tool-calls).
 CODE_DETAILS = ("error", "error_code", "code", "suberror", "errorCode", "reason", "error_codes")
 TEXT_DETAILS = ("error_description", "message", "detail")
 CALL = "tool_call.completed"
+BARE = frozenset({*(row.id for row in STATUSES), "write-unverified"})  # rows that nothing but a status has decided
 
 NO_REASON = (
     "The provider gave no reason. Look at the account's status first: if it is not ACTIVE, ask its owner to authorize it"
@@ -97,10 +99,11 @@ def of_a_refresh(answer: Answer) -> str:
 
 
 def of_a_call(details: Mapping[str, Any], answer: Answer | None, provider: str | None) -> str | None:
-    """A code or a status says most; without them the class that the agent gave it, and what it says of the call."""
+    """A code says most, then the class that the agent gave it, who has seen the whole answer, and last a bare status: a
+    refresh that failed is no 401 that a refresh may mend."""
     reported = details.get("error_class")
-    for error_class in ERROR_CLASSES if answer is None else ():
-        if reported == error_class:
+    for error_class in ERROR_CLASSES if answer is None or answer.row in BARE else ():
+        if reported == error_class and (answer is None or error_class not in ("other", answer.error_class)):
             answer = of_a_class(error_class, provider, **of_the_call(CALL, details))
     if answer is None:
         return None

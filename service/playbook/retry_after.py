@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-WAIT_SECONDS_MAX = 30 * 86_400  # longer than this nobody asks; it is a mistake and not repeated here
+WAIT_SECONDS_MAX = 30 * 86_400  # longer than this nobody asks; it is a mistake, and given back as no more than that
 EPOCH_SECONDS_MIN = 1_000_000_000  # as seconds to wait this would be 31 years, so it is a time
 EPOCH_MILLISECONDS_MIN = 1_000_000_000_000
 VALUE_CHARS_MAX = 64
@@ -85,10 +85,11 @@ def number(value: object, *, unit: str = "s") -> float | None:
 
 
 def bounded(value: float, unit: str) -> float | None:
-    if value < 0 or value > WAIT_SECONDS_MAX * 1000:
+    """One that asks for more than the bound asks to wait all the same: milliseconds under the name of seconds, say."""
+    if value < 0:
         return None
-    seconds = value / 1000 if unit == "ms" else float(value)
-    return seconds if seconds <= WAIT_SECONDS_MAX else None
+    value = float(min(value, WAIT_SECONDS_MAX * 1000))
+    return min(value / 1000 if unit == "ms" else value, float(WAIT_SECONDS_MAX))
 
 
 def seconds_or_time(value: str | None, sent_at: datetime | None) -> float | None:
@@ -100,8 +101,7 @@ def seconds_or_time(value: str | None, sent_at: datetime | None) -> float | None
         at = date(value) if found is None else epoch(float(found[1]))
         if at is None or sent_at is None:
             return None
-        seconds = (at - sent_at).total_seconds()
-        return max(seconds, 0.0) if seconds <= WAIT_SECONDS_MAX else None
+        return min(max((at - sent_at).total_seconds(), 0.0), float(WAIT_SECONDS_MAX))
     return number(value)
 
 

@@ -56,12 +56,20 @@ def ranges(names: Sequence[str], low: int, high: int, what: str, *, first: int =
                 raise ValueError(f"write a {what}, or two with a colon between them")
             begin, _, end = str(item).partition(":")
             pair = number(begin), number(end or begin)
-            if pair[0] > pair[1] and (pair[0] < 0) == (pair[1] < 0):
+            if backwards(*pair):
                 raise ValueError(f'"{str(item)[:40]}" runs backwards')
             found.append(pair)
         return tuple(found)
 
     return BeforeValidator(read)
+
+
+def backwards(begin: int, end: int) -> bool:
+    """As Alertmanager: from a day that counts from the month's end to one that counts from its begin nothing leads, and
+    where one does the other way, it must be forward in a month of 31 days."""
+    if begin < 0 <= end:
+        return True
+    return begin > (31 + end + 1 if end < 0 <= begin else end)
 
 
 Minutes = Annotated[

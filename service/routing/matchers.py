@@ -16,6 +16,7 @@ MATCHERS_MAX = 50  # of one route, rule or silence
 MATCHER_CHARS_MAX = 2_000
 MATCHER = re.compile(r"\s*([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(=~|!~|!=|=)\s*(.*?)\s*", re.DOTALL)
 LABEL = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # Postgres text takes neither NUL nor lone surrogates
 ESCAPES = {"n": "\n", '"': '"', "\\": "\\"}
 
 Labels = Mapping[str, str]
@@ -45,12 +46,15 @@ def make_matcher(name: str, op: str, value: str) -> Matcher:
     """Raises BadMatcher."""
     if LABEL.fullmatch(name) is None:
         raise BadMatcher(f'"{name[:60]}" is no name of a label')
-    if not op.endswith("~"):
-        return Matcher(name, op, value)
+    if UNSTORABLE.search(value):
+        raise BadMatcher(f"{name}{op}: has a character that cannot be stored")
     try:
-        return Matcher(name, op, value, Pattern(value))
+        made = Matcher(name, op, value, Pattern(value) if op.endswith("~") else None)
     except BadPattern as exc:
         raise BadMatcher(f"{name}{op}: {exc}") from None
+    if len(str(made)) > MATCHER_CHARS_MAX:  # as it is stored and read again: with a backslash before some characters
+        raise BadMatcher(f"{name}{op}: longer than {MATCHER_CHARS_MAX} characters when it is quoted")
+    return made
 
 
 def parse_matcher(text: str) -> Matcher:

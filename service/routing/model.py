@@ -8,7 +8,7 @@ because an alert is to be heard within 30 s of its event; and who gives no `grou
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, field_validator, model_validator
@@ -150,7 +150,10 @@ class DeclaredSilence(Strict):
     def _aware(cls, given: datetime | None) -> datetime | None:
         if given is not None and given.tzinfo is None:
             raise ValueError("needs an offset, such as Z")
-        return given
+        try:
+            return given.astimezone(UTC) if given is not None else None
+        except OverflowError:
+            raise ValueError("is outside the years 1 to 9999") from None
 
     @model_validator(mode="after")
     def _ends(self) -> DeclaredSilence:

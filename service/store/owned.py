@@ -13,7 +13,7 @@ from service.event import AccountKey
 from service.store.alerts import Alert
 from service.store.tables import alerts
 
-OF_ACCOUNT = ("provider", "identifier", "organization_id", "status")
+OF_ACCOUNT = ("provider", "identifier", "organization_id", "status", "last_refresh_outcome")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Owner:
     identifier: str | None
     organization_id: str | None
     status: str | None
+    last_refresh_outcome: str | None = None
 
 
 Owned = tuple[Alert, Owner | None]

@@ -111,6 +111,7 @@ async def add_calls(
     columns: dict[str, list[Any]] = {name: [getattr(call, name) for call in calls] for name in CALL_COLUMNS}
     columns["occurred_at"] = [in_calendar(call.occurred_at) for call in calls]
     columns["error"] = list(errors)
+    columns["retries"] = [value or 0 for value in columns["retries"]]
     columns["verification"] = [value or "none" for value in columns["verification"]]
     return await add(conn, KEEP_CALLS, now, columns)
 
@@ -198,18 +199,30 @@ async def outweighed(
     conn: AsyncConnection, refreshes: Sequence[TokenRefresh], bound: Mapping[str, Bound], now: datetime
 ) -> set[str]:
     """The ids of those about whose account the provider itself spoke within a minute, before or after."""
-    keys = [bound[refresh.account_id].key for refresh in refreshes]
-    ats = [judge_clock(refresh.occurred_at, now)[0] or now for refresh in refreshes]  # as it is stored
+    return await told_of(
+        conn,
+        [
+            # The time is as it is stored.
+            (refresh.id, bound[refresh.account_id].key, judge_clock(refresh.occurred_at, now)[0] or now)
+            for refresh in refreshes
+        ],
+    )
+
+
+async def told_of(conn: AsyncConnection, refreshes: Sequence[tuple[str, AccountKey, datetime]]) -> set[str]:
+    """The same by (id, account, when it happened)."""
+    if not refreshes:
+        return set()
     rows = await conn.execute(
         OUTWEIGHED,
         {
-            "ids": literal([refresh.id for refresh in refreshes]),
-            "sources": literal([key.source for key in keys]),
-            "environment_ids": literal([key.environment_id for key in keys]),
-            "account_ids": literal([key.account_id for key in keys]),
-            "ats": literal(ats),
+            "ids": literal([name for name, _, _ in refreshes]),
+            "sources": literal([key.source for _, key, _ in refreshes]),
+            "environment_ids": literal([key.environment_id for _, key, _ in refreshes]),
+            "account_ids": literal([key.account_id for _, key, _ in refreshes]),
+            "ats": literal([at for _, _, at in refreshes]),
             # Nothing happens long after it was received, so that older days need not be opened.
-            "since": min(ats) - OUTWEIGHED_WITHIN - CLOCK_SLACK,
+            "since": min(at for _, _, at in refreshes) - OUTWEIGHED_WITHIN - CLOCK_SLACK,
         },
     )
     return set(rows.scalars())

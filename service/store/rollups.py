@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.event import AccountKey
 from service.observe import log as logger
-from service.report import ERROR_CLASSES, NOT_AS_WRITTEN, OUTWEIGHED_BY, OUTWEIGHED_WITHIN, OUTWEIGHING, SOURCE
+from service.report import ERROR_CLASSES, NOT_AS_WRITTEN, SOURCE
 from service.rules.triggers.quantile import GAMMA, ZERO_SIZE
-from service.store import log, reports
+from service.store import log, outweighed, reports
 from service.store.columns import literal
+from service.store.outweighed import after
 from service.store.report_tables import RETRIES
 
 ROLLUP_LOCK = 7_305_201_015
@@ -31,7 +32,6 @@ HOURS_KEPT = timedelta(days=90)
 PRUNED_MAX = 20_000
 SERIES_MAX = 100_000  # accounts beyond that are counted in their provider's sum alone
 PROVIDERS_MAX = 500  # and providers beyond that as one that nobody named
-TAKEN_BACK_OF = 50_000  # the last refreshes that were reported: older ones stay counted beside what the provider says
 DROP_WAIT_MS = 200
 LOCK_NOT_AVAILABLE = "55P03"
 CALLS, REFRESHES, LOG = "tool_calls", "token_refreshes", "log"
@@ -55,10 +55,6 @@ class Kind:
 
 def retried(name: str) -> str:
     return f"CASE WHEN retries > 0 AND coalesce(error_class, 'other') = '{name}' THEN retries END"
-
-
-def after(table: str) -> str:
-    return f"FROM {table} WHERE position > :after AND position <= :upto"
 
 
 OF_CALLS = Kind(
@@ -177,30 +173,6 @@ def count_up(kind: Kind) -> Any:
 
 
 COUNT_UP = {kind.rows: count_up(kind) for kind in (OF_CALLS, OF_REFRESHES, *OF_LOG, OF_TAKEN_BACK)}
-# A report that came before the provider's word on the same account and time, which then counts alone. The short id is that
-# account's unless another has it too.
-TAKE_BACK = text(
-    f"""
-    WITH told AS (
-        SELECT account_id, source, coalesce(environment_id, '') AS environment_id, occurred_at {after("events")}
-            AND account_id IS NOT NULL AND received_at >= :floor AND origin IN {OUTWEIGHING} AND kind IN {OUTWEIGHED_BY}
-    ), recent AS MATERIALIZED (
-        SELECT day, id, account_id, occurred_at FROM token_refreshes
-        WHERE day >= :first_day AND NOT outweighed AND EXISTS (SELECT FROM told)
-        ORDER BY position DESC LIMIT {TAKEN_BACK_OF}
-    ), taken AS (
-        SELECT DISTINCT r.day, r.id FROM told e
-        CROSS JOIN LATERAL (VALUES (e.account_id, true),
-            (e.source || ':' || e.environment_id || ':' || e.account_id, false)) AS n (written, short)
-        JOIN recent r ON r.account_id = n.written
-            AND r.occurred_at BETWEEN e.occurred_at - CAST(:within AS interval) AND e.occurred_at + CAST(:within AS interval)
-        WHERE NOT n.short OR NOT EXISTS (SELECT FROM accounts a WHERE a.account_id = e.account_id AND a.source <> :ours
-            AND (a.source, a.environment_id) <> (e.source, e.environment_id))
-    )
-    UPDATE token_refreshes t SET outweighed = true FROM taken WHERE t.day = taken.day AND t.id = taken.id
-    RETURNING t.position
-    """
-).bindparams(bindparam("within", value=OUTWEIGHED_WITHIN), bindparam("ours", value=SOURCE))
 
 
 async def alone(conn: AsyncConnection) -> bool:
@@ -223,7 +195,10 @@ async def count_reports(conn: AsyncConnection, name: str, now: datetime) -> int:
         )
     ).one()
     if row[0]:
-        await count(conn, [kind], {"after": since, "upto": row[1], "first_day": first_day})
+        within = {"after": since, "upto": row[1], "first_day": first_day}
+        if name == REFRESHES:
+            await outweighed.by_what_is_there(conn, within)
+        await count(conn, [kind], within)
         await move(conn, name, row[1])
     return int(row[0])
 
@@ -245,7 +220,7 @@ async def count_log(conn: AsyncConnection, now: datetime) -> int:
 
 async def take_back(conn: AsyncConnection, within: Mapping[str, Any]) -> None:
     """Reported refreshes of which the provider itself told after they were reported count no more."""
-    positions = list((await conn.execute(TAKE_BACK, within)).scalars())
+    positions = await outweighed.by_what_came_later(conn, within)
     counted_upto = await position(conn, REFRESHES)
     if taken_back := [at for at in positions if at <= counted_upto]:
         await count(conn, [OF_TAKEN_BACK], {"taken_back": literal(taken_back), "first_day": within["first_day"]})

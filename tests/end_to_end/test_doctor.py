@@ -153,6 +153,7 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
         "public URL",
         "rules",
         "rules in force",
+        "routing",
         "notifier oncall",
         "clicks of oncall",
         "sink siem",
@@ -163,6 +164,17 @@ async def test_where_all_is_well_every_part_in_use_is_said_to_be(ward: Ward) -> 
     assert found["sources"].said == "scalekit (1 secret)"
     assert "takes the token" in found["sink siem"].said
     assert (ward.hec.envelopes, ward.slack.messages) == ([], [])
+
+
+async def test_routes_that_lead_to_nobody_are_named(ward: Ward) -> None:
+    assert (await ward.examine())["routing"].said.endswith("every notifier hears every alert (oncall)")
+    config = (ward.folder / "config.yml").read_text()
+    routed = "receivers: [{name: oncall}, {name: nobody, notifiers: []}]\nroute: {receiver: nobody}\n"
+    (ward.folder / "config.yml").write_text(config + routed)
+    found = [f async for f in findings(None, ward.environment) if f.what == "routing"]
+    assert [finding.ok for finding in found] == [False, None]
+    assert found[0].said.startswith("no route leads to a notifier")
+    assert "notifier oncall" in found[1].said
 
 
 async def test_the_provider_api_is_asked_with_the_credentials_given(ward: Ward) -> None:

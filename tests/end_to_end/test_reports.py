@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -107,6 +108,25 @@ async def test_bodies_are_bounded(api: Api) -> None:
     large = json.dumps({"items": [call(1, error="x" * 5_000_000)]}).encode()
     problem(await api.client.post("/v1/tool-calls", content=large), 413, "body_too_large")
     problem(await api.client.post("/v1/token-refreshes", json={"items": [call(1)]}), 400, "invalid_body")
+
+
+async def test_what_is_optional_may_be_null(api: Api) -> None:
+    """As clients write it that write every field they know."""
+    optional = (
+        "connection_id",
+        "workflow_id",
+        "provider",
+        "http_status",
+        "error_class",
+        "error",
+        "retries",
+        "latency_ms",
+    )
+    nothing = dict.fromkeys((*optional, "verification", "idempotency_key", "params", "schema"))
+    assert await report(api, call(1, **nothing), call(2, **nothing | {"outcome": "error"})) == (2, 0)
+    assert await value(api, "SELECT sum(retries) FROM tool_calls") == 0
+    [event] = await logged(api)
+    assert (await api.get(f"/v1/events/{event['id']}"))["details"]["retries"] == 0
 
 
 # Once by id.
@@ -351,6 +371,7 @@ async def test_without_reports_latency_is_unknown_and_lag_is_the_logs(api: Api) 
 async def test_a_series_has_every_step_and_null_where_nothing_is_known(api: Api) -> None:
     said = await api.get("/v1/metrics/tool_call_success_rate")
     assert len(said["items"]) == 61
+    assert {re.sub(r"\d", "0", item["at"]) for item in said["items"]} == {"0000-00-00T00:00:00Z"}
     assert {item["value"] for item in said["items"]} == {None}
     assert said["step_seconds"] == 60
     for query, least in (("since=2020-01-01T00:00:00Z", 90), ("step=1d&since=2020-01-01T00:00:00Z", 90)):

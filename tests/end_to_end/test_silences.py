@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from service.routing.matchers import read_matchers
 from service.store.session import begin
 from tests.end_to_end.test_api import NOWHERE, Api, opened, problem
 
@@ -98,6 +100,10 @@ async def test_reading_needs_read_and_the_rest_write(api: Api) -> None:
         ({"matchers": ["team"]}, "invalid_body"),
         ({"matchers": ["team=~(a"]}, "invalid_body"),
         ({"matchers": [{"name": "team"}]}, "invalid_body"),
+        ({"matchers": [{"name": "team", "value": "a\x00b"}]}, "invalid_body"),
+        ({"matchers": [{"name": "team", "value": "\ud800"}]}, "invalid_body"),
+        ({"matchers": [{"name": "team", "value": '"' * 1500}]}, "invalid_body"),
+        ({"matchers": ["team=" + "\\x" * 950]}, "invalid_body"),
         ({"for": None}, "invalid_body"),
         ({"for": "0s"}, "invalid_body"),
         ({"for": "999999999d"}, "invalid_body"),
@@ -112,9 +118,19 @@ async def test_reading_needs_read_and_the_rest_write(api: Api) -> None:
 async def test_a_silence_that_cannot_be_is_refused_with_its_reason(
     api: Api, changes: dict[str, Any], code: str
 ) -> None:
-    body = {name: value for name, value in (BODY | changes).items() if value is not None}
-    assert problem(await api.client.post("/v1/silences", json=body), 400, code)["detail"]
+    body = json.dumps({name: value for name, value in (BODY | changes).items() if value is not None})
+    assert problem(await api.client.post("/v1/silences", content=body), 400, code)["detail"]
     assert await api.items("/v1/silences") == []
+
+
+async def test_whatever_is_taken_can_be_read_again(api: Api) -> None:
+    """Everybody who decides what is told reads all of them: one that cannot be read would stop every message."""
+    value = '\\x"\n{},=~' * 100
+    silence = await made(api, matchers=[{"name": "team", "value": value}])
+    far = await made(api, start="9999-06-01T00:00:00Z", end="9999-07-01T00:00:00Z", **{"for": None})
+    assert [one["id"] for one in await api.items("/v1/silences")] == [far["id"], silence["id"]]
+    assert far["state"] == "pending"
+    assert read_matchers(silence["matchers"])[0].value == value
 
 
 async def test_one_that_is_not_there_is_404(api: Api) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from service.routing import grouping
-from service.routing.model import Escalate
-from service.routing.tree import Node
+from service.routing import elsewhere, grouping
+from service.routing.model import Escalate, RoutingKeys
+from service.routing.tree import Node, Routing, routing_in_force
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 VALUES: Mapping[str, Any] = {
@@ -58,3 +59,32 @@ def test_what_joins_after_all_was_over_begins_escalation_anew() -> None:
     assert anew.repeat_at == later + grouping.REJOIN_WAIT
     dropped = replace(one, escalate_at=None)
     assert grouping.joined(dropped, "P4", later, node).escalate_at == later + timedelta(minutes=10)
+
+
+# ---- a notifier that takes nothing
+
+
+def two(receiver: str) -> Routing:
+    keys = RoutingKeys.model_validate({"route": {"receiver": receiver}})
+    return routing_in_force(keys, ("team", "oncall", "boss"))
+
+
+def test_that_a_notifier_takes_nothing_is_told_to_others_whatever_the_routes_say() -> None:
+    """It waited at the very notifier that it is about."""
+    stalled = {"alertname": elsewhere.NOTIFIER_STALLED, "notifier": "team"}
+    assert list(elsewhere.destinations(two("team"), stalled)) == ["team", "oncall", "boss"]
+    assert list(elsewhere.destinations(two("oncall"), stalled)) == ["oncall"], (
+        "where others hear, the routes are followed"
+    )
+    assert list(elsewhere.destinations(two("team"), stalled, {"boss"})) == ["team", "oncall"]
+    assert list(elsewhere.destinations(two("oncall"), stalled, {"oncall"})) == ["oncall", "boss"]
+    refused = {"alertname": elsewhere.NOTIFIER_REFUSED, "about": "team"}
+    assert list(elsewhere.destinations(two("team"), refused)) == ["oncall", "boss"], "it would never get there"
+    other = {"alertname": "notifier-other", "notifier": "team"}
+    assert list(elsewhere.destinations(two("team"), other)) == ["team"]
+
+
+def test_the_shipped_rule_is_the_one_that_is_meant() -> None:
+    rules = (Path(__file__).resolve().parents[2] / "alert_rules" / "own-stalls.yml").read_text()
+    [section] = [part for part in rules.split("\n- id: ") if part.startswith(elsewhere.NOTIFIER_STALLED + "\n")]
+    assert f"group_by: [{elsewhere.NAMED_BY[elsewhere.NOTIFIER_STALLED]}]" in section

@@ -202,3 +202,27 @@ def test_a_wait_that_is_too_long_to_be_waited_for_unattended_goes_to_a_person(he
 def test_the_longest_wait_that_nobody_need_look_at() -> None:
     retry = classify("another", 429, {"Retry-After": str(UNATTENDED_WAIT_SECONDS_MAX)}, operation="read").retry
     assert (retry.allowed, retry.wait_seconds) == (True, UNATTENDED_WAIT_SECONDS_MAX)
+
+
+# ---- what an agent says of its call
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        # Its own refresh failed: the 401 of the call is no word against that, and no refresh mends it.
+        ({"error_class": "refresh_failed", "http_status": 401}, "authorize it again"),
+        ({"error_class": "rate_limited", "http_status": 403}, "Wait as long as the provider asks"),
+        ({"error_class": "malformed_params", "http_status": 500}, "the same parameters fail again"),
+        ({"error_class": "insufficient_scope", "http_status": 404}, "consent to what is missing"),
+        # It says no more than the status does.
+        ({"error_class": "other", "http_status": 404}, "Show the error to the tool's owner"),
+        ({"error_class": "rate_limited", "http_status": 429, "retries": 3}, "Stop calling"),
+        # The provider's own code counts before both.
+        ({"error_class": "token_expired", "http_status": 401, "error": "invalid_grant"}, "said invalid_grant. Ask the"),
+    ],
+)
+def test_the_class_that_an_agent_gives_counts_before_a_bare_status(details: dict[str, object], says: str) -> None:
+    said = what_to_do("tool_call.completed", {"operation": "read", "outcome": "error", **details})
+    assert said is not None
+    assert says in said

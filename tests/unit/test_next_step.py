@@ -74,6 +74,14 @@ def test_a_storm_of_one_connector_counts_those_that_stand(firing: int, resolved:
     assert next_step(view(together=several, connection_id="conn_1", account_id=None, account_status=None)) == step
 
 
+def test_calls_that_fail_in_many_accounts_of_one_connector_are_no_word_against_its_credentials() -> None:
+    """Writes that were not there, or a provider that is down: new credentials mend neither."""
+    of_one = view(account_id=None, connection_id="conn_1", account_status=None)
+    several = Together(total=20, firing=20, of_calls=True)
+    assert next_step(dataclasses.replace(of_one, together=several)) == "look"
+    assert next_step(dataclasses.replace(of_one, seen=seen("tool_call.completed", 9))) == "look"
+
+
 def test_many_alerts_of_no_one_connector_blame_none() -> None:
     several = Together(total=20, firing=20)
     assert next_step(view(together=several, account_id=None, account_status=None)) == "look"

@@ -77,12 +77,29 @@ def test_bodies(body: Any, seconds: float) -> None:
         "9" * 400,
         "Thu, 99 Nov 2026 99:00:00 GMT",
         "٣",
-        str(WAIT_SECONDS_MAX + 1),
         "1,5",
     ],
 )
 def test_what_cannot_be_read_is_our_own_backoff(value: str) -> None:
     assert wait({"Retry-After": value}) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Retry-After": str(WAIT_SECONDS_MAX + 1)}, None),
+        ({"Retry-After": "3600000"}, None),  # an hour in milliseconds, under the name of seconds
+        ({"Retry-After-Ms": str(WAIT_SECONDS_MAX * 1000 + 1)}, None),
+        ({"Retry-After": "Fri, 26 Nov 2027 02:00:00 GMT"}, None),
+        ({"X-RateLimit-Reset": str(EPOCH + 2 * WAIT_SECONDS_MAX)}, None),
+        ({}, {"retry_after": 10**20}),
+    ],
+)
+def test_who_asks_for_more_than_anybody_waits_is_not_called_again_at_once(headers: dict[str, Any], body: Any) -> None:
+    retry = classify("any", 429, headers, body, operation="read", now=NOW).retry
+    assert (retry.allowed, retry.circuit_open, retry.requires) == (False, True, ("human_review",))
+    assert retry.wait_seconds == WAIT_SECONDS_MAX
+    assert retry.wait_asked_by is not None
 
 
 def test_a_date_without_any_clock_is_our_own_backoff() -> None:

@@ -53,6 +53,16 @@ def test_routes_test_can_be_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "write NAME=VALUE" in run(tmp_path, monkeypatch, CONFIG, "test", "P1").output
 
 
+def test_a_label_is_written_as_in_a_matcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """amtool takes quotes too; they were taken for a part of the value, and the answer was another route's."""
+    quoted = run(tmp_path, monkeypatch, CONFIG, "test", 'severity="P1"', 'team="payments"')
+    assert quoted.output.splitlines()[0] == "oncall,team"
+    for wrong in ("severity=~P1", "severity!=P1", 'severity="P1'):
+        asked = run(tmp_path, monkeypatch, CONFIG, "test", wrong)
+        assert asked.exit_code == 2
+        assert "write NAME=VALUE" in asked.output
+
+
 def test_routes_show_draws_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = run(tmp_path, monkeypatch, CONFIG, "show").output.splitlines()
     assert said[0].startswith("everything else  ->  team (digest)")

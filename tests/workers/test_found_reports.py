@@ -16,6 +16,7 @@ from service.store.session import begin
 from tests.workers.house import House, open_house
 from tests.workers.passing import let_pass
 from tests.workers.test_rollups import call, count_all, counted, refresh
+from workers.act import act
 from workers.evaluate import evaluate
 from workers.measure import MEASURES, Look
 from workers.rollups import count_once
@@ -134,6 +135,50 @@ async def test_nothing_waits_any_more_under_the_reports_name(database_url: str, 
             assert await house.rows(f"SELECT * FROM {table} WHERE source = 'report'") == []
 
 
+# ---- an account that nobody but reports tells of
+
+
+async def test_what_its_reports_paused_goes_on_once_they_tell_of_a_refresh_that_succeeded(house: House) -> None:
+    """Nobody ever says its status: it stayed paused until a person came, however well its vault was again."""
+    await paused_by_reports(house)
+    await settled(house)
+    assert (await house.workflow())["state"] == "paused", "nothing has said that it works"
+    await house.runtime.token_refreshes.keep([refresh(9, ago=1)])
+    await evaluate(house.runtime)
+    assert [(alert["state"], alert["resolved_reason"]) for alert in await house.alerts()] == [("resolved", "recovered")]
+    await settled(house)
+    assert (await house.workflow())["state"] == "active"
+    assert (await house.kinds()).count("workflow.resumed") == 1
+
+
+async def test_a_refresh_that_failed_since_keeps_it_paused(house: House) -> None:
+    await paused_by_reports(house)
+    await house.runtime.token_refreshes.keep([refresh(9, ago=10), refresh(10, ago=9, outcome="error")])
+    await evaluate(house.runtime)
+    await settled(house)
+    assert [alert["state"] for alert in await house.alerts()] == ["resolved"]
+    assert (await house.workflow())["state"] == "paused"
+
+
+async def test_what_only_a_person_resumes_waits_for_one_there_too(house: House) -> None:
+    await paused_by_reports(house, resume="manual")
+    await house.runtime.token_refreshes.keep([refresh(9, ago=1)])
+    await evaluate(house.runtime)
+    await settled(house)
+    assert (await house.workflow())["state"] == "paused"
+    await act(house.runtime)
+    assert "stays paused until somebody resumes it" in house.slack.text_of(house.slack.messages[0])
+
+
+async def test_a_refresh_is_no_word_of_an_account_whose_provider_says_its_status(house: House) -> None:
+    await house.put("w1", account_ids=["ca_1"])
+    await house.told("DISCONNECTED", ago=90)
+    await house.runtime.token_refreshes.keep([refresh(9, ago=5)])
+    await evaluate(house.runtime)
+    await settled(house)
+    assert (await house.workflow())["state"] == "paused"
+
+
 # ---- what is counted
 
 
@@ -161,6 +206,23 @@ async def test_a_report_that_was_not_counted_yet_when_the_provider_told_of_it_is
     await count_all(house)
     rows = await counted(house, "sum(refreshes)")
     assert sum(value or 0 for (written, _), value in rows.items() if written) == 1
+
+
+async def test_a_report_and_the_providers_word_that_were_committed_at_once_count_once(partitioned: House) -> None:
+    """Neither saw the other: the report looked before the event was there, and the counting of the log before the report
+    was."""
+    house = partitioned
+    await house.told("ACTIVE", ago=300)
+    await house.told("succeeded", ago=90)
+    await count_once(house.runtime, rollups.LOG)
+    await house.runtime.token_refreshes.keep([refresh(1, ago=95, provider=None), refresh(2, ago=200, provider=None)])
+    await house.run("UPDATE token_refreshes SET outweighed = false")  # as it looked to the report
+    await count_all(house)
+    rows = await counted(house, "sum(refreshes)")
+    assert sum(value or 0 for (written, _), value in rows.items() if written) == 2
+    assert sum(value or 0 for (written, _), value in rows.items() if not written) == 2
+    kept = await house.rows("SELECT id, outweighed FROM token_refreshes ORDER BY id")
+    assert [(row["id"], row["outweighed"]) for row in kept] == [("refresh_1", True), ("refresh_2", False)]
 
 
 async def test_of_namesakes_a_report_that_could_mean_both_is_taken_back_by_neither(house: House) -> None:

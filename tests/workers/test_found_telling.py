@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from service import steer
+from service import own_alerts, steer
 from service import tell as telling
+from service.own_alerts import OwnAlert
+from service.routing.elsewhere import NOTIFIER_STALLED
 from service.store import decisions, readers
 from service.store.session import begin
 from tests.workers.house import House
 from tests.workers.refusing import mended
-from tests.workers.test_routing import acknowledge, breaks, heard, later, recovers, routed, silence
+from tests.workers.test_drill import FAILING
+from tests.workers.test_drill import start as start_drill
+from tests.workers.test_routing import DOWN, acknowledge, breaks, explained, heard, later, recovers, routed, silence
 from workers.act import act
 from workers.evaluate import evaluate
 from workers.measure import MEASURES, Look
@@ -358,3 +362,28 @@ async def test_a_start_that_names_nobody_new_tells_nobody_anything(database_url:
     async with routed(database_url, tmp_path, route={"receiver": "team"}) as house:
         await act(house.runtime)
         assert (house.posts(), edits(house)) == (0, 0)
+
+
+async def test_a_drill_keeps_nothing_real_quiet_and_explain_does_not_say_that_it_does(
+    database_url: str, tmp_path: Path
+) -> None:
+    rule = {"source_matchers": [f"rule_id={FAILING}"], "target_matchers": [f"rule_id={DOWN}"]}
+    async with routed(database_url, tmp_path, route={"receiver": "team"}, inhibit_rules=[rule]) as house:
+        await house.told("ACTIVE", ago=60)
+        await start_drill(house, account="ca_1")
+        await act(house.runtime)
+        await breaks(house, "ca_1")
+        assert len(heard(house, "team")) == 2
+        assert (await explained(house, DOWN, "ca_1"))["routing"]["inhibited_by"] == []
+
+
+async def test_a_notifier_that_is_stuck_is_told_of_elsewhere(database_url: str, tmp_path: Path) -> None:
+    """The routes lead only to the one that takes nothing: it was the only one to be told of it."""
+    async with routed(database_url, tmp_path, route={"receiver": "team"}) as house:
+        async with begin(house.runtime.engine) as conn:
+            now = await readers.clock(conn)
+            own = OwnAlert(rule_id=NOTIFIER_STALLED, about="team", summary="Messages to team wait", what_to_do="Look")
+            await own_alerts.open_own(conn, [own], now=now, notifiers=[])
+        await house.run('UPDATE alerts SET "group" = \'{"notifier": "team"}\'')  # as the gauge names it
+        await act(house.runtime)
+        assert [len(heard(house, name)) for name in ("oncall", "team", "boss")] == [1, 1, 1]

@@ -14,6 +14,7 @@ from service.store.session import begin
 from tests.workers.house import House, open_house
 from tests.workers.test_rollups import call, count_all, refresh
 from workers import measure
+from workers.act import act
 from workers.evaluate import evaluate
 from workers.gauges import look_at_gauges
 from workers.measure import MEASURES, Look
@@ -78,6 +79,23 @@ async def test_a_rate_opens_an_alert_of_its_account_that_a_recovery_ends(house: 
     await count_all(house)
     [alert] = await alerts(house)
     assert (alert["state"], alert["resolved_reason"]) == ("resolved", "recovered")
+
+
+async def test_such_an_alert_has_the_connection_of_its_account(house: House) -> None:
+    """By which it is routed, silenced, and told together with others: 20 accounts of a connector were 20 messages."""
+    for number in range(6):
+        await house.told("ACTIVE", account=f"ca_{number}", connection="conn_7")
+    await house.runtime.tool_calls.keep(
+        [call(10 * n + m, account_id=f"ca_{n}", outcome="error") for n in range(6) for m in range(4)]
+    )
+    await count_all(house)
+    found = await alerts(house)
+    assert [alert["connection_id"] for alert in found] == ["conn_7"] * 6
+    await act(house.runtime)
+    assert house.posts() == 1
+    said = house.slack.text_of(house.slack.messages[0])
+    assert "6 accounts" in said
+    assert "Fix the connector's credentials" not in said, "calls that fail say nothing against them"
 
 
 async def test_silence_is_no_recovery_and_is_not_held_for_ever(house: House) -> None:
