@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from tests.crash.house import House, family, processes_of, tell_all
 from tests.crash.plan import Blow
+from tests.forked import Forked
 
 STOP_SECONDS_MAX = 20.0
 TEND_SECONDS = 0.1
@@ -295,7 +296,7 @@ def felt_of(struck: Sequence[Struck]) -> list[Blow]:
     return [one.blow for one in struck if one.felt]
 
 
-async def ended(process: subprocess.Popen[bytes]) -> bool:
+async def ended(process: subprocess.Popen[bytes] | Forked) -> bool:
     """Who was asked to end has a while to do it; False: had to be killed."""
     deadline, in_time = time.monotonic() + STOP_SECONDS_MAX, True
     while process.poll() is None:

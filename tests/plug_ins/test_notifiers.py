@@ -178,7 +178,7 @@ VIEWS = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(VIEWS, st.booleans(), TIMES)
 def test_any_alert_fits_into_slacks_limits(view: AlertView, possible_repeat: bool, now: datetime) -> None:
     wording = word(view, now)
