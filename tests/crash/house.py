@@ -226,6 +226,7 @@ async def put_workflows(house: House, history: History) -> None:
         assert answer.status_code == 200, answer.text
 
 
+STILL_SECONDS = 2.0  # an alert of our own may be opened by the next sweep
 SETTLED = sql.SQL(
     """
     SELECT coalesce((SELECT position FROM readers WHERE name = 'evaluator'), 0) = head.position,
@@ -238,19 +239,18 @@ SETTLED = sql.SQL(
 
 
 async def settled(house: House, seconds: float) -> None:
-    """Everything read, everything done, nothing due; or what is not."""
-    waits = "not looked at"
+    """Everything read, everything done, nothing due, for as long as the stories take to look once more; or what is not."""
+    waits, since = "not looked at", 0.0
 
     async def all_done() -> bool:
-        nonlocal waits
+        nonlocal waits, since
         async with await house.connect() as conn:
             row = await (await conn.execute(SETTLED)).fetchone()
         assert row is not None
         names = ("events to be evaluated", "events to be shipped", "actions to be done", "deadlines to come")
         waits = ", ".join(name for name, done in zip(names, row, strict=True) if not done)
-        if waits:
-            await asyncio.sleep(0.1)
-        return not waits
+        since = since if since and not waits else time.monotonic()
+        return not waits and time.monotonic() - since > STILL_SECONDS
 
     def explain() -> str:
         return f"still waiting: {waits}\n{house.parts.logs()}"
