@@ -105,6 +105,11 @@ class Prefect:
             return client.request(method, f"{self.url}/api{path}", json=body, auth=(user, password))
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        answer = self._heard(method, path, body)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
+        return answer.json() if answer.content else None
+
+    def _heard(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """Its SQLite is locked for a minute now and then, on a busy machine; all that is asked here may be asked twice."""
         answer = httpx.Response(504, text="no answer in time")
         for _ in range(TRIES_MAX):
@@ -114,8 +119,7 @@ class Prefect:
                 continue
             if answer.status_code < 500:
                 break
-        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
-        return answer.json() if answer.content else None
+        return answer
 
     def section(self, url: str) -> Mapping[str, Any]:
         return {"kind": "prefect", "url": f"{url}/api", "auth_string": f"${{{SECRET_NAME}}}"}
@@ -186,7 +190,7 @@ class Prefect:
         return new
 
     def delete(self, ref: str) -> None:
-        gone = self._call("DELETE", f"/deployments/{self.deployment(ref)['id']}")
+        gone = self._heard("DELETE", f"/deployments/{self.deployment(ref)['id']}")
         assert gone.status_code in (204, 404), gone.text
 
     def break_credentials(self) -> None:
