@@ -143,9 +143,9 @@ async def wait_for_news(request: Request, query: FeedQuery, page: Page, digest: 
             await woken(shared, page.place.position, deadline, gone)
             if gone.done():
                 break
-            if digest is not None:
-                await still_allowed(request, digest)
             page = await read_page(request, query, page.place)
+            if digest is not None:  # asked after the page was read: nothing of after a revocation is in it
+                await still_allowed(request, digest)
         return page
     finally:
         gone.cancel()
