@@ -21,7 +21,8 @@ from service.observe import log
 
 # The first of them starts the others, hears Redis, and is the one that is signalled.
 JUDGE, ACT, COPY = "judge", "act", "copy"
-# What must not wait for each other is apart; what shares memory (`sweep` learns who refuses, `act` minds it) is together.
+# What must not wait for each other is apart; what shares memory (`sweep` learns who refuses, `act` minds it) is together;
+# that much comes in, which `evaluate` says and `act` minds, is a byte that a fork shares: service/runtime.py, Pace.
 PROCESSES: Mapping[str, Sequence[str]] = {
     JUDGE: (queue.EVALUATE,),
     ACT: (queue.ACT, "sweep"),
@@ -95,6 +96,14 @@ def say(line: socket.socket, what: str) -> None:
         pass  # so much was said already that it looks in any case
     except OSError as exc:
         log.debug("worker.line_cut", error=type(exc).__name__)  # it ends, and so do we
+
+
+def end(line: socket.socket) -> None:
+    """Tells the other side to stop; what it has to say is still heard."""
+    try:
+        line.shutdown(socket.SHUT_WR)
+    except OSError as exc:
+        log.debug("worker.line_cut", error=type(exc).__name__)
 
 
 def listen(line: socket.socket, heard: Callable[[str], None], ended: Callable[[], None]) -> None:

@@ -1,0 +1,87 @@
+"""What the worker's processes share, and what the first one tells the others, without any of them being started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from service.runtime import Pace
+from workers import main, processes
+from workers.processes import ACT, JUDGE, Other
+
+SECONDS_MAX = 10
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """As they were: an event loop's end leaves them to the system."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_that_much_comes_in_is_known_to_who_acts() -> None:
+    """Who judges says it and who acts minds it, and they are two processes of one."""
+    pace = Pace()
+    pid = os.fork()
+    if pid == 0:
+        pace.many = True
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert pace.many
+    pace.many = False
+    assert not pace.many
+    assert not Pace().many, "each worker has its own"
+
+
+def test_all_processes_have_one_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces: list[Pace] = []
+
+    async def work(_mine: str, _settings: Any, _line_to: Any, pace: Pace) -> None:
+        paces.append(pace)
+
+    def fork(run: Callable[[str, Mapping[str, socket.socket]], object]) -> list[Other]:
+        run(ACT, {})
+        return []
+
+    monkeypatch.setattr(main, "configure_logging", lambda: None)
+    monkeypatch.setattr(main, "load_settings", lambda _variables: SimpleNamespace())
+    monkeypatch.setattr(main, "work", work)
+    monkeypatch.setattr(processes, "fork", fork)
+    main.main()
+    of_act, of_judge = paces
+    assert of_act is of_judge
+
+
+def test_the_others_are_told_before_the_first_one_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the whole has ended in the time of the longest, and not of all of them one after another."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    pace = Pace()
+
+    @asynccontextmanager
+    async def open_runtime(_settings: Any, **options: Any) -> AsyncIterator[Any]:
+        assert options["pace"] is pace
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield SimpleNamespace()
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(SECONDS_MAX):
+            while await loop.sock_recv(theirs, 100):
+                pass
+
+    monkeypatch.setattr(main, "open_runtime", open_runtime)
+    monkeypatch.setattr(main, "stories_of", lambda *_words: {})
+    with ours, theirs:
+        settings: Any = SimpleNamespace(redis_url=None)
+        assert asyncio.run(main.work(JUDGE, settings, {ACT: ours}, pace)) is None
