@@ -330,6 +330,9 @@ def main() -> None:
     except ConfigError as exc:
         print(f"authwatch: {exc}", file=sys.stderr)
         sys.exit(2)
+    for name, status in ends.items():
+        if name != lost and status not in (0, -signal.SIGTERM):  # which may come before it has anything open
+            log.warning("worker.process_ended_late", process=name, status=status)
     if lost is not None:
         log.error("worker.process_ended", process=lost, status=ends[lost])
         sys.exit(1)

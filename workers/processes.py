@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from service import queue
@@ -50,29 +51,35 @@ def fork(run: Callable[[str, Mapping[str, socket.socket]], object]) -> list[Othe
     """Starts all but the first; each calls `run(its name, the socket to the first one)` and ends with it. Nothing may be
     open yet, and no thread be running."""
     us = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Who started us may have ignored the ends of its children; that is handed down, and no status would be kept for us.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    flush()
     lines = {name: socket.socketpair() for name in PROCESSES if name != JUDGE}
     others: list[Other] = []
     for name, (ours, theirs) in lines.items():
         pid = os.fork()
         if pid == 0:
-            become(name, us, lines)
             status = 1
             try:
+                become(name, us, lines)
                 run(name, {JUDGE: theirs})
                 status = 0
             except Exception as exc:  # noqa: BLE001 - the process's edge: logged whole, and all of them end
                 log.error("worker.process_crashed", process=name, error=type(exc).__name__, exc_info=exc)
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                flush()
                 os._exit(status)  # what our parent has to do at its end is not ours to do
         others.append(Other(name, pid, ours))
     for ours, theirs in lines.values():
         theirs.close()
         ours.setblocking(False)
     return others
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk, a reader that has gone: there is nobody to tell
+            stream.flush()
 
 
 def become(name: str, parent_pid: int, lines: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
