@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from service import queue
 from service.children import end_with_parent
@@ -56,24 +57,46 @@ def fork(run: Callable[[str, Mapping[str, socket.socket]], object]) -> list[Othe
     flush()
     lines = {name: socket.socketpair() for name in PROCESSES if name != JUDGE}
     others: list[Other] = []
-    for name, (ours, theirs) in lines.items():
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                become(name, us, lines)
-                run(name, {JUDGE: theirs})
-                status = 0
-            except Exception as exc:  # noqa: BLE001 - the process's edge: logged whole, and all of them end
-                log.error("worker.process_crashed", process=name, error=type(exc).__name__, exc_info=exc)
-            finally:
-                flush()
-                os._exit(status)  # what our parent has to do at its end is not ours to do
-        others.append(Other(name, pid, ours))
+    # What an interrupt raises in the middle of a fork, the interpreter prints and forgets.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for name, (ours, _) in lines.items():
+            pid = os.fork()
+            if pid == 0:
+                live(name, us, lines, held, run)
+            others.append(Other(name, pid, ours))
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    except BaseException:  # those that are there end with their lines
+        for ours, theirs in lines.values():
+            ours.close()
+            theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        raise
     for ours, theirs in lines.values():
         theirs.close()
         ours.setblocking(False)
     return others
+
+
+def live(
+    name: str,
+    parent_pid: int,
+    lines: Mapping[str, tuple[socket.socket, socket.socket]],
+    signals_held: set[signal.Signals],
+    run: Callable[[str, Mapping[str, socket.socket]], object],
+) -> NoReturn:
+    """All of a process that was just forked; what its parent has to do from there on is not its own to do."""
+    status = 1
+    try:
+        become(name, parent_pid, lines)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals_held)
+        run(name, {JUDGE: lines[name][1]})
+        status = 0
+    except Exception as exc:  # noqa: BLE001 - the process's edge: logged whole, and all of them end
+        log.error("worker.process_crashed", process=name, error=type(exc).__name__, exc_info=exc)
+    finally:
+        flush()
+        os._exit(status)
 
 
 def flush() -> None:
@@ -89,9 +112,8 @@ def become(name: str, parent_pid: int, lines: Mapping[str, tuple[socket.socket, 
         if other != name:
             theirs.close()
     lines[name][1].setblocking(False)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's goes to all: it is the first of us who says when to stop
+    # A terminal's goes to all: it is the first of us who says when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if name in NICER:
         os.nice(NICER[name])
 

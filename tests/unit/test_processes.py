@@ -95,3 +95,35 @@ def test_who_does_not_end_is_ended_and_it_is_said(monkeypatch: pytest.MonkeyPatc
     assert processes.stop(others) == {ACT: 0, COPY: -signal.SIGKILL}
     os.close(ready)
     os.close(started)
+
+
+interrupting = False
+
+
+def interrupt() -> None:
+    if interrupting:
+        signal.raise_signal(signal.SIGINT)
+
+
+os.register_at_fork(after_in_parent=interrupt)
+
+
+def test_an_interrupt_in_the_middle_of_it_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in what the interpreter does around a fork is printed there, and goes no further."""
+    pids: list[int] = []
+    fork = os.fork
+
+    def forked() -> int:
+        pid = fork()
+        if pid:
+            pids.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", forked)
+    monkeypatch.setitem(globals(), "interrupting", True)
+    with pytest.raises(KeyboardInterrupt):
+        processes.fork(until_told)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert len(pids) == 2, "it is heard once all of them are there"
