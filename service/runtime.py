@@ -111,9 +111,11 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, *, connections_max: int, pace: Pace | None = None) -> AsyncIterator[Runtime]:
+async def open_runtime(
+    settings: Settings, *, connections_max: int, pace: Pace | None = None, receives: bool = True
+) -> AsyncIterator[Runtime]:
     """Raises ConfigError before anything is opened for good. The database need not be there yet. `pace`: one that other
-    processes have too."""
+    processes have too; `receives`: a connection that takes receipts is held open."""
     async with AsyncExitStack() as stack:
         engine = open_engine(settings.database_url.get_secret_value(), connections_max=connections_max)
         stack.push_async_callback(engine.dispose)
@@ -162,11 +164,9 @@ async def open_runtime(settings: Settings, *, connections_max: int, pace: Pace |
         for sink in runtime.sinks.values():
             if isinstance(sink, Closing):
                 stack.push_async_callback(sink.aclose)
-        for task in (
-            asyncio.create_task(committer.run(), name="committer"),
-            asyncio.create_task(nudger.run(), name="nudger"),
-        ):
-            stack.push_async_callback(stop, task)
+        if receives:
+            stack.push_async_callback(stop, asyncio.create_task(committer.run(), name="committer"))
+        stack.push_async_callback(stop, asyncio.create_task(nudger.run(), name="nudger"))
         yield runtime
 
 

@@ -275,9 +275,8 @@ async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socke
     if stopping.is_set():
         return None
     async with AsyncExitStack() as stack:
-        runtime = await stack.enter_async_context(
-            open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX, pace=pace)
-        )
+        opened = open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX, pace=pace, receives=False)
+        runtime = await stack.enter_async_context(opened)
         if mine != JUDGE:  # whoever judges needs no source
             await stack.enter_async_context(kept_current(runtime, os.environ))
         all_of_them = stories_of(runtime, otlp_settings(os.environ), want)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from service.runtime import Pace
+from service.settings import load_settings
 from workers import main, processes
 from workers.processes import ACT, JUDGE, Other
 
@@ -85,3 +86,19 @@ def test_the_others_are_told_before_the_first_one_has_closed(monkeypatch: pytest
     with ours, theirs:
         settings: Any = SimpleNamespace(redis_url=None)
         assert asyncio.run(main.work(JUDGE, settings, {ACT: ours}, pace)) is None
+
+
+async def test_no_process_of_it_holds_a_connection_that_takes_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody sends it any, and there are three of them at a database that has a hundred connections for all."""
+    tasks: list[str] = []
+
+    def stories_of(*_words: Any) -> dict[str, Any]:
+        tasks.extend(task.get_name() for task in asyncio.all_tasks())
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr(main, "stories_of", stories_of)
+    settings = load_settings({"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"})
+    assert await main.work(JUDGE, settings, {}, Pace()) is None
+    assert "nudger" in tasks
+    assert "committer" not in tasks
