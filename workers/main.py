@@ -25,7 +25,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from service import queue
-from service.errors import ConfigError, Unavailable
+from service.errors import AuthwatchError, ConfigError, Unavailable
 from service.observe import configure_logging, log
 from service.otlp import OtlpSettings, otlp_settings
 from service.reload import kept_current
@@ -324,7 +324,15 @@ def main() -> None:
         lost = None
         try:
             lost = run(JUDGE, {other.name: other.line for other in others})
+        except AuthwatchError:
+            raise  # for a person to read, whole as it is
+        except Exception as exc:  # noqa: BLE001 - the process's edge, as that of the others
+            log.error("worker.process_crashed", process=JUDGE, error=type(exc).__name__, exc_info=exc)
+            sys.exit(1)
         finally:
+            # It is ending already: being asked again must not cut short how the others end.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             ends = processes.stop(others)
     except ConfigError as exc:
         print(f"authwatch: {exc}", file=sys.stderr)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -82,7 +82,7 @@ def live(
     name: str,
     parent_pid: int,
     lines: Mapping[str, tuple[socket.socket, socket.socket]],
-    signals_held: set[signal.Signals],
+    signals_held: Collection[int],
     run: Callable[[str, Mapping[str, socket.socket]], object],
 ) -> NoReturn:
     """All of a process that was just forked; what its parent has to do from there on is not its own to do."""

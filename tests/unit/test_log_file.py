@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 from service.observe import configure_logging
 
@@ -53,7 +54,7 @@ def test_of_many_processes_each_line_is_whole_and_none_is_lost(tmp_path: Path, m
 def handlers(path: Path, count: int) -> list[logging.Handler]:
     """As that many processes have them."""
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    before, level, config = root.handlers[:], root.level, structlog.get_config()
     found = []
     try:
         for _ in range(count):
@@ -62,6 +63,7 @@ def handlers(path: Path, count: int) -> list[logging.Handler]:
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+        structlog.configure(**config)
     return found
 
 

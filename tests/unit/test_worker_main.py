@@ -45,6 +45,15 @@ def test_that_much_comes_in_is_known_to_who_acts() -> None:
     assert not Pace().many, "each worker has its own"
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` with settings, and with no other process."""
+    monkeypatch.setattr(main, "configure_logging", lambda: None)
+    monkeypatch.setattr(main, "load_settings", lambda _variables: SimpleNamespace())
+    monkeypatch.setattr(processes, "fork", lambda _run: [])
+
+
+@pytest.mark.usefixtures("alone")
 def test_all_processes_have_one_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     paces: list[Pace] = []
 
@@ -55,13 +64,48 @@ def test_all_processes_have_one_pace(monkeypatch: pytest.MonkeyPatch) -> None:
         run(ACT, {})
         return []
 
-    monkeypatch.setattr(main, "configure_logging", lambda: None)
-    monkeypatch.setattr(main, "load_settings", lambda _variables: SimpleNamespace())
     monkeypatch.setattr(main, "work", work)
     monkeypatch.setattr(processes, "fork", fork)
     main.main()
     of_act, of_judge = paces
     assert of_act is of_judge
+
+
+@pytest.mark.usefixtures("alone")
+def test_asked_again_while_the_others_end_it_goes_on_waiting_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C under `authwatch up` is both: an interrupt of the terminal's, and then SIGTERM from `up`."""
+    handlers: list[Any] = []
+
+    async def work(*_words: Any) -> None:
+        pass
+
+    def stop(_others: Any) -> dict[str, int]:
+        handlers.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        return {}
+
+    monkeypatch.setattr(main, "work", work)
+    monkeypatch.setattr(processes, "stop", stop)
+    main.main()
+    assert handlers == [signal.SIG_IGN] * 3
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_crash_of_the_first_one_is_logged_as_those_of_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(*_words: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    said: list[tuple[str, str, str]] = []
+
+    def error(event: str, *, process: str, error: str, exc_info: Exception) -> None:
+        assert str(exc_info) == "a mistake of ours"
+        said.append((event, process, error))
+
+    monkeypatch.setattr(main, "work", work)
+    monkeypatch.setattr(main, "log", SimpleNamespace(error=error))
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    assert said == [("worker.process_crashed", JUDGE, "RuntimeError")]
 
 
 def test_the_others_are_told_before_the_first_one_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
