@@ -6,7 +6,6 @@ No secret, token or payload field goes into either; what a label may hold is bou
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import os
 import sys
 from bisect import bisect_left
@@ -17,6 +16,8 @@ from functools import lru_cache
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.log_file import LogFile
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("authwatch")
 
@@ -82,11 +83,7 @@ def rejected(source: str, reason: str, status: int, seconds: float) -> None:
 def configure_logging(variables: Mapping[str, str] = os.environ) -> None:
     """JSON lines to AUTHWATCH_LOG_FILE when set (`up` does that), else to stderr."""
     path = variables.get("AUTHWATCH_LOG_FILE")
-    handler: logging.Handler = (
-        logging.handlers.RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES_MAX, backupCount=1)
-        if path
-        else logging.StreamHandler(sys.stderr)
-    )
+    handler: logging.Handler = LogFile(path, LOG_FILE_BYTES_MAX) if path else logging.StreamHandler(sys.stderr)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

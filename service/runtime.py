@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
@@ -54,7 +55,17 @@ class Pace:
     batch that failed, so that one that is too much for the database comes again smaller and not for ever."""
 
     events: int = PACE_EVENTS
-    many: bool = False  # the last page was no trickle: pauses first, messages a few at a time meanwhile
+    # A byte in memory that a fork shares: who judges says it, who acts minds it, and they are processes apart.
+    _many: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+
+    @property
+    def many(self) -> bool:
+        """The last page was no trickle: pauses first, messages a few at a time meanwhile."""
+        return self._many[0] != 0
+
+    @many.setter
+    def many(self, many: bool) -> None:
+        self._many[0] = int(many)
 
     @contextmanager
     def kept(self, seconds_max: float, least: int, most: int) -> Iterator[None]:
@@ -100,8 +111,11 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIterator[Runtime]:
-    """Raises ConfigError before anything is opened for good. The database need not be there yet."""
+async def open_runtime(
+    settings: Settings, *, connections_max: int, pace: Pace | None = None, receives: bool = True
+) -> AsyncIterator[Runtime]:
+    """Raises ConfigError before anything is opened for good. The database need not be there yet. `pace`: one that other
+    processes have too; `receives`: a connection that takes receipts is held open."""
     async with AsyncExitStack() as stack:
         engine = open_engine(settings.database_url.get_secret_value(), connections_max=connections_max)
         stack.push_async_callback(engine.dispose)
@@ -145,15 +159,14 @@ async def open_runtime(settings: Settings, *, connections_max: int) -> AsyncIter
                 for name, section in settings.orchestrators.items()
             },
             http=http,
+            pace=pace or Pace(),
         )
         for sink in runtime.sinks.values():
             if isinstance(sink, Closing):
                 stack.push_async_callback(sink.aclose)
-        for task in (
-            asyncio.create_task(committer.run(), name="committer"),
-            asyncio.create_task(nudger.run(), name="nudger"),
-        ):
-            stack.push_async_callback(stop, task)
+        if receives:
+            stack.push_async_callback(stop, asyncio.create_task(committer.run(), name="committer"))
+        stack.push_async_callback(stop, asyncio.create_task(nudger.run(), name="nudger"))
         yield runtime
 
 

@@ -25,11 +25,11 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from service import queue
-from service.errors import ConfigError, Unavailable
+from service.errors import AuthwatchError, ConfigError, Unavailable
 from service.observe import configure_logging, log
 from service.otlp import OtlpSettings, otlp_settings
 from service.reload import kept_current
-from service.runtime import WORKER_CONNECTIONS_MAX, Runtime, open_runtime
+from service.runtime import WORKER_CONNECTIONS_MAX, Pace, Runtime, open_runtime
 from service.settings import Settings, load_settings
 from service.store import readers
 from service.store.session import begin
@@ -229,7 +229,7 @@ async def listen(redis_url: str, want: Callable[[str], None]) -> None:
         await asyncio.sleep(backoff)
 
 
-async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socket]) -> str | None:
+async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socket], pace: Pace) -> str | None:
     """One process of the worker, until it is told to stop; the name of another one that ended before that."""
     news, stopping, lost = asyncio.Event(), asyncio.Event(), list[str]()
     opening = set(line_to)
@@ -275,7 +275,8 @@ async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socke
     if stopping.is_set():
         return None
     async with AsyncExitStack() as stack:
-        runtime = await stack.enter_async_context(open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX))
+        opened = open_runtime(settings, connections_max=WORKER_CONNECTIONS_MAX, pace=pace, receives=False)
+        runtime = await stack.enter_async_context(opened)
         if mine != JUDGE:  # whoever judges needs no source
             await stack.enter_async_context(kept_current(runtime, os.environ))
         all_of_them = stories_of(runtime, otlp_settings(os.environ), want)
@@ -296,6 +297,9 @@ async def work(mine: str, settings: Settings, line_to: Mapping[str, socket.socke
                 notifiers=list(runtime.notifiers),
             )
         await stopping.wait()
+        if mine == JUDGE:  # whatever takes us long to close, the others close theirs meanwhile
+            for line in line_to.values():
+                processes.end(line)
         for task in tasks:
             task.cancel()
         # A story in the middle of its transaction rolls back: its work is found again at the next start.
@@ -311,19 +315,31 @@ def main() -> None:
 
         def run(mine: str, line_to: Mapping[str, socket.socket]) -> str | None:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(work(mine, settings, line_to))
+                return runner.run(work(mine, settings, line_to, pace))
 
+        pace = Pace()
         # Before anything else is there to end by it, and until the last of us is gone.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         others = processes.fork(run)
         lost = None
         try:
             lost = run(JUDGE, {other.name: other.line for other in others})
+        except AuthwatchError:
+            raise  # for a person to read, whole as it is
+        except Exception as exc:  # noqa: BLE001 - the process's edge, as that of the others
+            log.error("worker.process_crashed", process=JUDGE, error=type(exc).__name__, exc_info=exc)
+            sys.exit(1)
         finally:
+            # It is ending already: being asked again must not cut short how the others end.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             ends = processes.stop(others)
     except ConfigError as exc:
         print(f"authwatch: {exc}", file=sys.stderr)
         sys.exit(2)
+    for name, status in ends.items():
+        if name != lost and status not in (0, -signal.SIGTERM):  # which may come before it has anything open
+            log.warning("worker.process_ended_late", process=name, status=status)
     if lost is not None:
         log.error("worker.process_ended", process=lost, status=ends[lost])
         sys.exit(1)

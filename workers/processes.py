@@ -12,8 +12,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from service import queue
 from service.children import end_with_parent
@@ -21,7 +23,8 @@ from service.observe import log
 
 # The first of them starts the others, hears Redis, and is the one that is signalled.
 JUDGE, ACT, COPY = "judge", "act", "copy"
-# What must not wait for each other is apart; what shares memory (`sweep` learns who refuses, `act` minds it) is together.
+# What must not wait for each other is apart; what shares memory (`sweep` learns who refuses, `act` minds it) is together;
+# that much comes in, which `evaluate` says and `act` minds, is a byte that a fork shares: service/runtime.py, Pace.
 PROCESSES: Mapping[str, Sequence[str]] = {
     JUDGE: (queue.EVALUATE,),
     ACT: (queue.ACT, "sweep"),
@@ -49,29 +52,57 @@ def fork(run: Callable[[str, Mapping[str, socket.socket]], object]) -> list[Othe
     """Starts all but the first; each calls `run(its name, the socket to the first one)` and ends with it. Nothing may be
     open yet, and no thread be running."""
     us = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Who started us may have ignored the ends of its children; that is handed down, and no status would be kept for us.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    flush()
     lines = {name: socket.socketpair() for name in PROCESSES if name != JUDGE}
     others: list[Other] = []
-    for name, (ours, theirs) in lines.items():
-        pid = os.fork()
-        if pid == 0:
-            become(name, us, lines)
-            status = 1
-            try:
-                run(name, {JUDGE: theirs})
-                status = 0
-            except Exception as exc:  # noqa: BLE001 - the process's edge: logged whole, and all of them end
-                log.error("worker.process_crashed", process=name, error=type(exc).__name__, exc_info=exc)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)  # what our parent has to do at its end is not ours to do
-        others.append(Other(name, pid, ours))
+    # What an interrupt raises in the middle of a fork, the interpreter prints and forgets.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for name, (ours, _) in lines.items():
+            pid = os.fork()
+            if pid == 0:
+                live(name, us, lines, held, run)
+            others.append(Other(name, pid, ours))
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    except BaseException:  # those that are there end with their lines
+        for ours, theirs in lines.values():
+            ours.close()
+            theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        raise
     for ours, theirs in lines.values():
         theirs.close()
         ours.setblocking(False)
     return others
+
+
+def live(
+    name: str,
+    parent_pid: int,
+    lines: Mapping[str, tuple[socket.socket, socket.socket]],
+    signals_held: Collection[int],
+    run: Callable[[str, Mapping[str, socket.socket]], object],
+) -> NoReturn:
+    """All of a process that was just forked; what its parent has to do from there on is not its own to do."""
+    status = 1
+    try:
+        become(name, parent_pid, lines)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals_held)
+        run(name, {JUDGE: lines[name][1]})
+        status = 0
+    except Exception as exc:  # noqa: BLE001 - the process's edge: logged whole, and all of them end
+        log.error("worker.process_crashed", process=name, error=type(exc).__name__, exc_info=exc)
+    finally:
+        flush()
+        os._exit(status)
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk, a reader that has gone: there is nobody to tell
+            stream.flush()
 
 
 def become(name: str, parent_pid: int, lines: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
@@ -81,9 +112,8 @@ def become(name: str, parent_pid: int, lines: Mapping[str, tuple[socket.socket, 
         if other != name:
             theirs.close()
     lines[name][1].setblocking(False)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's goes to all: it is the first of us who says when to stop
+    # A terminal's goes to all: it is the first of us who says when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if name in NICER:
         os.nice(NICER[name])
 
@@ -95,6 +125,14 @@ def say(line: socket.socket, what: str) -> None:
         pass  # so much was said already that it looks in any case
     except OSError as exc:
         log.debug("worker.line_cut", error=type(exc).__name__)  # it ends, and so do we
+
+
+def end(line: socket.socket) -> None:
+    """Tells the other side to stop; what it has to say is still heard."""
+    try:
+        line.shutdown(socket.SHUT_WR)
+    except OSError as exc:
+        log.debug("worker.line_cut", error=type(exc).__name__)
 
 
 def listen(line: socket.socket, heard: Callable[[str], None], ended: Callable[[], None]) -> None:
