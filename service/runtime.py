@@ -131,7 +131,8 @@ async def open_runtime(
             "nudge": partial(nudger.nudge, queue.EVALUATE),
         }
         rules = RuleBook(settings.rules_folder)
-        for mistake in rules.reload():
+        mistakes = rules.reload()
+        for mistake in mistakes if receives else ():  # those of a worker's folder are said by its sweep, once
             log.error("rules.mistake", problem=str(mistake))
         runtime = Runtime(
             settings=settings,

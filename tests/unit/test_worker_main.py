@@ -8,12 +8,14 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from service.runtime import Pace
+import service.runtime
+from service.runtime import Pace, Runtime
 from service.settings import load_settings
 from workers import main, processes
 from workers.processes import ACT, JUDGE, Other
@@ -146,3 +148,20 @@ async def test_no_process_of_it_holds_a_connection_that_takes_receipts(monkeypat
     assert await main.work(JUDGE, settings, {}, Pace()) is None
     assert "nudger" in tasks
     assert "committer" not in tasks
+
+
+async def test_a_mistake_in_a_rule_is_left_to_the_sweep_to_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which says it once, in one of them; each of three would say it when it starts."""
+    (tmp_path / "mine.yml").write_text("- id: [")
+    said: list[str] = []
+    monkeypatch.setattr(service.runtime, "log", SimpleNamespace(error=lambda event, **_words: said.append(event)))
+
+    def stories_of(runtime: Runtime, *_words: Any) -> dict[str, Any]:
+        assert runtime.rules.problems
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr(main, "stories_of", stories_of)
+    variables = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "AUTHWATCH_RULES": str(tmp_path)}
+    await main.work(JUDGE, load_settings(variables), {}, Pace())
+    assert said == []
