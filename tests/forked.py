@@ -15,8 +15,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from service.rules import RuleBook
+
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["pytest", "service.serve", "service.app", "workers.main", "uvicorn", __name__])
+
+RuleBook(Path(__file__).resolve().parent.parent / "alert_rules").reload()  # these texts are known to whoever is forked
 
 
 class Forked:

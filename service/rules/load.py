@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from service.rules.ruleset import Ruleset
 FILE_BYTES_MAX = 256 * 1024
 FILES_MAX = 500
 RULES_MAX = 1000
+TEXTS_KEPT = 64  # the shipped ones are fifteen
 SUFFIXES = (".yml", ".yaml")
 UNREADABLE_MEND = "let the user that Authwatch runs as read it"
 
@@ -185,8 +187,9 @@ def load_file(path: Path) -> Loaded:
     return load_text(raw, path.name)
 
 
+@lru_cache(maxsize=TEXTS_KEPT)
 def load_text(raw: bytes, name: str) -> Loaded:
-    """Never raises for what the text holds."""
+    """Never raises for what the text holds. The same text is read once: the folder's book and the set in force both ask."""
     if len(raw) > FILE_BYTES_MAX:
         return Loaded(problems=(Problem(name, 1, 1, f"larger than {FILE_BYTES_MAX} bytes", "split it"),))
     document = read_document(raw, name)
