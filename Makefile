@@ -13,6 +13,9 @@ BENCH =
 EXAMPLES = 2000
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
+# Dozens of our processes start in one run of the tests: what one has compiled, the next need not compile again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run test check docs-test bench bench-effects bench-siem weather fuzz crash properties lock test-containers test-sinks test-orchestrators compose-test
 
 help: ## What can be made
