@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from tests.end_to_end.running import OURS
-from tests.forked import forks
+from tests.forked import forks, run
 
 END_SECONDS_MAX = 20.0
 LOG_CHARS_MAX = 3000
@@ -32,7 +32,8 @@ class Worker:
         return self.folder / "worker.log"
 
     def start(self) -> None:
-        arguments = (dict(self.environment), str(self.folder), str(self.log))
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        arguments = ({**clean, **self.environment}, str(self.folder), str(self.log))
         self.process = forks.Process(target=work, args=arguments, daemon=True)
         self.process.start()
 
@@ -54,15 +55,6 @@ class Worker:
 def work(environment: dict[str, str], folder: str, log: str) -> None:
     """In the new process. Edits go out at once: who waits for the next one is killed by a test, not by a clock."""
     from service.store import actions
-    from workers import main
 
     actions.EDIT_EVERY = timedelta(0)
-
-    for name in [name for name in os.environ if name.startswith(OURS)]:
-        del os.environ[name]
-    os.environ.update(environment)
-    os.chdir(folder)
-    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    main.main()
+    run(["worker"], folder, environment, log)
